@@ -1,0 +1,51 @@
+# Two commands set everything up: `make demo` and `make test`. Each creates .venv when it is missing.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+# Tested pins; torch 2.13.0 so that a CPU machine can take its CPU build.
+# Override with e.g. `make demo CONSTRAINTS=` for whatever pip finds.
+CONSTRAINTS ?= constraints.txt
+BIN := $(VENV)/bin
+PIP_CONSTRAINTS := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+TORCH := $(or $(shell grep -s '^torch==' $(CONSTRAINTS)),torch)
+SOURCES := sb3_dreamer tests examples benchmarks setup.py
+# Two workers for two cores, one torch thread each: faster than one worker with two threads on tiny models.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+.PHONY: demo test test-slow format check-format lint type commit-checks clean
+
+$(VENV)/.installed: setup.py $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet $(PIP_CONSTRAINTS) -e ".[zoo,tests]"
+	touch $@
+
+demo:
+	@start=$$(date +%s); $(MAKE) --no-print-directory $(VENV)/.installed && echo "Installation: $$(( $$(date +%s) - start )) s"
+	$(BIN)/python examples/cartpole.py
+
+test: $(VENV)/.installed
+	$(PYTEST)
+
+test-slow: $(VENV)/.installed
+	$(PYTEST) -m slow
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --select I --fix $(SOURCES)
+	$(BIN)/black --quiet $(SOURCES)
+
+check-format: $(VENV)/.installed
+	$(BIN)/black --quiet --check $(SOURCES)
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/black --quiet --check $(SOURCES)
+
+type: $(VENV)/.installed
+	$(BIN)/mypy
+
+commit-checks: format type lint
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

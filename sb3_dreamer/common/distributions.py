@@ -1,0 +1,301 @@
+"""
+Distributions of DreamerV3. One protocol: ``mode``, ``sample(noise)``, ``log_prob``, ``entropy``, ``loss(target)``.
+
+Randomness is always an argument: ``sample`` maps noise to a sample and draws nothing itself, so every test is
+deterministic. Everything here is computed in float32 at least, whatever the precision of the network.
+"""
+
+from functools import cached_property
+
+import torch as th
+from torch.nn import functional as F
+
+
+def at_least_float32(x: th.Tensor) -> th.Tensor:
+    """Leave float64 alone, raise 16-bit floats to float32."""
+    return x if x.dtype == th.float64 else x.float()
+
+
+def symlog(x: th.Tensor) -> th.Tensor:
+    """Symmetric logarithm sign(x) ln(1 + |x|) (paper, symlog predictions)."""
+    return th.sign(x) * th.log1p(th.abs(x))
+
+
+def symexp(x: th.Tensor) -> th.Tensor:
+    """Inverse of :func:`symlog`: sign(x) (e^|x| - 1)."""
+    return th.sign(x) * th.expm1(th.abs(x))
+
+
+def symexp_bins(n_bins: int) -> th.Tensor:
+    """
+    Bins of the two-hot distribution: symexp of an even grid on [-20, 20], exactly antisymmetric, middle exactly 0.
+
+    :param n_bins: number of bins, odd or even
+    :return: (n_bins,) float32, increasing
+    """
+    half = symexp(th.linspace(-20.0, 0.0, (n_bins + 1) // 2))
+    mirrored = -half.flip(0)
+    return th.cat([half, mirrored[1:] if n_bins % 2 else mirrored])
+
+
+class Categorical:
+    """
+    Independent categoricals over the last axis.
+
+    :param logits: (..., G, K)
+    :param unimix: share of the uniform distribution mixed into the probabilities (paper: 1% for the RSSM)
+    :param sizes: (G,) number of real classes where groups are padded to a common K; padding must carry ``PADDING`` logits
+    """
+
+    PADDING = -1e9
+
+    def __init__(self, logits: th.Tensor, unimix: float = 0.0, sizes: th.Tensor | None = None):
+        self.logits = at_least_float32(logits)
+        self.unimix = unimix
+        self.sizes = sizes
+
+    @cached_property
+    def probs(self) -> th.Tensor:
+        """Mixed probabilities (..., G, K)."""
+        probs = F.softmax(self.logits, dim=-1)
+        if self.unimix == 0.0:
+            return probs
+        if self.sizes is None:
+            return (1.0 - self.unimix) * probs + self.unimix / probs.shape[-1]
+        is_real = th.arange(probs.shape[-1], device=probs.device) < self.sizes.unsqueeze(-1)  # (G, K)
+        return (1.0 - self.unimix) * probs + self.unimix * is_real / self.sizes.unsqueeze(-1)
+
+    @cached_property
+    def log_probs(self) -> th.Tensor:
+        """Logarithm of the mixed probabilities (..., G, K)."""
+        if self.unimix == 0.0:
+            return F.log_softmax(self.logits, dim=-1)
+        probs = self.probs
+        # A padded class has probability 0; its logarithm must stay finite, for 0 * log 0 = 0 in the entropy.
+        return th.log(probs if self.sizes is None else probs.clamp_min(1e-30))
+
+    def mode(self) -> th.Tensor:
+        """:return: class indices (..., G)"""
+        return self.logits.argmax(-1)
+
+    def sample(self, noise: th.Tensor) -> th.Tensor:
+        """
+        Inverse CDF sampling.
+
+        :param noise: (..., G) uniform in [0, 1), or class indices (an integer tensor), which are taken as they are
+        :return: class indices (..., G)
+        """
+        if not noise.is_floating_point():
+            return noise
+        indices = (self.probs.detach().cumsum(-1) <= noise.unsqueeze(-1)).sum(-1)
+        # The cumulative sum may end a rounding error below 1.
+        if self.sizes is None:
+            return indices.clamp(max=self.logits.shape[-1] - 1)
+        return th.minimum(indices, self.sizes - 1)
+
+    def log_prob(self, indices: th.Tensor) -> th.Tensor:
+        """
+        :param indices: (..., G)
+        :return: (..., G)
+        """
+        return self.log_probs.gather(-1, indices.long().unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self) -> th.Tensor:
+        """:return: nats per group (..., G)"""
+        return -(self.probs * self.log_probs).sum(-1)
+
+    def kl(self, other: "Categorical") -> th.Tensor:
+        """:return: KL(self || other) in nats per group (..., G)"""
+        return (self.probs * (self.log_probs - other.log_probs)).sum(-1)
+
+    def loss(self, target: th.Tensor) -> th.Tensor:
+        """
+        Cross-entropy.
+
+        :param target: class indices (..., G)
+        :return: (...), summed over groups
+        """
+        return -self.log_prob(target).sum(-1)
+
+
+class OneHotCategoricalST(Categorical):
+    """One-hot samples with the straight-through gradient of the mixed probabilities (paper, RSSM)."""
+
+    def straight_through(self, indices: th.Tensor) -> th.Tensor:
+        """
+        :param indices: (..., G)
+        :return: one-hot (..., G, K), exactly 0 or 1, whose gradient is that of the probabilities
+        """
+        one_hot = F.one_hot(indices.long(), self.logits.shape[-1]).to(self.probs.dtype)
+        return one_hot + (self.probs - self.probs.detach())
+
+    def rsample(self, noise: th.Tensor) -> th.Tensor:
+        """
+        :param noise: as in :meth:`sample`
+        :return: straight-through one-hot (..., G, K)
+        """
+        return self.straight_through(self.sample(noise))
+
+
+class MultiCategorical(Categorical):
+    """
+    Categoricals of possibly unequal sizes from one flat vector of logits.
+
+    :param flat_logits: (..., sum(sizes))
+    :param sizes: classes of each group
+    :param unimix: as in :class:`Categorical`
+    """
+
+    def __init__(self, flat_logits: th.Tensor, sizes: list[int], unimix: float = 0.0):
+        if len(set(sizes)) == 1:
+            super().__init__(flat_logits.unflatten(-1, (len(sizes), sizes[0])), unimix)
+            return
+        width = max(sizes)
+        padded = [F.pad(part, (0, width - part.shape[-1]), value=self.PADDING) for part in flat_logits.split(sizes, dim=-1)]
+        super().__init__(th.stack(padded, dim=-2), unimix, th.as_tensor(sizes, device=flat_logits.device))
+
+
+class SymexpTwoHot:
+    """
+    Two-hot distribution over symexp-spaced bins (paper, critic learning): targets are raw values, the spacing is in the bins.
+
+    :param logits: (..., n_bins)
+    :param bins: (n_bins,) from :func:`symexp_bins`
+    """
+
+    def __init__(self, logits: th.Tensor, bins: th.Tensor):
+        self.logits = at_least_float32(logits)
+        self.bins = bins
+
+    def mean(self) -> th.Tensor:
+        """
+        :return: (...)
+        """
+        # Sum from both ends: with uniform probabilities the mean is then exactly zero at initialisation
+        # (a left-to-right sum of values up to 5e8 leaves rounding noise that the return normaliser would amplify).
+        weighted = F.softmax(self.logits, dim=-1) * self.bins
+        half = weighted.shape[-1] // 2
+        lower, upper = weighted[..., :half], weighted[..., -half:]
+        mean = (lower.flip(-1) + upper).sum(-1)
+        return mean + weighted[..., half] if weighted.shape[-1] % 2 else mean
+
+    mode = mean
+
+    def loss(self, target: th.Tensor) -> th.Tensor:
+        """
+        Cross-entropy with the two-hot target, which is never built: two logits are gathered.
+
+        :param target: raw values (...)
+        :return: (...)
+        """
+        target = target.detach().to(self.bins.dtype).contiguous()
+        n_bins = self.bins.shape[0]
+        upper = th.searchsorted(self.bins, target, right=True)  # number of bins <= target
+        below, above = (upper - 1).clamp(0, n_bins - 1), upper.clamp(0, n_bins - 1)
+        is_outside = below == above
+        to_below = th.where(is_outside, 1.0, (self.bins[below] - target).abs())
+        to_above = th.where(is_outside, 1.0, (self.bins[above] - target).abs())
+        weight_below = to_above / (to_below + to_above)
+        picked = self.logits.gather(-1, th.stack([below, above], dim=-1))  # (..., 2)
+        expected = picked[..., 0] * weight_below + picked[..., 1] * (1.0 - weight_below)
+        return th.logsumexp(self.logits, dim=-1) - expected
+
+
+class BoundedNormal:
+    """
+    Normal with a mean in (-1, 1) and a standard deviation in (0.1, 1) (official actor for continuous actions).
+
+    :param raw_mean: (..., A)
+    :param raw_std: (..., A)
+    """
+
+    def __init__(self, raw_mean: th.Tensor, raw_std: th.Tensor):
+        self.mean = th.tanh(at_least_float32(raw_mean))
+        self.std = 0.1 + 0.9 * th.sigmoid(at_least_float32(raw_std) + 2.0)
+
+    def mode(self) -> th.Tensor:
+        """:return: (..., A)"""
+        return self.mean
+
+    def sample(self, noise: th.Tensor) -> th.Tensor:
+        """
+        :param noise: standard normal (..., A)
+        :return: (..., A), unbounded: clipped only at the environment
+        """
+        return self.mean + self.std * noise
+
+    def log_prob(self, value: th.Tensor) -> th.Tensor:
+        """:return: log density of the raw sample per dimension (..., A), without any squashing correction"""
+        return th.distributions.Normal(self.mean, self.std, validate_args=False).log_prob(value)
+
+    def entropy(self) -> th.Tensor:
+        """:return: nats per dimension (..., A)"""
+        return th.distributions.Normal(self.mean, self.std, validate_args=False).entropy()
+
+
+class Bernoulli:
+    """
+    Bernoulli from a logit.
+
+    :param logit: (...)
+    """
+
+    def __init__(self, logit: th.Tensor):
+        self.logit = at_least_float32(logit)
+
+    def mean(self) -> th.Tensor:
+        """:return: probability (...)"""
+        return th.sigmoid(self.logit)
+
+    def loss(self, target: th.Tensor) -> th.Tensor:
+        """
+        Cross-entropy with a soft target.
+
+        :param target: probability (...)
+        :return: (...)
+        """
+        return F.binary_cross_entropy_with_logits(self.logit, target.to(self.logit.dtype), reduction="none")
+
+
+class SymlogMSE:
+    """
+    Prediction of the symlog of a vector, squared error without the 1/2.
+
+    :param prediction: (N, n)
+    """
+
+    def __init__(self, prediction: th.Tensor):
+        self.prediction = at_least_float32(prediction)
+
+    def mode(self) -> th.Tensor:
+        """:return: (N, n) in the units of the target"""
+        return symexp(self.prediction)
+
+    def loss(self, target: th.Tensor) -> th.Tensor:
+        """
+        :param target: raw values (N, n)
+        :return: (N,)
+        """
+        return (self.prediction - symlog(at_least_float32(target))).square().sum(-1)
+
+
+class ImageMSE:
+    """
+    Prediction of pixels in [0, 1], squared error summed over the image.
+
+    :param mean: (N, C, h, w)
+    """
+
+    def __init__(self, mean: th.Tensor):
+        self.mean = at_least_float32(mean)
+
+    def mode(self) -> th.Tensor:
+        """:return: (N, C, h, w)"""
+        return self.mean
+
+    def loss(self, target: th.Tensor) -> th.Tensor:
+        """
+        :param target: pixels in [0, 1], (N, C, h, w)
+        :return: (N,)
+        """
+        return (self.mean - target).square().sum((-3, -2, -1))

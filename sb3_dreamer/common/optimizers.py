@@ -1,0 +1,97 @@
+"""Optimiser of DreamerV3: adaptive gradient clipping per tensor, then LaProp (algorithm of the 2025 release)."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch as th
+from torch.optim import Optimizer
+
+
+@th.no_grad()
+def clip_grad_agc_(parameters: Iterable[th.Tensor], clip: float, min_norm: float = 1e-3) -> th.Tensor:
+    """
+    Adaptive gradient clipping of whole tensors: the norm of a gradient is limited to ``clip`` times the norm of its
+    parameter, but to no less than ``clip * min_norm``. Every tensor is clipped, biases and norm scales too.
+
+    :param parameters: tensors with gradients, those without are skipped
+    :param clip: largest ratio of gradient norm to parameter norm
+    :param min_norm: a parameter counts as at least this long
+    :return: norm of all gradients together before clipping, a scalar on the device
+    """
+    with_grad = [p for p in parameters if p.grad is not None]
+    grads = [p.grad for p in with_grad if p.grad is not None]
+    grad_norms = th._foreach_norm(grads)
+    limits = th._foreach_norm(with_grad)
+    th._foreach_clamp_min_(limits, min_norm)
+    th._foreach_mul_(limits, clip)
+    ratios = th._foreach_div(grad_norms, limits)
+    th._foreach_clamp_min_(ratios, 1.0)
+    th._foreach_div_(grads, ratios)
+    return th.stack(grad_norms).norm()
+
+
+class LaProp(Optimizer):
+    """
+    Momentum on RMS-normalised gradients (LaProp, Ziyin et al. 2020). Adam has the two the other way round.
+    The learning rate multiplies outside the momentum, so that a change of it acts at once on the whole step.
+
+    :param params: tensors or parameter groups
+    :param lr: learning rate, 0 is allowed
+    :param betas: decay of the momentum and of the squared gradient
+    :param eps: added to the root; tiny, since a parameter without any gradient must not move
+    :raises ValueError: if a setting is out of its range
+    """
+
+    def __init__(
+        self,
+        params: Iterable[th.Tensor] | Iterable[dict[str, Any]],
+        lr: float = 4e-5,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-20,
+    ):
+        if lr < 0.0:
+            raise ValueError(f"`lr` must not be negative, got {lr}")
+        if eps <= 0.0:
+            raise ValueError(f"`eps` must be positive, got {eps}")
+        if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+            raise ValueError(f"`betas` must be two numbers in [0, 1), got {betas}")
+        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, step=0))
+
+    @th.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """
+        One step over all parameters that have a gradient, a handful of foreach calls per group.
+
+        :param closure: re-evaluates the loss, as in every torch optimiser
+        :return: what ``closure`` returned
+        """
+        loss = None
+        if closure is not None:
+            with th.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            self._step_group(group)
+        return loss
+
+    def _step_group(self, group: dict[str, Any]) -> None:
+        params = [p for p in group["params"] if p.grad is not None]
+        if not params:
+            return
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["exp_avg"] = th.zeros_like(p, memory_format=th.preserve_format)
+                self.state[p]["exp_avg_sq"] = th.zeros_like(p, memory_format=th.preserve_format)
+        grads = [p.grad for p in params]
+        momentum = [self.state[p]["exp_avg"] for p in params]
+        squares = [self.state[p]["exp_avg_sq"] for p in params]
+        beta1, beta2 = group["betas"]
+        group["step"] += 1
+
+        th._foreach_mul_(squares, beta2)
+        th._foreach_addcmul_(squares, grads, grads, value=1.0 - beta2)
+        root = th._foreach_div(squares, 1.0 - beta2 ** group["step"])
+        th._foreach_sqrt_(root)
+        th._foreach_add_(root, group["eps"])
+        normalised = th._foreach_div(grads, root)
+        th._foreach_lerp_(momentum, normalised, 1.0 - beta1)
+        th._foreach_add_(params, momentum, alpha=-float(group["lr"]) / (1.0 - beta1 ** group["step"]))

@@ -1,0 +1,127 @@
+"""
+What SB3's file of this name does for observations, here for sequences: which kind of thing a space is, and
+how observations and actions are written for the model.
+"""
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
+from torch.nn import functional as F
+
+from sb3_dreamer.common.type_aliases import TensorObs
+
+SINGLE_KEY = "obs"
+
+
+def as_space_dict(space: spaces.Space) -> dict[str, spaces.Space]:
+    """
+    :param space: any observation space
+    :return: its keys in sorted order; a space that is no Dict stands under the one key ``"obs"``
+    """
+    if isinstance(space, spaces.Dict):
+        return {key: space[key] for key in sorted(space.spaces)}
+    return {SINGLE_KEY: space}
+
+
+def as_tensor_dict(observations: TensorObs) -> dict[str, th.Tensor]:
+    """:return: the observations by key, as :func:`as_space_dict` names them"""
+    return observations if isinstance(observations, dict) else {SINGLE_KEY: observations}
+
+
+def is_image(space: spaces.Space, normalize_images: bool = True) -> bool:
+    """
+    :param space: space of one key
+    :param normalize_images: SB3's switch; when False, float boxes of three dimensions are images too
+    :return: whether the key is read by convolutions
+    """
+    return is_image_space(space) or (not normalize_images and is_image_space(space, normalized_image=True))
+
+
+def class_counts(space: spaces.Space) -> list[int] | None:
+    """
+    :param space: observation space of one key, or an action space
+    :return: classes of each element, flattened, or None for a Box
+    :raises ValueError: if the space is none of the supported kinds
+    """
+    if isinstance(space, spaces.Discrete):
+        return [int(space.n)]
+    if isinstance(space, spaces.MultiDiscrete):
+        return [int(n) for n in space.nvec.flatten()]
+    if isinstance(space, spaces.MultiBinary):
+        return [2] * int(np.prod(space.shape))
+    if isinstance(space, spaces.Box):
+        return None
+    raise ValueError(f"The space {space} is not supported: use Box, Discrete, MultiDiscrete, MultiBinary or a Dict of these")
+
+
+def one_hot_groups(indices: th.Tensor, sizes: list[int]) -> th.Tensor:
+    """
+    :param indices: (..., G) class indices
+    :param sizes: classes of each group
+    :return: the groups' one-hots one after the other, (..., sum(sizes)) float32
+    """
+    indices = indices.long()
+    if len(set(sizes)) == 1:
+        return F.one_hot(indices, sizes[0]).flatten(-2).float()  # (..., G * K)
+    return th.cat([F.one_hot(indices[..., i], size) for i, size in enumerate(sizes)], dim=-1).float()
+
+
+def class_indices(observation: th.Tensor, space: spaces.Space) -> th.Tensor:
+    """
+    :param observation: (N, ...) of a discrete space
+    :param space: its space
+    :return: (N, G), counted from zero
+    """
+    indices = observation.reshape(observation.shape[0], -1).long()
+    start = getattr(space, "start", 0)
+    if np.any(start):
+        indices = indices - th.as_tensor(np.asarray(start).reshape(-1), device=indices.device)
+    return indices
+
+
+def image_to_unit(image: th.Tensor, space: spaces.Box) -> th.Tensor:
+    """
+    :param image: (N, C, h, w)
+    :param space: its space; float images must have finite bounds
+    :return: float pixels in [0, 1], (N, C, h, w)
+    """
+    if space.dtype == np.uint8:
+        return image.float() / 255.0
+    low, high = (float(bound) for bound in (space.low.min(), space.high.max()))
+    return (image.float() - low) / (high - low)
+
+
+def encoded_action_dim(space: spaces.Space) -> int:
+    """:return: A, the width of :func:`encode_actions`"""
+    sizes = class_counts(space)
+    return int(np.prod(space.shape)) if sizes is None else sum(sizes)  # type: ignore[arg-type]
+
+
+def encode_actions(actions: th.Tensor, space: spaces.Space) -> th.Tensor:
+    """
+    Write actions as the RSSM reads them: one-hots, or values in [-1, 1] for a Box.
+
+    :param actions: (..., action_dim), class indices or scaled values, as the replay stores them
+    :param space: action space
+    :return: (..., A)
+    """
+    sizes = class_counts(space)
+    return actions.float() if sizes is None else one_hot_groups(actions, sizes)
+
+
+def decode_actions(actions: np.ndarray, space: spaces.Space) -> np.ndarray:
+    """
+    Write sampled actions as the environment reads them.
+
+    :param actions: (n, action_dim), class indices or values of which the part within [-1, 1] is meant
+    :param space: action space
+    :return: (n, \\*space.shape) in the space's dtype and within its bounds
+    """
+    actions = actions.reshape(len(actions), *space.shape)  # type: ignore[misc]
+    if isinstance(space, spaces.Box):
+        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+        # In float64 and clipped again: rounding must not leave the bounds.
+        unscaled = low + 0.5 * (np.clip(actions.astype(np.float64), -1.0, 1.0) + 1.0) * (high - low)
+        return np.clip(unscaled.astype(space.dtype), space.low, space.high)
+    return actions.astype(space.dtype)

@@ -1,0 +1,83 @@
+"""Small helpers of the training loop: learning-rate warm-up, the training ratio's account, averages of metrics."""
+
+from fractions import Fraction
+
+import torch as th
+
+
+def warmup_factor(n_updates: int, warmup_steps: int) -> float:
+    """
+    Linear warm-up of the learning rate. The first update has factor 0, as in the official code.
+
+    :param n_updates: updates made so far
+    :param warmup_steps: updates until the factor is 1; 0 switches the warm-up off
+    :return: factor in [0, 1]
+    """
+    return 1.0 if warmup_steps == 0 else min(1.0, n_updates / warmup_steps)
+
+
+class TrainRatio:
+    """
+    Account of updates owed: each environment step adds ``ratio / steps_per_update`` of an update, exactly.
+
+    The account opens at the first moment at which training is possible, with one update and no more: the steps before
+    count for nothing.
+
+    :param ratio: replayed (trained) time steps per environment step
+    :param steps_per_update: time steps that one update trains, batch size times batch length
+    """
+
+    def __init__(self, ratio: float, steps_per_update: int):
+        # Read as it is written: 0.1 is a tenth here, not the nearest binary fraction.
+        self.updates_per_step = Fraction(str(ratio)) / steps_per_update
+        self.owed = Fraction(0)
+        self.is_open = False
+
+    def tick(self, n_steps: int, can_train: bool) -> int:
+        """
+        :param n_steps: environment steps since the last call, over all environments
+        :param can_train: whether an update is possible now
+        :return: whole updates owed now
+        """
+        if not can_train:
+            self.is_open, self.owed = False, Fraction(0)
+        elif self.is_open:
+            self.owed += n_steps * self.updates_per_step
+        else:
+            self.is_open, self.owed = True, Fraction(1)
+        return int(self.owed)
+
+    def pay(self) -> None:
+        """Book one update. An update beyond the debt, asked for by hand, is a gift."""
+        if self.owed >= 1:
+            self.owed -= 1
+
+
+class MetricAverager:
+    """Means of metrics over updates. Sums stay on the device until :meth:`flush`, which synchronises once."""
+
+    def __init__(self) -> None:
+        self._names: tuple[str, ...] = ()
+        self._sums: th.Tensor | None = None
+        self._count = 0
+
+    def add(self, metrics: dict[str, th.Tensor]) -> None:
+        """
+        :param metrics: scalars by name, the same names each time
+        """
+        values = th.stack([value.detach().float() for value in metrics.values()])
+        self._names = tuple(metrics)
+        self._sums = values if self._sums is None else self._sums + values
+        self._count += 1
+
+    def means(self) -> dict[str, float]:
+        """:return: means since the last flush, empty if nothing was added"""
+        if self._sums is None:
+            return {}
+        return dict(zip(self._names, (self._sums / self._count).tolist(), strict=True))
+
+    def flush(self) -> dict[str, float]:
+        """:return: as :meth:`means`, and start anew"""
+        means = self.means()
+        self._sums, self._count = None, 0
+        return means

@@ -1,0 +1,93 @@
+"""Heads: features of a latent state to a distribution."""
+
+import torch as th
+from gymnasium import spaces
+from torch import nn
+
+from sb3_dreamer.common.distributions import Bernoulli, BoundedNormal, MultiCategorical, SymexpTwoHot, symexp_bins
+from sb3_dreamer.common.preprocessing import class_counts, encoded_action_dim
+from sb3_dreamer.common.torch_layers import Linear, create_mlp
+from sb3_dreamer.dreamerv3.model_sizes import ModelSize
+
+
+class TwoHotHead(nn.Module):
+    """
+    Reward and critic: a scalar as a two-hot distribution, which predicts exactly 0 at initialisation.
+
+    :param size: model dimensions
+    :param n_layers: hidden layers
+    """
+
+    bins: th.Tensor
+
+    def __init__(self, size: ModelSize, n_layers: int):
+        super().__init__()
+        self.mlp = create_mlp(size.features_dim, size.units, n_layers)
+        self.output = Linear(size.units, size.bins, outscale=0.0)
+        self.register_buffer("bins", symexp_bins(size.bins), persistent=False)
+
+    def forward(self, features: th.Tensor) -> SymexpTwoHot:
+        """
+        :param features: (..., F)
+        :return: distribution over (...)
+        """
+        return SymexpTwoHot(self.output(self.mlp(features)), self.bins)  # logits (..., bins)
+
+
+class ContinueHead(nn.Module):
+    """
+    Probability that the episode goes on, times the discount, which is inside the training target.
+
+    :param size: model dimensions
+    """
+
+    def __init__(self, size: ModelSize):
+        super().__init__()
+        self.mlp = create_mlp(size.features_dim, size.units, size.continue_layers)
+        self.output = Linear(size.units, 1)
+
+    def forward(self, features: th.Tensor) -> Bernoulli:
+        """
+        :param features: (..., F)
+        :return: distribution over (...)
+        """
+        return Bernoulli(self.output(self.mlp(features)).squeeze(-1))  # logit (...)
+
+
+class ActorHead(nn.Module):
+    """
+    Policy: bounded normals for a Box, categoricals for all discrete spaces.
+
+    :param action_space: action space of the environment
+    :param size: model dimensions
+    """
+
+    def __init__(self, action_space: spaces.Space, size: ModelSize):
+        super().__init__()
+        self.sizes = class_counts(action_space)
+        self.unimix = size.actor_unimix
+        width = encoded_action_dim(action_space)
+        self.noise_dim = width if self.sizes is None else len(self.sizes)
+        self.mlp = create_mlp(size.features_dim, size.units, size.actor_layers)
+        # Discrete: logits. Box: the mean; the standard deviation has a layer of its own.
+        self.output = Linear(size.units, width, outscale=0.01)
+        self.output_std = Linear(size.units, width, outscale=0.01) if self.sizes is None else None
+
+    def forward(self, features: th.Tensor) -> BoundedNormal | MultiCategorical:
+        """
+        :param features: (..., F)
+        :return: distribution over actions (..., action_dim); log-probability and entropy come per dimension
+        """
+        x = self.mlp(features)  # (..., U)
+        if self.sizes is None:
+            assert self.output_std is not None
+            return BoundedNormal(self.output(x), self.output_std(x))
+        return MultiCategorical(self.output(x), self.sizes, self.unimix)
+
+    def draw_noise(self, *shape: int) -> th.Tensor:
+        """
+        :param shape: leading axes
+        :return: what ``sample`` of the distribution asks for, (\\*shape, action_dim)
+        """
+        draw = th.randn if self.sizes is None else th.rand
+        return draw(*shape, self.noise_dim, device=self.output.weight.device)

@@ -1,0 +1,39 @@
+"""Dreaming: roll the actor out inside the world model."""
+
+import torch as th
+
+from sb3_dreamer.common.preprocessing import encode_actions
+from sb3_dreamer.common.type_aliases import ImaginationNoise, ImaginedTrajectory, LatentState
+from sb3_dreamer.dreamerv3.heads import ActorHead
+from sb3_dreamer.dreamerv3.world_model import WorldModel
+
+
+@th.no_grad()
+def imagine(world_model: WorldModel, actor: ActorHead, start: LatentState, noise: ImaginationNoise) -> ImaginedTrajectory:
+    """
+    Imagine H steps from each start. No gradient is needed: the actor learns by REINFORCE on the stored features.
+
+    .. code-block:: text
+
+        states     s_0 ──▶ s_1 ──▶ ... ──▶ s_H        s_0 posterior, the rest dreamt
+        actions    a_0     a_1     ...     a_H        a_k ~ actor(s_k); the last one leads nowhere
+
+    :param world_model: gives the dynamics
+    :param actor: gives the actions
+    :param start: N states
+    :param noise: of H steps, which sets the horizon
+    :return: the dream, (N, H + 1, ...)
+    """
+    rssm = world_model.rssm
+    horizon = noise.stoch.shape[1]
+    state = start.detach()
+    states, features, actions = [], [], []
+    for k in range(horizon + 1):
+        states.append(state)
+        features.append(rssm.features(state))  # (N, F)
+        actions.append(actor(features[-1]).sample(noise.actions[:, k]))  # (N, action_dim)
+        if k < horizon:
+            action = encode_actions(actions[-1], world_model.action_space)  # (N, A)
+            state = rssm.img_step(state, action, noise.stoch[:, k])
+    latents = LatentState(th.stack([s.deter for s in states], dim=1), th.stack([s.stoch for s in states], dim=1))
+    return ImaginedTrajectory(th.stack(features, dim=1), th.stack(actions, dim=1), latents)

@@ -1,0 +1,236 @@
+"""The objective: world model, actor and critic losses, summed into one number."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch as th
+from torch import nn
+
+from sb3_dreamer.common.distributions import BoundedNormal, MultiCategorical, SymexpTwoHot
+from sb3_dreamer.common.returns import lambda_return
+from sb3_dreamer.common.type_aliases import (
+    ImaginationNoise,
+    ImaginedTrajectory,
+    LatentState,
+    SequenceBatch,
+    UpdateNoise,
+)
+from sb3_dreamer.dreamerv3.imagination import imagine
+from sb3_dreamer.dreamerv3.policies import DreamerPolicy
+
+LOSS_SCALES: dict[str, float] = {
+    "reconstruction": 1.0,
+    "reward": 1.0,
+    "continue": 1.0,
+    "dynamics": 1.0,
+    "representation": 0.1,
+    "actor": 1.0,
+    "critic": 1.0,
+    "replay_critic": 0.3,
+}
+
+
+def actor_loss(
+    log_prob: th.Tensor, entropy: th.Tensor, advantage: th.Tensor, weight: th.Tensor, *, ent_coef: float
+) -> th.Tensor:
+    """REINFORCE with an entropy bonus (paper, actor learning). All arguments and the result: (N, H)."""
+    return -weight.detach() * (log_prob * advantage.detach() + ent_coef * entropy)
+
+
+def critic_loss(value: SymexpTwoHot, returns: th.Tensor, target_value: th.Tensor) -> th.Tensor:
+    """
+    Cross-entropy with the lambda returns and, as a regulariser, with the slow critic's values (paper, critic learning).
+
+    :param value: the critic's distribution over (N, L)
+    :param returns: (N, L)
+    :param target_value: (N, L)
+    :return: (N, L)
+    """
+    return value.loss(returns.detach()) + value.loss(target_value.detach())
+
+
+class DreamReturns(NamedTuple):
+    """What the heads say of a dream: rewards, continues, values, weights (N, H + 1) and lambda returns (N, H)."""
+
+    rewards: th.Tensor
+    continues: th.Tensor
+    values: th.Tensor
+    weights: th.Tensor
+    returns: th.Tensor
+
+
+class LossOutput(NamedTuple):
+    """One evaluation of the objective: the scalar to minimise, its terms by name, and what was computed on the way."""
+
+    loss: th.Tensor
+    terms: dict[str, th.Tensor]
+    posterior: LatentState
+    trajectory: ImaginedTrajectory
+    dream: DreamReturns
+    metrics: dict[str, th.Tensor]
+
+
+class DreamerLoss(nn.Module):
+    """
+    The whole objective of one update, as one module: the one door for compilation and data parallelism.
+
+    :param policy: owns the networks
+    :param imagination_horizon: H
+    :param gamma: discount
+    :param return_lambda: lambda of the returns
+    :param ent_coef: weight of the actor's entropy
+    :param free_nats: of dynamics and representation loss
+    :param imagine_last: dream from the last K rows of each window only, 0: from all
+    :param loss_scales: overrides of :data:`LOSS_SCALES`
+    """
+
+    def __init__(
+        self,
+        policy: DreamerPolicy,
+        *,
+        imagination_horizon: int,
+        gamma: float,
+        return_lambda: float,
+        ent_coef: float,
+        free_nats: float,
+        imagine_last: int = 0,
+        loss_scales: Mapping[str, float] | None = None,
+    ):
+        super().__init__()
+        self.policy = policy
+        self.imagination_horizon = imagination_horizon
+        self.gamma = gamma
+        self.return_lambda = return_lambda
+        self.ent_coef = ent_coef
+        self.free_nats = free_nats
+        self.imagine_last = imagine_last
+        self.loss_scales = {**LOSS_SCALES, **(loss_scales or {})}
+
+    def draw_noise(self, batch_size: int, batch_length: int) -> UpdateNoise:
+        """
+        :param batch_size: B
+        :param batch_length: T
+        :return: all randomness of one update, drawn on the device
+        """
+        policy, horizon = self.policy, self.imagination_horizon
+        n = batch_size * (self.imagine_last or batch_length)
+        return UpdateNoise(
+            posterior=th.rand(batch_size, batch_length, policy.size.stoch, device=policy.device),
+            imagination=ImaginationNoise(
+                stoch=th.rand(n, horizon, policy.size.stoch, device=policy.device),
+                actions=policy.actor.draw_noise(n, horizon + 1),
+            ),
+        )
+
+    def forward(self, batch: SequenceBatch, noise: UpdateNoise | None = None) -> LossOutput:
+        """
+        :param batch: B windows of T rows
+        :param noise: drawn if None
+        :return: the loss, its terms and by-products
+        """
+        if noise is None:
+            noise = self.draw_noise(*batch.rewards.shape)
+        world_model = self.policy.world_model
+        terms, posterior, metrics = world_model.loss(batch, noise.posterior, free_nats=self.free_nats, gamma=self.gamma)
+
+        # ---- dream from the posterior, cut from the graph ----
+        recent = LatentState(*(part[:, -self.imagine_last :] for part in posterior))  # (B, K, ...); K = T for 0
+        start = LatentState(*(part.flatten(0, 1) for part in recent)).detach()  # (N, ...)
+        trajectory = imagine(world_model, self.policy.actor, start, noise.imagination)  # (N, H + 1, ...)
+        value = self.policy.critic(trajectory.features)  # distribution over (N, H + 1)
+        dream = self.dream_returns(trajectory, value)
+
+        # ---- actor and critic ----
+        self.policy.return_normalizer.update(dream.returns)
+        terms["actor"], actor_metrics = self.actor_terms(trajectory, dream)
+        target_value = self._target_value(trajectory.features)  # (N, H + 1)
+        kept = SymexpTwoHot(value.logits[:, :-1], value.bins)  # the last state has no return
+        terms["critic"] = dream.weights[:, :-1] * critic_loss(kept, dream.returns, target_value[:, :-1])  # (N, H)
+        terms["replay_critic"] = self.replay_critic_term(batch, recent, dream.returns[:, 0])
+
+        assert terms.keys() == self.loss_scales.keys(), (sorted(terms), sorted(self.loss_scales))
+        loss = th.stack([scale * terms[name].mean() for name, scale in self.loss_scales.items()]).sum()
+        metrics |= actor_metrics | self._loss_metrics(loss, terms)
+        return LossOutput(loss, terms, posterior, trajectory, dream, metrics)
+
+    @th.no_grad()
+    def dream_returns(self, trajectory: ImaginedTrajectory, value: SymexpTwoHot) -> DreamReturns:
+        """
+        .. code-block:: text
+
+            states    s_0   s_1   s_2  ...  s_H
+            weights   w_k = c_0 c_1 ... c_k             a dream that starts in a terminal state weighs nothing
+            returns   R_k = r_{k+1} + c_{k+1} ((1 - lambda) v_{k+1} + lambda R_{k+1}),  R_H = v_H
+
+        :param trajectory: the dream
+        :param value: the critic's distribution over (N, H + 1)
+        :return: what the heads say of it
+        """
+        rewards = self.policy.world_model.reward_head(trajectory.features).mean()  # (N, H + 1)
+        continues = self.policy.world_model.continue_head(trajectory.features).mean()  # includes the discount
+        values = value.mean()
+        returns = lambda_return(rewards, continues, values, return_lambda=self.return_lambda)  # (N, H)
+        return DreamReturns(rewards, continues, values, continues.cumprod(dim=1), returns)
+
+    def actor_terms(self, trajectory: ImaginedTrajectory, dream: DreamReturns) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+        """
+        :param trajectory: the dream
+        :param dream: its returns
+        :return: actor loss (N, H) and metrics
+        """
+        distribution: BoundedNormal | MultiCategorical = self.policy.actor(trajectory.features[:, :-1])
+        log_prob = distribution.log_prob(trajectory.actions[:, :-1]).sum(-1)  # (N, H)
+        entropy = distribution.entropy().sum(-1)  # (N, H)
+        normalizer = self.policy.return_normalizer
+        advantage = (dream.returns - dream.values[:, :-1]) / normalizer.scale  # (N, H)
+        loss = actor_loss(log_prob, entropy, advantage, dream.weights[:, :-1], ent_coef=self.ent_coef)
+        metrics = {
+            "actor_critic/entropy": entropy.mean().detach(),
+            "actor_critic/advantage_abs": advantage.abs().mean(),
+            "actor_critic/return": dream.returns.mean(),
+            "actor_critic/value": dream.values.mean(),
+            "actor_critic/reward": dream.rewards.mean(),
+            # Clones: the normaliser's buffers change in place while metrics wait for the logger.
+            "actor_critic/return_low": normalizer.low.clone(),
+            "actor_critic/return_high": normalizer.high.clone(),
+        }
+        return loss, metrics
+
+    def replay_critic_term(self, batch: SequenceBatch, states: LatentState, bootstrap: th.Tensor) -> th.Tensor:
+        """
+        Train the critic on replayed rewards too, bootstrapped by the dreams that start there. The gradient reaches
+        the world model (2025 release).
+
+        :param batch: B windows of T rows
+        :param states: posterior of the last K rows, not detached (B, K, ...)
+        :param bootstrap: imagined return of each of them (B * K,)
+        :return: (B, K - 1), 0 at the last row of an episode
+        """
+        length = states.deter.shape[1]
+        rewards, is_last, is_terminal = (
+            part[:, -length:] for part in (batch.rewards, batch.is_last, batch.is_terminal)
+        )  # (B, K)
+        features = self.policy.world_model.rssm.features(states)  # (B, K, F)
+        returns = lambda_return(
+            rewards,
+            self.gamma * (1.0 - is_terminal.to(rewards.dtype)),
+            bootstrap.unflatten(0, (-1, length)),
+            return_lambda=self.return_lambda,
+            is_last=is_last,
+        )  # (B, K - 1)
+        value = self.policy.critic(features[:, :-1])
+        target_value = self._target_value(features[:, :-1])
+        return (1.0 - is_last[:, :-1].to(rewards.dtype)) * critic_loss(value, returns, target_value)
+
+    @th.no_grad()
+    def _target_value(self, features: th.Tensor) -> th.Tensor:
+        return self.policy.critic_target(features).mean()
+
+    @staticmethod
+    def _loss_metrics(loss: th.Tensor, terms: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
+        in_dream = ("actor", "critic", "replay_critic")
+        metrics = {
+            f"{'actor_critic' if name in in_dream else 'world_model'}/{name}_loss": term.detach().mean()
+            for name, term in terms.items()
+        }
+        return {**metrics, "train/loss": loss.detach()}

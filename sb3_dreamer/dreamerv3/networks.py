@@ -1,0 +1,279 @@
+"""Observation in, observation out: the encoder and its mirror, the decoder, for any mix of keys."""
+
+import math
+from itertools import pairwise
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import nn
+from torch.nn import functional as F
+
+from sb3_dreamer.common.distributions import ImageMSE, MultiCategorical, SymlogMSE, symlog
+from sb3_dreamer.common.preprocessing import (
+    as_space_dict,
+    as_tensor_dict,
+    class_counts,
+    class_indices,
+    image_to_unit,
+    is_image,
+    one_hot_groups,
+)
+from sb3_dreamer.common.torch_layers import BlockLinear, Conv2dSame, Linear, RMSNorm, RMSNorm2d, create_mlp, hidden_layer
+from sb3_dreamer.common.type_aliases import TensorObs
+from sb3_dreamer.dreamerv3.model_sizes import ModelSize
+
+MULTIPLIERS = (2, 3, 4, 4)
+# Sides of the coarsest feature map, as the official encoder asserts them.
+MIN_SIDE, MAX_SIDE = 3, 16
+
+
+def n_cnn_stages(height: int, width: int) -> int:
+    """
+    How often an image is halved: four times if that leaves sides of 3 to 16; else as often as the shorter side
+    allows, or, for large images, as often as the longer side needs. The lower bound wins.
+
+    :param height: of the image in pixels
+    :param width: of the image in pixels
+    :return: number of stages, at least one
+    """
+
+    def sides(n: int) -> tuple[int, int]:
+        coarse = math.ceil(height / 2**n), math.ceil(width / 2**n)
+        return min(coarse), max(coarse)
+
+    n = 4
+    while sides(n)[1] > MAX_SIDE:
+        n += 1
+    while n > 1 and sides(n)[0] < MIN_SIDE:
+        n -= 1
+    return n
+
+
+class ImageTower:
+    """
+    Geometry of one stack of convolutions, shared by encoder and decoder: which keys it reads and in which sizes.
+
+    :param keys: image keys of equal height and width, sorted; their channels are concatenated
+    :param image_spaces: their spaces, channels first
+    :param size: model dimensions
+    """
+
+    def __init__(self, keys: list[str], image_spaces: list[spaces.Box], size: ModelSize):
+        self.keys = keys
+        self.spaces = image_spaces
+        self.key_channels = [space.shape[0] for space in image_spaces]
+        self.height, self.width = image_spaces[0].shape[1:]
+        if size.cnn_multipliers is None:
+            n_stages = n_cnn_stages(self.height, self.width)
+            multipliers = (MULTIPLIERS + MULTIPLIERS[-1:] * n_stages)[:n_stages]
+        else:
+            multipliers = size.cnn_multipliers
+        self.channels = [size.depth * multiplier for multiplier in multipliers]
+        stride = 2 ** len(self.channels)
+        self.coarse_height, self.coarse_width = math.ceil(self.height / stride), math.ceil(self.width / stride)
+        self.pad_height = self.coarse_height * stride - self.height
+        self.pad_width = self.coarse_width * stride - self.width
+
+    @property
+    def features_dim(self) -> int:
+        """Width of the flattened coarsest feature map."""
+        return self.coarse_height * self.coarse_width * self.channels[-1]
+
+
+def split_keys(observation_space: spaces.Space, size: ModelSize, normalize_images: bool) -> tuple[list[ImageTower], list[str]]:
+    """
+    :return: one tower per image size, in the order of their first keys, and the keys that are no images; all sorted
+    :raises ValueError: if a float image has infinite bounds
+    """
+    space_dict = as_space_dict(observation_space)
+    by_size: dict[tuple[int, ...], list[str]] = {}
+    vector_keys = []
+    for key, space in space_dict.items():
+        if not is_image(space, normalize_images):
+            class_counts(space)  # raises on an unsupported space
+            vector_keys.append(key)
+            continue
+        assert isinstance(space, spaces.Box)
+        if not (space.is_bounded("both") and space.low.min() < space.high.max()):
+            raise ValueError(
+                f"The bounds of the float image `{key}` must be finite, got low={space.low.min()} high={space.high.max()}"
+            )
+        by_size.setdefault(space.shape[1:], []).append(key)
+    towers = [ImageTower(keys, [space_dict[key] for key in keys], size) for keys in by_size.values()]  # type: ignore[misc]
+    return towers, vector_keys
+
+
+class ConvEncoder(nn.Module):
+    """
+    Stages of 5x5 convolution, 2x2 max-pool, RMSNorm over channels, SiLU (pool before norm).
+
+    :param tower: geometry
+    """
+
+    def __init__(self, tower: ImageTower):
+        super().__init__()
+        self.tower = tower
+        stages = []
+        for n_in, n_out in zip([sum(tower.key_channels), *tower.channels[:-1]], tower.channels, strict=True):
+            stages.append(nn.Sequential(Conv2dSame(n_in, n_out), nn.MaxPool2d(2), RMSNorm2d(n_out), nn.SiLU()))
+        self.stages = nn.Sequential(*stages)
+
+    def forward(self, by_key: dict[str, th.Tensor]) -> th.Tensor:
+        """
+        :param by_key: observations, of which this tower reads its own images (N, C, h, w)
+        :return: features flattened in the order (h, w, channel), (N, tower.features_dim)
+        """
+        keys_and_spaces = zip(self.tower.keys, self.tower.spaces, strict=True)
+        x = th.cat([image_to_unit(by_key[key], space) for key, space in keys_and_spaces], dim=1) - 0.5  # (N, C, h, w)
+        if self.tower.pad_height or self.tower.pad_width:
+            # Edge values at bottom and right: no resize, and the decoder crops the same pixels off.
+            x = F.pad(x, (0, self.tower.pad_width, 0, self.tower.pad_height), mode="replicate")
+        x = self.stages(x.contiguous(memory_format=th.channels_last))  # (N, C', h', w')
+        return x.permute(0, 2, 3, 1).flatten(1)  # (N, h' * w' * C')
+
+
+class MultiEncoder(BaseFeaturesExtractor):
+    """
+    All keys of an observation to one embedding: an MLP over vectors (symlog values and one-hots), a tower per image size.
+
+    :param observation_space: space of the environment, images channels first
+    :param size: model dimensions
+    :param normalize_images: see :func:`~sb3_dreamer.common.preprocessing.is_image`
+    """
+
+    def __init__(self, observation_space: spaces.Space, size: ModelSize, normalize_images: bool = True):
+        towers, vector_keys = split_keys(observation_space, size, normalize_images)
+        space_dict = as_space_dict(observation_space)
+        vector_dim = 0
+        for key in vector_keys:
+            sizes = class_counts(space_dict[key])
+            vector_dim += math.prod(space_dict[key].shape) if sizes is None else sum(sizes)  # type: ignore[arg-type]
+        features_dim = (size.units if vector_keys else 0) + sum(tower.features_dim for tower in towers)
+        super().__init__(observation_space, features_dim)
+        self.spaces = space_dict
+        self.vector_keys = vector_keys
+        self.mlp = create_mlp(vector_dim, size.units, size.encoder_layers) if vector_keys else None
+        self.towers = nn.ModuleList(ConvEncoder(tower) for tower in towers)
+
+    def forward(self, observations: TensorObs) -> th.Tensor:
+        """
+        :param observations: (N, ...) per key in the dtype of its space
+        :return: embed (N, E), vector features first
+        """
+        by_key = as_tensor_dict(observations)
+        features = []
+        if self.mlp is not None:
+            vectors = th.cat([self._vector(by_key[key], self.spaces[key]) for key in self.vector_keys], dim=-1)
+            features.append(self.mlp(vectors))  # (N, U)
+        for encoder in self.towers:
+            features.append(encoder(by_key))  # (N, tower.features_dim)
+        return th.cat(features, dim=-1) if len(features) > 1 else features[0]  # (N, E)
+
+    def _vector(self, observation: th.Tensor, space: spaces.Space) -> th.Tensor:
+        sizes = class_counts(space)
+        if sizes is None:
+            dtype = next(self.parameters()).dtype
+            return symlog(observation.reshape(observation.shape[0], -1).to(dtype))  # (N, n)
+        return one_hot_groups(class_indices(observation, space), sizes)  # (N, sum of classes)
+
+
+class ConvDecoder(nn.Module):
+    """
+    Mirror of :class:`ConvEncoder`: both latents are written to the coarsest map, then upsampled and convolved.
+
+    :param tower: geometry
+    :param size: model dimensions
+    """
+
+    def __init__(self, tower: ImageTower, size: ModelSize):
+        super().__init__()
+        self.tower = tower
+        # A map too thin for the blocks of the recurrent core takes as many of them as divide it.
+        self.blocks = math.gcd(size.blocks, tower.channels[-1])
+        self.from_deter = BlockLinear(size.deter, tower.features_dim, self.blocks)
+        self.from_stoch = nn.Sequential(
+            hidden_layer(size.stoch * size.classes, 2 * size.units), Linear(2 * size.units, tower.features_dim)
+        )
+        self.norm = RMSNorm(tower.channels[-1])
+        channels = tower.channels[::-1]
+        self.stages = nn.ModuleList(
+            nn.Sequential(Conv2dSame(n_in, n_out), RMSNorm2d(n_out), nn.SiLU()) for n_in, n_out in pairwise(channels)
+        )
+        self.output = Conv2dSame(channels[-1], sum(tower.key_channels))
+
+    def forward(self, deter: th.Tensor, stoch: th.Tensor) -> dict[str, ImageMSE]:
+        """
+        :param deter: (N, D)
+        :param stoch: (N, S * K)
+        :return: distribution over pixels in [0, 1] by key
+        """
+        coarse = (self.tower.coarse_height, self.tower.coarse_width)
+        from_deter = self.from_deter(deter).unflatten(-1, (self.blocks, *coarse, -1))  # (N, G, h', w', C'/G)
+        from_deter = from_deter.permute(0, 2, 3, 1, 4).flatten(3)  # (N, h', w', C')
+        from_stoch = self.from_stoch(stoch).unflatten(-1, (*coarse, -1))  # (N, h', w', C')
+        x = F.silu(self.norm(from_deter + from_stoch)).permute(0, 3, 1, 2)  # (N, C', h', w')
+        for stage in self.stages:
+            x = stage(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # (N, C'', 2h', 2w')
+        x = self.output(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # (N, C, h + pad, w + pad)
+        pixels = th.sigmoid(x[..., : self.tower.height, : self.tower.width].float())  # (N, C, h, w)
+        parts = pixels.split(self.tower.key_channels, dim=1)
+        return {key: ImageMSE(part) for key, part in zip(self.tower.keys, parts, strict=True)}
+
+
+class MultiDecoder(nn.Module):
+    """
+    Latents to a distribution over each key of the observation.
+
+    :param observation_space: as for :class:`MultiEncoder`
+    :param size: model dimensions
+    :param normalize_images: see :func:`~sb3_dreamer.common.preprocessing.is_image`
+    """
+
+    def __init__(self, observation_space: spaces.Space, size: ModelSize, normalize_images: bool = True):
+        super().__init__()
+        towers, self.vector_keys = split_keys(observation_space, size, normalize_images)
+        self.spaces = as_space_dict(observation_space)
+        self.towers = nn.ModuleList(ConvDecoder(tower, size) for tower in towers)
+        self.mlp = create_mlp(size.features_dim, size.units, size.decoder_layers) if self.vector_keys else None
+        # A list, not a dict by key: users choose the keys, and a ModuleDict refuses dots and names such as "values".
+        self.vector_outputs = nn.ModuleList()
+        for key in self.vector_keys:
+            sizes = class_counts(self.spaces[key])
+            width = math.prod(self.spaces[key].shape) if sizes is None else sum(sizes)  # type: ignore[arg-type]
+            self.vector_outputs.append(Linear(size.units, width))
+
+    def forward(self, deter: th.Tensor, stoch: th.Tensor) -> dict[str, SymlogMSE | MultiCategorical | ImageMSE]:
+        """
+        :param deter: (N, D)
+        :param stoch: (N, S, K)
+        :return: by key, a distribution with ``loss(target) -> (N,)`` and ``mode()``
+        """
+        flat_stoch = stoch.flatten(-2)  # (N, S * K)
+        distributions: dict[str, SymlogMSE | MultiCategorical | ImageMSE] = {}
+        for decoder in self.towers:
+            distributions.update(decoder(deter, flat_stoch))
+        if self.mlp is not None:
+            x = self.mlp(th.cat([flat_stoch, deter], dim=-1))  # (N, U); stoch first here, unlike the heads' features
+            for key, layer in zip(self.vector_keys, self.vector_outputs, strict=True):
+                sizes = class_counts(self.spaces[key])
+                output = layer(x)  # (N, n)
+                distributions[key] = SymlogMSE(output) if sizes is None else MultiCategorical(output, sizes)
+        return distributions
+
+    def targets(self, observations: TensorObs) -> dict[str, th.Tensor]:
+        """
+        :param observations: (N, ...) per key in the dtype of its space
+        :return: by key, what ``loss`` of its distribution compares with
+        """
+        by_key = as_tensor_dict(observations)
+        targets = {}
+        for key, space in self.spaces.items():
+            if key not in self.vector_keys:
+                assert isinstance(space, spaces.Box)
+                targets[key] = image_to_unit(by_key[key], space)  # (N, C, h, w)
+            elif class_counts(space) is None:
+                targets[key] = by_key[key].flatten(1) if by_key[key].dim() > 1 else by_key[key].unsqueeze(1)  # (N, n)
+            else:
+                targets[key] = class_indices(by_key[key], space)  # (N, G)
+        return targets

@@ -1,0 +1,217 @@
+"""The policy: owns every network and the optimiser, acts with a recurrent state."""
+
+from contextlib import AbstractContextManager
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.utils import polyak_update
+from torch import nn
+
+from sb3_dreamer.common.optimizers import LaProp
+from sb3_dreamer.common.preprocessing import decode_actions, encode_actions, encoded_action_dim, is_image
+from sb3_dreamer.common.returns import ReturnNormalizer
+from sb3_dreamer.common.type_aliases import LatentState, NumpyObs, PolicyState
+from sb3_dreamer.dreamerv3.heads import ActorHead, TwoHotHead
+from sb3_dreamer.dreamerv3.model_sizes import resolve_model_size
+from sb3_dreamer.dreamerv3.world_model import WorldModel
+
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+class DreamerPolicy(BasePolicy):
+    """
+    World model, actor and critic of DreamerV3. One class serves vectors, images and Dicts: the encoder reads the space.
+
+    :param observation_space: space of the environment, images channels first
+    :param action_space: Box with finite bounds, Discrete, MultiDiscrete or MultiBinary
+    :param lr_schedule: learning rate as a function of the remaining progress
+    :param model_size: see :data:`~sb3_dreamer.dreamerv3.model_sizes.MODEL_SIZES`, or ``"auto"``
+    :param precision: ``"fp32"``, ``"bf16"`` (matrix products by autocast, parameters stay float32), or ``"auto"``:
+        bf16 on a CUDA device that has it, else fp32
+    :param normalize_images: when False, float boxes of three dimensions are images too (their bounds give the scale)
+    :param optimizer_class: optimiser of all networks
+    :param optimizer_kwargs: its keyword arguments besides the learning rate
+    :param dimensions: overrides of single fields of :class:`~sb3_dreamer.dreamerv3.model_sizes.ModelSize`
+    :raises ValueError: if a size, a precision or an observation space is not supported
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        model_size: str = "auto",
+        precision: str = "auto",
+        normalize_images: bool = True,
+        optimizer_class: type[th.optim.Optimizer] = LaProp,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        **dimensions: Any,
+    ):
+        super().__init__(
+            observation_space,
+            action_space,
+            normalize_images=normalize_images,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+            squash_output=isinstance(action_space, spaces.Box),
+        )
+        if precision not in PRECISIONS:
+            raise ValueError(f"`precision` must be one of {PRECISIONS}, got {precision!r}")
+        self.model_size = model_size
+        self.precision = precision
+        self.dimensions = dimensions
+        self.size = resolve_model_size(model_size, observation_space, normalize_images, **dimensions)
+        self.world_model = WorldModel(observation_space, action_space, self.size, normalize_images)
+        self.actor = ActorHead(action_space, self.size)
+        self.critic = TwoHotHead(self.size, self.size.critic_layers)
+        self.critic_target = deepcopy(self.critic).requires_grad_(False)
+        self.return_normalizer = ReturnNormalizer()
+        self.optimizer = self.optimizer_class(
+            self.trainable_parameters(), lr=lr_schedule(1), **self.optimizer_kwargs  # type: ignore[call-arg]
+        )
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """:return: every parameter that the one optimiser trains: all but those of the critic target"""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def update_target(self, tau: float) -> None:
+        """
+        Move the slow critic towards the critic.
+
+        :param tau: share of the critic
+        """
+        polyak_update(self.critic.parameters(), self.critic_target.parameters(), tau)
+
+    def autocast(self) -> AbstractContextManager:
+        """:return: the context in which all networks run, after ``precision`` and the device"""
+        device_type = self.device.type
+        on_cuda = device_type == "cuda"
+        enabled = self.precision == "bf16" or (self.precision == "auto" and on_cuda and th.cuda.is_bf16_supported())
+        return th.autocast(device_type, dtype=th.bfloat16, enabled=enabled)
+
+    def initial_state(self, batch_size: int) -> PolicyState:
+        """:return: zeros, (batch_size, ...): the state before the first step of an episode"""
+        latent = self.world_model.rssm.initial(batch_size)
+        return PolicyState(*latent, latent.deter.new_zeros(batch_size, encoded_action_dim(self.action_space)))
+
+    @th.no_grad()
+    def step(
+        self,
+        observations: PyTorchObs,
+        state: PolicyState | None,
+        episode_start: th.Tensor | None,
+        deterministic: bool = False,
+        noise: th.Tensor | None = None,
+    ) -> tuple[th.Tensor, PolicyState]:
+        """
+        One step of acting: filter the observation, then choose an action.
+
+        :param observations: (n, ...) in the space's own dtype
+        :param state: (n, ...) from the last step; None begins an episode everywhere
+        :param episode_start: (n,) where to begin an episode; None: nowhere else
+        :param deterministic: take the posterior's and the actor's mode, and draw no random number
+        :param noise: (n, S) uniform for the posterior; drawn if None
+        :return: actions (n, action_dim), class indices or values around [-1, 1], and the next state
+        """
+        first = next(iter(observations.values())) if isinstance(observations, dict) else observations
+        n = first.shape[0]
+        if state is None:
+            state = self.initial_state(n)
+        if episode_start is None:
+            episode_start = th.zeros(n, device=self.device)
+        if deterministic:
+            noise = None
+        elif noise is None:
+            noise = th.rand(n, self.size.stoch, device=self.device)
+        with self.autocast():
+            embed = self.world_model.encoder(observations)  # (n, E)
+            latent = LatentState(state.deter, state.stoch)
+            latent, _ = self.world_model.rssm.obs_step(latent, state.prev_action, embed, episode_start, noise)
+            distribution = self.actor(self.world_model.rssm.features(latent))
+        actions = distribution.mode() if deterministic else distribution.sample(self.actor.draw_noise(n))
+        return actions, PolicyState(latent.deter, latent.stoch, encode_actions(actions, self.action_space))
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        actions, _ = self.step(observation, None, None, deterministic)
+        return actions
+
+    def predict(
+        self,
+        observation: NumpyObs,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Choose actions; recurrent, as ``RecurrentPPO``: hand the returned state to the next call.
+
+        :param observation: one observation or (n, ...)
+        :param state: (deter (n, D), stoch (n, S, K), prev_action (n, A)) of the last call; None begins an episode
+        :param episode_start: (n,) where an episode begins
+        :param deterministic: modes instead of samples; no global random number is drawn
+        :return: actions (n, \\*action_space.shape), or one action for one observation, and the next state
+        :raises ValueError: if ``observation`` is a Gym ``(obs, info)`` tuple or ``state`` belongs to another batch size
+        """
+        self.set_training_mode(False)
+        if isinstance(observation, tuple):
+            raise ValueError(
+                "`observation` must be an array or a dict of arrays, got a tuple. You are probably mixing the Gym API "
+                "`obs, info = env.reset()` with the SB3 VecEnv API `obs = vec_env.reset()`."
+            )
+        tensors, is_vectorized = self.obs_to_tensor(observation)
+        n = len(next(iter(tensors.values())) if isinstance(tensors, dict) else tensors)
+        actions, next_state = self.step(
+            tensors, self._state_to_tensor(state, n), self._starts_to_tensor(episode_start, n), deterministic
+        )
+        env_actions = decode_actions(actions.cpu().numpy(), self.action_space)
+        if not is_vectorized:
+            env_actions = env_actions.squeeze(axis=0)
+        return env_actions, tuple(part.cpu().numpy() for part in next_state)
+
+    def _state_to_tensor(self, state: tuple[np.ndarray, ...] | None, n: int) -> PolicyState | None:
+        if state is None:
+            return None
+        if len(state) != 3 or any(len(part) != n for part in state):
+            shapes = [np.shape(part) for part in state]
+            raise ValueError(f"`state` must hold three arrays of {n} rows, one per observation, got shapes {shapes}")
+        return PolicyState(*(th.as_tensor(part, dtype=th.float32, device=self.device) for part in state))
+
+    def _starts_to_tensor(self, episode_start: np.ndarray | None, n: int) -> th.Tensor | None:
+        if episode_start is None:
+            return None
+        starts = th.as_tensor(np.array(episode_start, dtype=np.float32).reshape(-1), device=self.device)
+        if len(starts) != n:
+            raise ValueError(f"`episode_start` must have one entry per observation, got {len(starts)} for {n}")
+        return starts
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return dict(
+            **super()._get_constructor_parameters(),
+            lr_schedule=self._dummy_schedule,  # not needed to load for inference
+            model_size=self.model_size,
+            precision=self.precision,
+            optimizer_class=self.optimizer_class,
+            optimizer_kwargs=self.optimizer_kwargs,
+            **self.dimensions,
+        )
+
+
+class CnnPolicy(DreamerPolicy):
+    """:class:`DreamerPolicy` that insists on an image, as SB3's policy of this name does."""
+
+    def __init__(self, observation_space: spaces.Space, *args: Any, **kwargs: Any):
+        normalize_images = kwargs.get("normalize_images", True)
+        assert is_image(observation_space, normalize_images), (
+            f"You should use `CnnPolicy` only with images, got {observation_space}: use `MlpPolicy`, or "
+            "`policy_kwargs=dict(normalize_images=False)` if it is an image of another dtype or range"
+        )
+        super().__init__(observation_space, *args, **kwargs)
+
+
+MlpPolicy = DreamerPolicy
+MultiInputPolicy = DreamerPolicy

@@ -1,0 +1,180 @@
+"""Recurrent state-space model of 2025: a block-diagonal GRU with a categorical latent (paper, world model learning)."""
+
+import torch as th
+from torch import nn
+
+from sb3_dreamer.common.distributions import OneHotCategoricalST, at_least_float32
+from sb3_dreamer.common.torch_layers import BlockLinear, Linear, RMSNorm, create_mlp, hidden_layer
+from sb3_dreamer.common.type_aliases import LatentState
+from sb3_dreamer.dreamerv3.model_sizes import ModelSize
+
+
+class BlockGRU(nn.Module):
+    """
+    Deterministic core: deter' = core(deter, stoch, action).
+
+    :param action_dim: A, width of encoded actions
+    :param size: model dimensions
+    """
+
+    def __init__(self, action_dim: int, size: ModelSize):
+        super().__init__()
+        self.blocks = size.blocks
+        self.from_deter = hidden_layer(size.deter, size.hidden)
+        self.from_stoch = hidden_layer(size.stoch * size.classes, size.hidden)
+        self.from_action = hidden_layer(action_dim, size.hidden)
+        layers: list[nn.Module] = []
+        width = size.deter + 3 * size.hidden * size.blocks
+        for _ in range(size.dynamics_layers):
+            layers += [BlockLinear(width, size.deter, size.blocks), RMSNorm(size.deter), nn.SiLU()]
+            width = size.deter
+        self.hidden = nn.Sequential(*layers)
+        self.gates = BlockLinear(size.deter, 3 * size.deter, size.blocks)
+
+    def forward(self, deter: th.Tensor, stoch: th.Tensor, action: th.Tensor) -> th.Tensor:
+        """
+        :param deter: (N, D)
+        :param stoch: (N, S, K)
+        :param action: encoded action that led here, (N, A)
+        :return: next deter (N, D)
+        """
+        # Values beyond [-1, 1] become +-1: the sampled and the clipped action are the same to the model.
+        action = action / action.detach().abs().clamp_min(1.0)  # (N, A)
+        inputs = th.cat([self.from_deter(deter), self.from_stoch(stoch.flatten(-2)), self.from_action(action)], dim=-1)
+        # Every block reads its own slice of deter and all of the inputs.
+        per_block = inputs.unsqueeze(1).expand(-1, self.blocks, -1)  # (N, G, 3 * hidden)
+        deter_blocks = deter.to(inputs.dtype).unflatten(-1, (self.blocks, -1))  # (N, G, D/G)
+        x = self.hidden(th.cat([deter_blocks, per_block], dim=-1).flatten(1))  # (N, D)
+        # The three gates interleave per block; splitting the flat vector would mix them.
+        gates = self.gates(x).unflatten(-1, (self.blocks, 3, -1))  # (N, G, 3, D/G)
+        reset, candidate, update = (gate.flatten(1) for gate in at_least_float32(gates).unbind(2))  # 3 x (N, D)
+        candidate = th.tanh(th.sigmoid(reset) * candidate)
+        update = th.sigmoid(update - 1.0)
+        return update * candidate + (1.0 - update) * deter
+
+
+class RSSM(nn.Module):
+    """
+    The world model's memory. Six verbs: initial, obs_step, img_step, observe, prior, features.
+
+    :param embed_dim: E, width of the encoder's output
+    :param action_dim: A, width of encoded actions
+    :param size: model dimensions
+    """
+
+    def __init__(self, embed_dim: int, action_dim: int, size: ModelSize):
+        super().__init__()
+        self.size = size
+        self.core = BlockGRU(action_dim, size)
+        n_logits = size.stoch * size.classes
+        self.prior_net = nn.Sequential(create_mlp(size.deter, size.hidden, size.prior_layers), Linear(size.hidden, n_logits))
+        self.posterior_net = nn.Sequential(
+            create_mlp(size.deter + embed_dim, size.hidden, size.posterior_layers), Linear(size.hidden, n_logits)
+        )
+
+    def initial(self, batch_size: int) -> LatentState:
+        """:return: zeros, (batch_size, ...)"""
+        weight = self.core.gates.weight
+        return LatentState(
+            weight.new_zeros(batch_size, self.size.deter),
+            weight.new_zeros(batch_size, self.size.stoch, self.size.classes),
+        )
+
+    def prior(self, deter: th.Tensor) -> OneHotCategoricalST:
+        """
+        :param deter: (..., D)
+        :return: p(stoch | deter), logits (..., S, K)
+        """
+        return self._latent(self.prior_net(deter))
+
+    def posterior(self, deter: th.Tensor, embed: th.Tensor) -> OneHotCategoricalST:
+        """
+        :param deter: (..., D)
+        :param embed: (..., E)
+        :return: q(stoch | deter, embed), logits (..., S, K)
+        """
+        return self._latent(self.posterior_net(th.cat([deter, embed.to(deter.dtype)], dim=-1)))
+
+    def _latent(self, logits: th.Tensor) -> OneHotCategoricalST:
+        return OneHotCategoricalST(logits.unflatten(-1, (self.size.stoch, self.size.classes)), self.size.unimix)
+
+    def obs_step(
+        self, state: LatentState, prev_action: th.Tensor, embed: th.Tensor, is_first: th.Tensor, noise: th.Tensor | None
+    ) -> tuple[LatentState, OneHotCategoricalST]:
+        """
+        One step with an observation. Where an episode begins, state and previous action are zeroed before.
+
+        :param state: (N, ...)
+        :param prev_action: encoded (N, A)
+        :param embed: (N, E)
+        :param is_first: (N,)
+        :param noise: (N, S) uniform, or class indices; None takes the posterior's mode
+        :return: state (N, ...) with straight-through gradient, and the posterior it was drawn from
+        """
+        keep = 1.0 - is_first.to(state.deter.dtype)  # (N,)
+        deter = self.core(state.deter * keep[:, None], state.stoch * keep[:, None, None], prev_action * keep[:, None])
+        posterior = self.posterior(deter, embed)
+        stoch = posterior.straight_through(posterior.mode() if noise is None else posterior.sample(noise))
+        return LatentState(deter, stoch), posterior
+
+    def img_step(self, state: LatentState, action: th.Tensor, noise: th.Tensor) -> LatentState:
+        """
+        One step of imagination.
+
+        :param state: (N, ...)
+        :param action: encoded (N, A)
+        :param noise: (N, S) uniform, or class indices
+        :return: (N, ...)
+        """
+        deter = self.core(state.deter, state.stoch, action)  # (N, D)
+        return LatentState(deter, self.prior(deter).rsample(noise))
+
+    def observe(
+        self, embed: th.Tensor, prev_actions: th.Tensor, is_first: th.Tensor, initial: LatentState, noise: th.Tensor
+    ) -> tuple[LatentState, OneHotCategoricalST]:
+        """
+        Filter a sequence.
+
+        .. code-block:: text
+
+            rows       x_0, a_-1      x_1, a_0       x_2, a_1         what came with observation x_t
+            states     s_-1 = initial ──▶ s_0 ──▶ s_1 ──▶ s_2         s_t = obs_step(s_{t-1}, a_{t-1}, x_t)
+
+        :param embed: (B, T, E)
+        :param prev_actions: encoded (B, T, A)
+        :param is_first: (B, T)
+        :param initial: (B, ...)
+        :param noise: (B, T, S) uniform, or class indices
+        :return: states (B, T, ...) and their posterior, logits (B, T, S, K)
+        """
+        state, states, logits = initial, [], []
+        for t in range(embed.shape[1]):
+            state, posterior = self.obs_step(state, prev_actions[:, t], embed[:, t], is_first[:, t], noise[:, t])
+            states.append(state)
+            logits.append(posterior.logits)
+        deter = th.stack([s.deter for s in states], dim=1)  # (B, T, D)
+        stoch = th.stack([s.stoch for s in states], dim=1)  # (B, T, S, K)
+        return LatentState(deter, stoch), OneHotCategoricalST(th.stack(logits, dim=1), self.size.unimix)
+
+    @staticmethod
+    def features(state: LatentState) -> th.Tensor:
+        """
+        :param state: (..., D) and (..., S, K)
+        :return: what every head reads, deter first, (..., F)
+        """
+        return th.cat([state.deter, state.stoch.flatten(-2)], dim=-1)  # (..., D + S * K)
+
+    @staticmethod
+    def kl_loss(posterior: OneHotCategoricalST, prior: OneHotCategoricalST, free_nats: float) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Dynamics and representation loss (paper, eq. of the world model loss). The free nats apply to the sum over groups.
+
+        :param posterior: logits (B, T, S, K)
+        :param prior: logits (B, T, S, K)
+        :param free_nats: below this many nats there is no gradient
+        :return: both (B, T)
+        """
+        unimix = posterior.unimix
+        dynamics = OneHotCategoricalST(posterior.logits.detach(), unimix).kl(prior).sum(-1)
+        representation = posterior.kl(OneHotCategoricalST(prior.logits.detach(), unimix)).sum(-1)
+        return dynamics.clamp_min(free_nats), representation.clamp_min(free_nats)
