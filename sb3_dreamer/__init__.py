@@ -1,0 +1,9 @@
+"""DreamerV3 as a first-class Stable-Baselines3 algorithm."""
+
+from pathlib import Path
+
+from sb3_dreamer.dreamerv3 import DreamerV3
+
+__version__ = (Path(__file__).parent / "version.txt").read_text().strip()
+
+__all__ = ["DreamerV3", "__version__"]

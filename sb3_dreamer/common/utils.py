@@ -1,5 +1,6 @@
 """Small helpers of the training loop: learning-rate warm-up, the training ratio's account, averages of metrics."""
 
+import time
 from fractions import Fraction
 
 import torch as th
@@ -18,20 +19,24 @@ def warmup_factor(n_updates: int, warmup_steps: int) -> float:
 
 class TrainRatio:
     """
-    Account of updates owed: each environment step adds ``ratio / steps_per_update`` of an update, exactly.
+    Account of updates owed: each environment step adds the ratio's share of an update, exactly.
 
     The account opens at the first moment at which training is possible, with one update and no more: the steps before
     count for nothing.
-
-    :param ratio: replayed (trained) time steps per environment step
-    :param steps_per_update: time steps that one update trains, batch size times batch length
     """
 
-    def __init__(self, ratio: float, steps_per_update: int):
-        # Read as it is written: 0.1 is a tenth here, not the nearest binary fraction.
-        self.updates_per_step = Fraction(str(ratio)) / steps_per_update
+    def __init__(self) -> None:
+        self.updates_per_step = Fraction(0)
         self.owed = Fraction(0)
         self.is_open = False
+
+    def set_rate(self, ratio: float, steps_per_update: int) -> None:
+        """
+        :param ratio: replayed (trained) time steps per environment step
+        :param steps_per_update: time steps that one update trains, batch size times batch length
+        """
+        # Read as it is written: 0.1 is a tenth here, not the nearest binary fraction.
+        self.updates_per_step = Fraction(str(ratio)) / steps_per_update
 
     def tick(self, n_steps: int, can_train: bool) -> int:
         """
@@ -40,17 +45,42 @@ class TrainRatio:
         :return: whole updates owed now
         """
         if not can_train:
-            self.is_open, self.owed = False, Fraction(0)
+            self.close()
         elif self.is_open:
             self.owed += n_steps * self.updates_per_step
         else:
             self.is_open, self.owed = True, Fraction(1)
         return int(self.owed)
 
+    def close(self) -> None:
+        """Forget the debt; the next moment at which training is possible opens the account anew."""
+        self.is_open, self.owed = False, Fraction(0)
+
     def pay(self) -> None:
         """Book one update. An update beyond the debt, asked for by hand, is a gift."""
         if self.owed >= 1:
             self.owed -= 1
+
+    def updates_in(self, n_steps: int) -> int:
+        """:return: whole updates owed after so many more environment steps"""
+        return int(self.owed + n_steps * self.updates_per_step)
+
+
+class UpdateClock:
+    """Measures the time of an update once, from the first to the fifth: the first one warms up."""
+
+    LAST = 5
+
+    def __init__(self) -> None:
+        self.n_updates = 0
+        self._start = 0.0
+
+    def tick(self) -> float | None:
+        """:return: seconds per update after the fifth call, else None"""
+        self.n_updates += 1
+        if self.n_updates == 1:
+            self._start = time.perf_counter()
+        return (time.perf_counter() - self._start) / (self.LAST - 1) if self.n_updates == self.LAST else None
 
 
 class MetricAverager:

@@ -17,7 +17,7 @@ from sb3_dreamer.common.preprocessing import decode_actions, encode_actions, enc
 from sb3_dreamer.common.returns import ReturnNormalizer
 from sb3_dreamer.common.type_aliases import LatentState, NumpyObs, PolicyState
 from sb3_dreamer.dreamerv3.heads import ActorHead, TwoHotHead
-from sb3_dreamer.dreamerv3.model_sizes import resolve_model_size
+from sb3_dreamer.dreamerv3.model_sizes import SIZE_FIELDS, resolve_model_size
 from sb3_dreamer.dreamerv3.world_model import WorldModel
 
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -62,6 +62,9 @@ class DreamerPolicy(BasePolicy):
         )
         if precision not in PRECISIONS:
             raise ValueError(f"`precision` must be one of {PRECISIONS}, got {precision!r}")
+        unknown = sorted(set(dimensions) - SIZE_FIELDS)
+        if unknown:
+            raise TypeError(f"`policy_kwargs` knows no {', '.join(unknown)}; dimensions are {', '.join(sorted(SIZE_FIELDS))}")
         self.model_size = model_size
         self.precision = precision
         self.dimensions = dimensions

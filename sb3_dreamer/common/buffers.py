@@ -1,0 +1,379 @@
+"""Sequence replay: one row per observation, one stream and cursor per environment, latents kept beside the rows."""
+
+import warnings
+from collections import deque
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
+from stable_baselines3.common.vec_env import VecNormalize
+from torch.nn import functional as F
+
+from sb3_dreamer.common.preprocessing import SINGLE_KEY
+from sb3_dreamer.common.type_aliases import LatentState, NumpyObs, SequenceBatch, SequenceIndices, TensorObs
+
+try:
+    # As SB3 does: check the memory when possible
+    import psutil
+except ImportError:  # pragma: no cover
+    psutil = None
+
+# Everything a row holds; all arrays are (rows, n_envs, ...).
+ROW_ARRAYS = ("actions", "rewards", "is_first", "dones", "timeouts", "deter", "stoch", "has_latent")
+
+
+class SequenceReplayBuffer(ReplayBuffer):
+    """
+    Replay of sequences in rows of arrival: a row is an observation with the action, the reward and the flags that came
+    *with* it. ``add`` appends the row of ``next_obs`` and, where an episode begins, first the row of ``obs``.
+
+    .. code-block:: text
+
+        rows     | x_0  first | x_1      | x_2      | x_3  last | x_0  first | ...     N steps make N + 1 rows
+        actions  | 0          | a_0      | a_1      | a_2       | 0          |         the action that led here
+        rewards  | 0          | r_1      | r_2      | r_3       | 0          |
+        dones    |                         ``timeouts`` too if cut, not ended  |
+
+    Each environment writes its own stream, so terminal and truncated observations are rows of their own. Rows are
+    numbered by a running count per stream; row ``step`` lies at ``step % buffer_size``. Memory is allocated at the first
+    ``add``.
+
+    :param buffer_size: rows over all environments
+    :param observation_space: Box, Discrete, MultiDiscrete, MultiBinary or a Dict of these
+    :param action_space: action space; a Box is stored scaled to [-1, 1]
+    :param device: where samples go
+    :param n_envs: number of environments, each gets ``buffer_size // n_envs`` rows
+    :param optimize_memory_usage: must be False: every observation is stored once already
+    :param handle_timeout_termination: tell truncations from terminations
+    :param batch_length: T, rows of a sampled window
+    :param latent_shape: (D, S, K) of the latents stored with each row; may be set until the first ``add``
+    :param replay_context: start windows from the latent stored with the row before them; else from zeros, as a new episode
+    :param online_queue: serve each new, non-overlapping window once before drawing uniformly
+    :raises ValueError: if ``optimize_memory_usage`` is set
+    """
+
+    has_latent: np.ndarray
+    is_first: np.ndarray
+    deter: np.ndarray
+    stoch: np.ndarray
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        device: th.device | str = "auto",
+        n_envs: int = 1,
+        optimize_memory_usage: bool = False,
+        handle_timeout_termination: bool = True,
+        batch_length: int = 64,
+        latent_shape: tuple[int, int, int] | None = None,
+        replay_context: bool = True,
+        online_queue: bool = True,
+    ):
+        if optimize_memory_usage:
+            raise ValueError("`optimize_memory_usage` must be False: this buffer stores every observation once already")
+        # Not ReplayBuffer's constructor, which allocates at once and keeps every observation twice.
+        BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs=n_envs)
+        self.buffer_size = max(buffer_size // n_envs, 1)
+        self.optimize_memory_usage = False
+        self.handle_timeout_termination = handle_timeout_termination
+        self.batch_length = batch_length
+        self.latent_shape = latent_shape
+        self.replay_context = replay_context
+        self.online_queue = online_queue
+        self.is_allocated = False
+        self._make_arrays(0)
+        self._clear_streams()
+
+    # ---- memory ----
+
+    def _clear_streams(self) -> None:
+        self.counts = np.zeros(self.n_envs, dtype=np.int64)  # rows ever written, per environment
+        self._opens_episode = np.ones(self.n_envs, dtype=bool)
+        self._queue: deque[tuple[int, int]] = deque(maxlen=max(1, self.n_envs * self.buffer_size // self.window_length))
+
+    def _make_arrays(self, rows: int) -> None:
+        """(Re)create all arrays with so many rows of zeros, which the system commits only when they are written."""
+        lead = (rows, self.n_envs)
+        self.observations = self._make_observations(lead)  # type: ignore[assignment]
+        self.actions = np.zeros((*lead, self.action_dim), dtype=self._maybe_cast_dtype(self.action_space.dtype))
+        self.rewards = np.zeros(lead, dtype=np.float32)
+        self.is_first, self.dones, self.timeouts, self.has_latent = (np.zeros(lead, dtype=bool) for _ in range(4))
+        # Latents are what fills the memory: the deterministic state in 16 bits, the one-hots as indices.
+        deter, stoch, classes = self.latent_shape if self.latent_shape and self.replay_context else (0, 0, 1)
+        self.deter = np.zeros((*lead, deter), dtype=np.float16)
+        self.stoch = np.zeros((*lead, stoch), dtype=np.uint8 if classes <= 256 else np.uint16)
+
+    def _make_observations(self, lead: tuple[int, ...]) -> NumpyObs:
+        if isinstance(self.observation_space, spaces.Dict):
+            shapes: dict[str, tuple[int, ...]] = self.obs_shape  # type: ignore[assignment]
+            return {
+                key: np.zeros((*lead, *shapes[key]), dtype=self._maybe_cast_dtype(space.dtype))
+                for key, space in self.observation_space.spaces.items()
+            }
+        return np.zeros((*lead, *self.obs_shape), dtype=self._maybe_cast_dtype(self.observation_space.dtype))
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        arrays = {name: getattr(self, name) for name in ROW_ARRAYS}
+        return arrays | {f"obs.{key}": array for key, array in as_array_dict(self.observations).items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the full buffer in bytes, observations and latents included."""
+        self_with_one_row = self._arrays().values()
+        return sum(int(np.prod(array.shape[1:])) * array.itemsize for array in self_with_one_row) * self.buffer_size
+
+    def _allocate(self) -> None:
+        self._make_arrays(0)  # the latent shape may have been set meanwhile
+        available = psutil.virtual_memory().available if psutil is not None else np.inf
+        if self.nbytes > available:
+            warnings.warn(
+                "This system does not have apparently enough memory to store the complete replay buffer "
+                f"{self.nbytes / 1e9:.2f}GB > {available / 1e9:.2f}GB: reduce `buffer_size`"
+            )
+        self._make_arrays(self.buffer_size)
+        self.is_allocated = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Only rows in use are pickled."""
+        state = self.__dict__.copy()
+        used = int(self.filled.max()) if self.is_allocated else 0
+        state |= {name: getattr(self, name)[:used].copy() for name in ROW_ARRAYS}
+        cut = {key: array[:used].copy() for key, array in as_array_dict(self.observations).items()}
+        state["observations"] = cut if isinstance(self.observations, dict) else cut[SINGLE_KEY]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.is_allocated:
+            stored = self._arrays()
+            self._make_arrays(self.buffer_size)
+            for name, array in self._arrays().items():
+                array[: len(stored[name])] = stored[name]
+
+    # ---- writing ----
+
+    @property
+    def filled(self) -> np.ndarray:
+        """Rows in each stream, (n_envs,)."""
+        return np.minimum(self.counts, self.buffer_size)
+
+    @property
+    def window_length(self) -> int:
+        """Rows that a window needs, the context row included."""
+        return self.batch_length + int(self.replay_context)
+
+    def set_window(self, batch_length: int) -> None:
+        """
+        :param batch_length: T of the windows from now on; queued windows of another length are dropped
+        """
+        if batch_length != self.batch_length:
+            self.batch_length = batch_length
+            self._queue.clear()
+
+    def size(self) -> int:
+        """:return: rows in the shortest stream"""
+        return int(self.filled.min())
+
+    def reset(self) -> None:
+        """Forget all rows, keep the memory."""
+        super().reset()
+        self.has_latent[:] = False
+        self._clear_streams()
+
+    def mark_starts(self, starts: np.ndarray) -> None:
+        """
+        Say before ``add`` that its ``obs`` begins an episode. After a ``done`` this is known; a reset without one is not.
+
+        :param starts: (n_envs,)
+        """
+        self._opens_episode |= np.asarray(starts, dtype=bool)
+
+    def add(
+        self,
+        obs: NumpyObs,
+        next_obs: NumpyObs,
+        action: np.ndarray,
+        reward: np.ndarray,
+        done: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """
+        Append what one step of all environments brought.
+
+        :param obs: (n_envs, ...) where the action was chosen; stored only where it begins an episode
+        :param next_obs: (n_envs, ...) true next observation, the final one where an episode ended
+        :param action: (n_envs, ...) index, or value scaled to [-1, 1]
+        :param reward: (n_envs,)
+        :param done: (n_envs,) terminated or truncated
+        :param infos: ``TimeLimit.truncated`` tells truncations
+        """
+        if not self.is_allocated:
+            self._allocate()
+        done = np.asarray(done, dtype=bool)
+        truncated = np.zeros(self.n_envs, dtype=bool)
+        if self.handle_timeout_termination:
+            truncated[:] = [info.get("TimeLimit.truncated", False) for info in infos]
+        opening = np.flatnonzero(self._opens_episode)
+        if len(opening):
+            self._cut_before(opening)
+            zeros = np.zeros((self.n_envs, self.action_dim))
+            never = np.zeros(self.n_envs, dtype=bool)
+            self._append(opening, obs, zeros, np.zeros(self.n_envs), ~never, never, never)
+        everywhere = np.arange(self.n_envs)
+        is_first = np.zeros(self.n_envs, dtype=bool)
+        self._append(everywhere, next_obs, action, reward, is_first, done, done & truncated)
+        self._opens_episode = done.copy()
+        self.pos = int((self.counts % self.buffer_size).max())
+        self.full = bool((self.counts >= self.buffer_size).all())
+
+    def _cut_before(self, envs: np.ndarray) -> None:
+        """An episode that was abandoned by a reset ends like a truncated one."""
+        envs = envs[self.counts[envs] > 0]
+        rows = (self.counts[envs] - 1) % self.buffer_size
+        abandoned = ~self.dones[rows, envs]
+        self.dones[rows[abandoned], envs[abandoned]] = True
+        self.timeouts[rows[abandoned], envs[abandoned]] = True
+
+    def _append(
+        self,
+        envs: np.ndarray,
+        observations: NumpyObs,
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        is_first: np.ndarray,
+        dones: np.ndarray,
+        timeouts: np.ndarray,
+    ) -> None:
+        """Append one row to each stream of ``envs``; all arguments hold all environments."""
+        rows = self.counts[envs] % self.buffer_size
+        values = as_array_dict(observations)
+        for key, array in as_array_dict(self.observations).items():
+            array[rows, envs] = np.asarray(values[key]).reshape(self.n_envs, *array.shape[2:])[envs]
+        self.actions[rows, envs] = np.asarray(actions).reshape(self.n_envs, self.action_dim)[envs]
+        self.rewards[rows, envs] = np.asarray(rewards)[envs]
+        self.is_first[rows, envs] = is_first[envs]
+        self.dones[rows, envs] = dones[envs]
+        self.timeouts[rows, envs] = timeouts[envs]
+        self.has_latent[rows, envs] = False
+        # Last, so that an interrupt in between leaves no half-written row in the stream.
+        self.counts[envs] += 1
+        if self.online_queue:
+            for env in envs[self.counts[envs] % self.window_length == 0]:
+                self._queue.append((int(env), int(self.counts[env]) - self.window_length))
+
+    # ---- latents ----
+
+    @property
+    def acting_indices(self) -> SequenceIndices:
+        """Rows of the observations from which the last stored actions were chosen: those before the newest rows."""
+        return SequenceIndices(self.counts[:, None] - 2, np.arange(self.n_envs))
+
+    def update_latents(self, indices: SequenceIndices, latents: LatentState) -> None:
+        """
+        Write latents beside their rows; rows that were overwritten meanwhile are skipped.
+
+        :param indices: steps (B, T) and envs (B,)
+        :param latents: deter (B, T, D), stoch one-hot (B, T, S, K)
+        """
+        if not self.replay_context:
+            return
+        envs = np.broadcast_to(indices.envs[:, None], indices.steps.shape)
+        alive = indices.steps >= np.maximum(self.counts - self.buffer_size, 0)[envs]
+        where = indices.steps[alive] % self.buffer_size, envs[alive]
+        self.deter[where] = latents.deter.detach().to(th.float16).cpu().numpy()[alive]
+        self.stoch[where] = latents.stoch.detach().argmax(-1).cpu().numpy()[alive]
+        self.has_latent[where] = True
+
+    def _initial_latents(self, steps: np.ndarray, envs: np.ndarray) -> LatentState:
+        assert self.latent_shape is not None, "the buffer was not told the `latent_shape`"
+        deter_dim, groups, classes = self.latent_shape
+        if not self.replay_context:
+            zeros = th.zeros(len(envs), deter_dim, device=self.device)
+            return LatentState(zeros, zeros.new_zeros(len(envs), groups, classes))
+        rows = steps % self.buffer_size
+        # A row without a latent gives zeros, also for the one-hots: class 0 would be something else.
+        known = self._to_device(self.has_latent[rows, envs]).float()  # (B,)
+        deter = self._to_device(self.deter[rows, envs]).float() * known[:, None]  # (B, D)
+        stoch = F.one_hot(self._to_device(self.stoch[rows, envs]).long(), classes).float()  # (B, S, K)
+        return LatentState(deter, stoch * known[:, None, None])
+
+    # ---- reading ----
+
+    @property
+    def n_windows(self) -> np.ndarray:
+        """Windows that lie wholly in each stream, (n_envs,)."""
+        return np.maximum(self.filled - self.window_length + 1, 0)
+
+    def can_sample(self) -> bool:
+        """:return: whether there is at least one window"""
+        return bool(self.n_windows.any())
+
+    def sample(self, batch_size: int, env: VecNormalize | None = None) -> SequenceBatch:  # type: ignore[override]
+        """
+        :param batch_size: B
+        :param env: normalises observations and rewards, which are stored raw
+        :return: B windows of T rows, new ones first, the rest drawn uniformly; they cross episodes freely
+        :raises ValueError: if no window is complete yet
+        """
+        envs, first = self._draw_windows(batch_size)
+        context = first if self.replay_context else first - 1
+        steps = (context + 1)[:, None] + np.arange(self.batch_length)  # (B, T)
+        where = steps % self.buffer_size, envs[:, None]
+        is_first = self.is_first[where]
+        if not self.replay_context:
+            is_first[:, 0] = True
+        rewards = self._normalize_reward(self.rewards[where], env)
+        dones, timeouts = self.dones[where], self.timeouts[where]
+        return SequenceBatch(
+            observations=self._observations(where, env),
+            prev_actions=self._to_device(self.actions[where]),
+            rewards=self._to_device(rewards),
+            is_first=self._to_device(is_first),
+            is_last=self._to_device(dones),
+            is_terminal=self._to_device(dones & ~timeouts),
+            initial=self._initial_latents(context, envs),
+            indices=SequenceIndices(steps, envs),
+        )
+
+    def _observations(self, where: tuple[np.ndarray, np.ndarray], env: VecNormalize | None) -> TensorObs:
+        if isinstance(self.observations, dict):
+            by_key = self._normalize_obs({key: array[where] for key, array in self.observations.items()}, env)
+            assert isinstance(by_key, dict)
+            return {key: self._to_device(array) for key, array in by_key.items()}
+        return self._to_device(self._normalize_obs(self.observations[where], env))  # type: ignore[arg-type]
+
+    def _draw_windows(self, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """:return: environment and first row of each window, the context row counted, (B,) both"""
+        n_windows = self.n_windows
+        if not n_windows.any():
+            raise ValueError(
+                f"No window of {self.window_length} rows is complete: the longest stream has {self.filled.max()} rows "
+                f"of {self.buffer_size} (batch_length={self.batch_length}, buffer_size over {self.n_envs} environments)"
+            )
+        oldest = self.counts - self.filled
+        fresh: list[tuple[int, int]] = []
+        while self._queue and len(fresh) < batch_size:
+            window = env, step = self._queue.popleft()
+            if step >= oldest[env]:  # else some of its rows are overwritten
+                fresh.append(window)
+        ends = n_windows.cumsum()
+        draws = np.random.randint(0, ends[-1], size=batch_size - len(fresh))
+        envs = np.searchsorted(ends, draws, side="right")
+        first = oldest[envs] + draws - (ends - n_windows)[envs]
+        if fresh:
+            fresh_envs, fresh_first = np.array(fresh).T
+            envs, first = np.concatenate([fresh_envs, envs]), np.concatenate([fresh_first, first])
+        return envs, first
+
+    def _to_device(self, array: np.ndarray) -> th.Tensor:
+        """Fancy indexing has made a copy already: no second one on the CPU."""
+        return th.as_tensor(array, device=self.device)
+
+
+def as_array_dict(observations: NumpyObs) -> dict[str, np.ndarray]:
+    """:return: observations by key, under ``SINGLE_KEY`` where there is only one"""
+    return observations if isinstance(observations, dict) else {SINGLE_KEY: observations}

@@ -1,0 +1,124 @@
+"""Checks of the constructor's arguments: one clear exception each, before anything is built."""
+
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+from gymnasium import spaces
+
+from sb3_dreamer.common.buffers import SequenceReplayBuffer
+from sb3_dreamer.common.preprocessing import as_space_dict, is_image
+from sb3_dreamer.dreamerv3.losses import LOSS_SCALES
+
+if TYPE_CHECKING:
+    from sb3_dreamer.dreamerv3.dreamerv3 import DreamerV3
+
+# name: (smallest, largest, whole number?)
+RANGES: dict[str, tuple[float, float, bool]] = {
+    "buffer_size": (1, float("inf"), True),
+    "learning_starts": (0, float("inf"), True),
+    "batch_size": (1, float("inf"), True),
+    "batch_length": (2, float("inf"), True),
+    "imagination_horizon": (1, float("inf"), True),
+    "lr_warmup_steps": (0, float("inf"), True),
+    "imagine_last": (0, float("inf"), True),
+    "gamma": (0.0, 1.0, False),
+    "return_lambda": (0.0, 1.0, False),
+    "tau": (0.0, 1.0, False),
+    "ent_coef": (0.0, float("inf"), False),
+    "free_nats": (0.0, float("inf"), False),
+}
+POSITIVE = ("training_ratio", "agc_clip")
+
+
+def check_arguments(model: "DreamerV3") -> None:
+    """
+    :param model: an algorithm with its arguments stored and nothing built
+    :raises ValueError: names the first argument that is out of its range, what came and what is allowed
+    """
+    for name, (low, high, is_whole) in RANGES.items():
+        check_number(name, getattr(model, name), low, high, is_whole)
+    for name in POSITIVE:
+        value = getattr(model, name)
+        if not is_number(value) or not 0 < value < float("inf"):
+            raise ValueError(f"`{name}` must be a positive number, got {value!r}")
+    if model.imagine_last == 1 or model.imagine_last > model.batch_length:
+        raise ValueError(
+            f"`imagine_last` must be 0 (dream from every row) or between 2 and `batch_length`={model.batch_length}, "
+            f"got {model.imagine_last}"
+        )
+    if model.compile not in (True, False, "auto"):
+        raise ValueError(f"`compile` must be True, False or 'auto', got {model.compile!r}")
+    check_loss_scales(model.loss_scales)
+    check_kwargs(model)
+    check_spaces(model)
+
+
+def is_number(value: Any) -> bool:
+    """:return: whether it is a real number, numpy's included, and no bool"""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def check_number(name: str, value: Any, low: float, high: float, is_whole: bool) -> None:
+    """:raises ValueError: if ``value`` is no number (or no whole one) between ``low`` and ``high``"""
+    if not is_number(value) or not low <= value <= high or (is_whole and value != int(value)):
+        kind = "a whole number" if is_whole else "a number"
+        limits = f"of at least {low}" if high == float("inf") else f"between {low} and {high}"
+        raise ValueError(f"`{name}` must be {kind} {limits}, got {value!r}")
+
+
+def check_loss_scales(loss_scales: dict[str, float] | None) -> None:
+    """:raises ValueError: if a name is no loss or a scale is negative"""
+    for name, scale in (loss_scales or {}).items():
+        if name not in LOSS_SCALES:
+            raise ValueError(f"`loss_scales` knows no {name!r}, its keys are {', '.join(LOSS_SCALES)}")
+        check_number(f"loss_scales[{name!r}]", scale, 0.0, float("inf"), False)
+
+
+def check_kwargs(model: "DreamerV3") -> None:
+    """:raises ValueError: if an argument stands in the wrong dict, or the replay buffer is of the wrong class"""
+    for name in ("model_size", "precision"):
+        if name in model.policy_kwargs:
+            raise ValueError(f"`{name}` is an argument of DreamerV3 itself, it does not belong into `policy_kwargs`")
+    for name in ("batch_length", "replay_context", "online_queue"):
+        if name in model.replay_buffer_kwargs:
+            raise ValueError(f"`{name}` is an argument of DreamerV3 itself, it does not belong into `replay_buffer_kwargs`")
+    buffer_class = model.replay_buffer_class
+    if buffer_class is not None and not issubclass(buffer_class, SequenceReplayBuffer):
+        raise ValueError(
+            "`replay_buffer_class` must be a subclass of SequenceReplayBuffer (single transitions, as HerReplayBuffer "
+            f"relabels them, make no sequences), got {buffer_class.__name__}"
+        )
+
+
+def check_spaces(model: "DreamerV3") -> None:
+    """:raises ValueError: if actions do not start at 0, or VecNormalize normalises an image"""
+    action_space = model.action_space
+    if isinstance(action_space, spaces.Discrete) and action_space.start != 0:
+        raise ValueError(
+            f"Discrete action spaces must have `start=0`, got {action_space}: wrap the environment, for instance by "
+            "gymnasium.wrappers.TransformAction"
+        )
+    vec_normalize = model._vec_normalize_env
+    if vec_normalize is None or not vec_normalize.norm_obs:
+        return
+    original_space = vec_normalize.venv.observation_space
+    normalised = vec_normalize.norm_obs_keys if isinstance(original_space, spaces.Dict) else None
+    for key, space in as_space_dict(original_space).items():
+        if is_image(space) and (normalised is None or key in normalised):
+            raise ValueError(
+                f"VecNormalize must leave images alone (`{key}` is one): name the other keys in `norm_obs_keys`, "
+                "or use `norm_obs=False`"
+            )
+
+
+def check_replay_buffer(replay_buffer: Any, n_envs: int, latent_shape: tuple[int, int, int]) -> None:
+    """:raises ValueError: if a loaded buffer does not fit the model"""
+    if not isinstance(replay_buffer, SequenceReplayBuffer):
+        raise ValueError(f"The replay buffer must be a SequenceReplayBuffer, got {type(replay_buffer).__name__}")
+    if replay_buffer.n_envs != n_envs:
+        raise ValueError(f"The replay buffer was filled by {replay_buffer.n_envs} environments, the model has {n_envs}")
+    if replay_buffer.latent_shape != latent_shape:
+        raise ValueError(
+            f"The replay buffer holds latents of (deter, stoch, classes) {replay_buffer.latent_shape}, the model has "
+            f"{latent_shape}: it was saved with another `model_size`"
+        )

@@ -1,0 +1,419 @@
+"""DreamerV3 inside Stable-Baselines3's collect/train loop."""
+
+import io
+import pathlib
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule, TrainFreq
+from stable_baselines3.common.utils import update_learning_rate
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_dreamer.common.buffers import SequenceReplayBuffer
+from sb3_dreamer.common.optimizers import clip_grad_agc_
+from sb3_dreamer.common.preprocessing import decode_actions, encode_actions
+from sb3_dreamer.common.type_aliases import LatentState, PolicyState
+from sb3_dreamer.common.utils import MetricAverager, TrainRatio, UpdateClock, warmup_factor
+from sb3_dreamer.dreamerv3.arguments import check_arguments, check_replay_buffer
+from sb3_dreamer.dreamerv3.losses import DreamerLoss
+from sb3_dreamer.dreamerv3.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy
+
+SelfDreamerV3 = TypeVar("SelfDreamerV3", bound="DreamerV3")
+
+
+class DreamerV3(OffPolicyAlgorithm):
+    """
+    DreamerV3: learn a world model from replayed sequences, learn to act inside its dreams.
+
+    Paper: Hafner et al., "Mastering diverse control tasks through world models" (Nature 2025,
+    https://arxiv.org/abs/2301.04104), in the form of the authors' 2025 release.
+
+    What differs from other SB3 algorithms: batches have a time axis, the replay buffer holds one row per observation,
+    and ``training_ratio`` takes the place of ``gradient_steps``. Prediction is recurrent, as for ``RecurrentPPO``.
+
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a class
+    :param env: environment, its id, or None to load a model
+    :param learning_rate: learning rate of all networks, a number or a function of the remaining progress (1 to 0); it is
+        multiplied by the warm-up
+    :param buffer_size: rows (observations) of the replay buffer over all environments
+    :param learning_starts: environment steps with random actions before training starts; 0 acts by the policy at once
+    :param batch_size: B, windows per update
+    :param batch_length: T, rows per window
+    :param training_ratio: replayed (trained) time steps per environment step: an update comes every
+        ``batch_size * batch_length / training_ratio`` environment steps, counted over all environments
+    :param model_size: ``"auto"`` (1m without images, 12m with), ``"debug"``, ``"nano"`` ... ``"XL"``, ``"1m"`` ... ``"400m"``
+    :param imagination_horizon: H, steps of a dream
+    :param gamma: discount, learnt inside the continue head
+    :param return_lambda: lambda of the returns
+    :param tau: share of the critic that its slow copy takes at each update
+    :param ent_coef: weight of the actor's entropy
+    :param free_nats: dynamics and representation loss are not reduced below this
+    :param loss_scales: weights of the losses by name, see :data:`~sb3_dreamer.dreamerv3.losses.LOSS_SCALES`; unnamed ones
+        keep theirs
+    :param agc_clip: largest ratio of a tensor's gradient norm to its own norm
+    :param lr_warmup_steps: updates until the learning rate is reached; the first update has learning rate 0
+    :param replay_context: start windows from the latent state stored with the row before, and refresh it after each update
+    :param online_queue: train on each new window once before drawing uniformly
+    :param imagine_last: dream from the last K rows of each window only; 0: from all
+    :param precision: ``"fp32"``, ``"bf16"`` (autocast), or ``"auto"``: bf16 where a CUDA device has it
+    :param compile: compile the recurrent core with ``torch.compile``; ``"auto"`` does not yet
+    :param train_freq: collect so many steps, or ``(n, "episode")``, between training calls
+    :param replay_buffer_class: a subclass of :class:`~sb3_dreamer.common.buffers.SequenceReplayBuffer`
+    :param replay_buffer_kwargs: keyword arguments of the replay buffer
+    :param policy_kwargs: single dimensions (``deter, hidden, stoch, classes, blocks, units, depth, ...``, see
+        :class:`~sb3_dreamer.dreamerv3.model_sizes.ModelSize`), ``optimizer_class``, ``optimizer_kwargs``, ``normalize_images``
+    :param stats_window_size: episodes over which rollout statistics are averaged
+    :param tensorboard_log: folder of the TensorBoard log
+    :param verbose: 0 silent, 1 info, 2 debug
+    :param seed: of all random generators
+    :param device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
+    :param _init_setup_model: build the networks now
+    :raises ValueError: if an argument is out of its range, before anything is built
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+    policy: DreamerPolicy
+    replay_buffer: SequenceReplayBuffer
+    loss_module: DreamerLoss
+
+    def __init__(
+        self,
+        policy: str | type[DreamerPolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule = 4e-5,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 1024,
+        batch_size: int = 16,
+        batch_length: int = 64,
+        training_ratio: float = 512,
+        model_size: str = "auto",
+        imagination_horizon: int = 15,
+        gamma: float = 1 - 1 / 333,
+        return_lambda: float = 0.95,
+        tau: float = 0.02,
+        ent_coef: float = 3e-4,
+        free_nats: float = 1.0,
+        loss_scales: dict[str, float] | None = None,
+        agc_clip: float = 0.3,
+        lr_warmup_steps: int = 1000,
+        replay_context: bool = True,
+        online_queue: bool = True,
+        imagine_last: int = 0,
+        precision: str = "auto",
+        compile: bool | str = "auto",
+        train_freq: int | tuple[int, str] = 1,
+        replay_buffer_class: type[SequenceReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        super().__init__(
+            policy=policy,
+            env=env,  # type: ignore[arg-type]
+            learning_rate=learning_rate,
+            buffer_size=buffer_size,
+            learning_starts=learning_starts,
+            batch_size=batch_size,
+            tau=tau,
+            gamma=gamma,
+            train_freq=train_freq,
+            gradient_steps=0,  # set after each rollout to the number of updates owed
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            policy_kwargs=policy_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            support_multi_env=True,
+            seed=seed,
+            sde_support=False,
+            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+        )
+        self.batch_length = batch_length
+        self.training_ratio = training_ratio
+        self.model_size = model_size
+        self.imagination_horizon = imagination_horizon
+        self.return_lambda = return_lambda
+        self.ent_coef = ent_coef
+        self.free_nats = free_nats
+        self.loss_scales = loss_scales
+        self.agc_clip = agc_clip
+        self.lr_warmup_steps = lr_warmup_steps
+        self.replay_context = replay_context
+        self.online_queue = online_queue
+        self.imagine_last = imagine_last
+        self.precision = precision
+        self.compile = compile
+
+        self._last_state: PolicyState | None = None
+        self._train_ratio = TrainRatio()
+        self._metrics = MetricAverager()
+        self._clock = UpdateClock()
+        if _init_setup_model:
+            self._setup_model()
+
+    # ---- building ----
+
+    def _setup_model(self) -> None:
+        check_arguments(self)
+        user_policy_kwargs, user_buffer_kwargs = self.policy_kwargs, self.replay_buffer_kwargs
+        # SB3 hands these two dicts on; the user's own are restored, for `load` compares them.
+        self.policy_kwargs = {"model_size": self.model_size, "precision": self.precision, **user_policy_kwargs}
+        self.replay_buffer_kwargs = {
+            "batch_length": self.batch_length,
+            "replay_context": self.replay_context,
+            "online_queue": self.online_queue,
+            **user_buffer_kwargs,
+        }
+        if self.replay_buffer_class is None:
+            self.replay_buffer_class = SequenceReplayBuffer
+        try:
+            super()._setup_model()
+        finally:
+            self.policy_kwargs, self.replay_buffer_kwargs = user_policy_kwargs, user_buffer_kwargs
+        self.replay_buffer.latent_shape = self._latent_shape
+        self._train_ratio.set_rate(self.training_ratio, self.batch_size * self.batch_length)
+        self.loss_module = DreamerLoss(
+            self.policy,
+            imagination_horizon=self.imagination_horizon,
+            gamma=self.gamma,
+            return_lambda=self.return_lambda,
+            ent_coef=self.ent_coef,
+            free_nats=self.free_nats,
+            imagine_last=self.imagine_last,
+            loss_scales=self.loss_scales,
+        )
+        if self.compile is True:
+            self.policy.world_model.rssm.core.compile(dynamic=False)
+
+    @property
+    def _latent_shape(self) -> tuple[int, int, int]:
+        size = self.policy.size
+        return size.deter, size.stoch, size.classes
+
+    # ---- collecting ----
+
+    def learn(
+        self: SelfDreamerV3,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int | None = 4,
+        tb_log_name: str = "DreamerV3",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfDreamerV3:
+        """As :meth:`OffPolicyAlgorithm.learn`."""
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,  # type: ignore[arg-type]
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if reset_num_timesteps or self._last_obs is None:
+            self._last_state = None  # SB3 is about to reset the environments
+        if reset_num_timesteps:
+            self._train_ratio.close()
+        self._clock = UpdateClock()
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def _sample_action(
+        self,
+        learning_starts: int,
+        action_noise: ActionNoise | None = None,
+        n_envs: int = 1,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Act by the policy, or at random before ``learning_starts``; the recurrent state runs along in both cases.
+
+        :param learning_starts: environment steps with random actions
+        :param action_noise: not supported, always None
+        :param n_envs: number of environments
+        :return: actions for the environments, and for the buffer (scaled to [-1, 1] for a Box)
+        """
+        assert self._last_obs is not None and action_noise is None
+        if self._last_state is None:
+            # Without a state, what follows is the beginning of an episode to the model, so to the buffer as well.
+            self._last_episode_starts = np.ones(n_envs, dtype=bool)
+        observations, _ = self.policy.obs_to_tensor(self._last_obs)
+        starts = th.as_tensor(self._last_episode_starts, device=self.device)
+        sampled, state = self.policy.step(observations, self._last_state, starts)
+        if self.num_timesteps < learning_starts:
+            actions = np.array([self.action_space.sample() for _ in range(n_envs)])
+            buffer_actions = self.policy.scale_action(actions) if isinstance(self.action_space, spaces.Box) else actions
+            flat = th.as_tensor(buffer_actions.reshape(n_envs, -1), device=self.device)
+            state = state._replace(prev_action=encode_actions(flat, self.action_space))
+        else:
+            buffer_actions = sampled.cpu().numpy()
+            if isinstance(self.action_space, spaces.Box):
+                buffer_actions = buffer_actions.clip(-1.0, 1.0)
+            actions = decode_actions(buffer_actions, self.action_space)
+        self._last_state = state
+        return actions, buffer_actions
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        assert isinstance(replay_buffer, SequenceReplayBuffer) and self._last_state is not None
+        assert self._last_episode_starts is not None
+        replay_buffer.mark_starts(self._last_episode_starts)
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        latent = LatentState(self._last_state.deter.unsqueeze(1), self._last_state.stoch.unsqueeze(1))  # (n_envs, 1, ...)
+        replay_buffer.update_latents(replay_buffer.acting_indices, latent)
+        self._last_episode_starts = np.array(dones, dtype=bool)
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        train_freq: TrainFreq,
+        replay_buffer: ReplayBuffer,
+        action_noise: ActionNoise | None = None,
+        learning_starts: int = 0,
+        log_interval: int | None = None,
+    ) -> RolloutReturn:
+        """
+        As :meth:`OffPolicyAlgorithm.collect_rollouts`, and then set ``gradient_steps`` to the updates owed. Nothing is
+        lost at a stop: the transition that SB3 drops when a callback returns False is stored, and after an exception
+        the next ``learn`` resets the environments.
+        """
+        steps_before, will_train = self.num_timesteps, False
+        try:
+            rollout = super().collect_rollouts(
+                env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval
+            )
+            will_train = rollout.continue_training
+            if not will_train:
+                pending = [callback.locals[name] for name in ("buffer_actions", "new_obs", "rewards", "dones", "infos")]
+                self._store_transition(replay_buffer, *pending)
+        except BaseException:
+            self._last_obs = None  # somewhere between two steps: the environments must be reset
+            raise
+        finally:
+            if will_train or self._train_ratio.is_open:
+                can_train = self.num_timesteps > self.learning_starts and self.replay_buffer.can_sample()
+                self.gradient_steps = self._train_ratio.tick(self.num_timesteps - steps_before, can_train)
+        return rollout
+
+    # ---- training ----
+
+    def train(self, gradient_steps: int, batch_size: int) -> None:
+        """
+        One update after the other: sample, loss, gradient, clipping, step, slow critic, latents written back.
+
+        :param gradient_steps: number of updates
+        :param batch_size: B, windows per update
+        """
+        self.policy.set_training_mode(True)
+        for _ in range(gradient_steps):
+            self._update_learning_rate(self.policy.optimizer)
+            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+            with self.policy.autocast():
+                output = self.loss_module(batch)
+            self.policy.optimizer.zero_grad(set_to_none=True)
+            output.loss.backward()
+            grad_norm = clip_grad_agc_(self.policy.parameters(), self.agc_clip)
+            self.policy.optimizer.step()
+            self.policy.update_target(self.tau)
+            self.replay_buffer.update_latents(batch.indices, output.posterior)
+            self._n_updates += 1
+            self._train_ratio.pay()
+            self._metrics.add({**output.metrics, "train/grad_norm": grad_norm})
+            self._announce_duration()
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        if self.device.type == "cpu":  # elsewhere reading them would wait for the device
+            self._record(self._metrics.means())
+
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        """The one place where the learning rate is set: schedule times warm-up, whatever the optimiser."""
+        rate = self.lr_schedule(self._current_progress_remaining) * warmup_factor(self._n_updates, self.lr_warmup_steps)
+        self.logger.record("train/learning_rate", rate)
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            update_learning_rate(optimizer, rate)
+
+    def _announce_duration(self) -> None:
+        """Say once per ``learn``, after the fifth update, how long it will take."""
+        seconds = self._clock.tick()
+        if seconds is None or self.verbose < 1:
+            return
+        steps_left = max(0, self._total_timesteps - self.num_timesteps)
+        n_updates = self._clock.n_updates + self._train_ratio.updates_in(steps_left)
+        print(
+            f"{seconds:.3g} s per update, about {n_updates} updates in this learn(): about "
+            f"{seconds * n_updates / 60:.1f} min of training on {self.device}. Shorter with a smaller `model_size`, "
+            "a lower `training_ratio` or a faster `device`."
+        )
+
+    # ---- logging ----
+
+    def _record(self, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self.logger.record(name, value)
+
+    def dump_logs(self) -> None:
+        """Write log data; losses are means over all updates since the last time."""
+        self._record(self._metrics.flush())
+        self.logger.record("replay/rows", int(self.replay_buffer.filled.sum()))
+        super().dump_logs()
+
+    # ---- saving ----
+
+    def load_replay_buffer(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        truncate_last_traj: bool = True,
+    ) -> None:
+        """
+        As :meth:`OffPolicyAlgorithm.load_replay_buffer`.
+
+        :param path: of the pickled buffer
+        :param truncate_last_traj: for ``HerReplayBuffer``, without meaning here
+        :raises ValueError: if the buffer is of another kind, number of environments or latent size
+        """
+        current = self.replay_buffer
+        try:
+            super().load_replay_buffer(path, truncate_last_traj)
+            check_replay_buffer(self.replay_buffer, self.n_envs, self._latent_shape)
+        except BaseException:
+            self.replay_buffer = current
+            raise
+        self.replay_buffer.set_window(self.batch_length)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "loss_module", "_last_state", "_metrics", "_clock"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "policy.optimizer"], []
