@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+from sb3_dreamer.common.envs import register_envs
 from sb3_dreamer.dreamerv3 import DreamerV3
 
 __version__ = (Path(__file__).parent / "version.txt").read_text().strip()
+
+register_envs()
 
 __all__ = ["DreamerV3", "__version__"]

@@ -3,10 +3,11 @@
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from gymnasium import spaces
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
-from sb3_dreamer.common.preprocessing import as_space_dict, is_image
+from sb3_dreamer.common.preprocessing import as_space_dict
 from sb3_dreamer.dreamerv3.losses import LOSS_SCALES
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ def check_kwargs(model: "DreamerV3") -> None:
     for name in ("batch_length", "replay_context", "online_queue"):
         if name in model.replay_buffer_kwargs:
             raise ValueError(f"`{name}` is an argument of DreamerV3 itself, it does not belong into `replay_buffer_kwargs`")
+    if "optimize_memory_usage" in model.replay_buffer_kwargs:
+        raise ValueError("`optimize_memory_usage` has no meaning here: every observation is stored once already")
     buffer_class = model.replay_buffer_class
     if buffer_class is not None and not issubclass(buffer_class, SequenceReplayBuffer):
         raise ValueError(
@@ -101,10 +104,12 @@ def check_spaces(model: "DreamerV3") -> None:
     vec_normalize = model._vec_normalize_env
     if vec_normalize is None or not vec_normalize.norm_obs:
         return
-    original_space = vec_normalize.venv.observation_space
-    normalised = vec_normalize.norm_obs_keys if isinstance(original_space, spaces.Dict) else None
-    for key, space in as_space_dict(original_space).items():
-        if is_image(space) and (normalised is None or key in normalised):
+    normalised = as_space_dict(vec_normalize.observation_space)
+    for key in vec_normalize.norm_obs_keys or list(normalised):
+        space = normalised[key]
+        # VecNormalize has replaced the image's space by one of its own making, also in the environment below it.
+        replaced = spaces.Box(-vec_normalize.clip_obs, vec_normalize.clip_obs, space.shape, np.float32)
+        if len(replaced.shape) == 3 and space == replaced:
             raise ValueError(
                 f"VecNormalize must leave images alone (`{key}` is one): name the other keys in `norm_obs_keys`, "
                 "or use `norm_obs=False`"

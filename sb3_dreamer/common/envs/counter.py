@@ -1,0 +1,46 @@
+"""A world in which every number says where it belongs."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+
+class CounterEnv(gym.Env):
+    """
+    The observation is ``[episode, step, last action]``, the reward on arrival is ``1000 * episode + step``: whatever is
+    off by one row, one episode or one environment shows as a wrong number.
+
+    :param episode_length: steps of an episode
+    :param truncates: end episodes by truncation instead of termination
+    :param n_actions: number of actions, which change nothing else
+    :param first_episode: number of the first episode; sets environments apart
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
+
+    def __init__(self, episode_length: int = 7, truncates: bool = False, n_actions: int = 4, first_episode: int = 0):
+        self.observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float32)
+        self.action_space = spaces.Discrete(n_actions)
+        self.episode_length = episode_length
+        self.truncates = truncates
+        self.episode = first_episode - 1
+        self.steps = 0
+
+    def _observation(self, action: int) -> np.ndarray:
+        return np.array([self.episode, self.steps, action], dtype=np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin the next episode; the last action reads -1."""
+        super().reset(seed=seed, options=options)
+        self.episode += 1
+        self.steps = 0
+        return self._observation(-1), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Count one step."""
+        self.steps += 1
+        is_over = self.steps >= self.episode_length
+        reward = 1000.0 * self.episode + self.steps
+        return self._observation(int(action)), reward, is_over and not self.truncates, is_over and self.truncates, {}

@@ -1,0 +1,64 @@
+"""Imports run downwards only: no file imports one that stands above it, and `common` knows nothing of `dreamerv3`."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "sb3_dreamer"
+
+# Lowest floor first. A file may import from floors below its own.
+FLOORS = [
+    {"common.type_aliases", "common.distributions", "common.torch_layers", "common.optimizers", "common.utils"},
+    {"common.preprocessing", "common.returns", "common.envs.counter", "common.envs.pixel_catch"},
+    {"common.buffers", "common.envs", "dreamerv3.model_sizes"},
+    {"dreamerv3.networks", "dreamerv3.heads", "dreamerv3.rssm"},
+    {"dreamerv3.world_model"},
+    {"dreamerv3.imagination"},
+    {"dreamerv3.policies"},
+    {"dreamerv3.losses"},
+    {"dreamerv3.arguments"},
+    {"dreamerv3.dreamerv3"},
+    {"dreamerv3"},
+    {""},
+]
+FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports(path: Path) -> set[str]:
+    """Our modules that a file imports when it is run, those for type checkers aside."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+    found = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    return {name.removeprefix("sb3_dreamer").lstrip(".") for name in found if name.split(".")[0] == "sb3_dreamer"}
+
+
+def test_imports_run_downwards():
+    wrong = []
+    for path in PACKAGE.rglob("*.py"):
+        if path == PACKAGE / "common" / "__init__.py":
+            continue
+        name = module_name(path)
+        assert name in FLOOR_OF, f"{path.relative_to(ROOT)} has no floor: add it to FLOORS"
+        wrong += [f"{name} imports {other}" for other in imports(path) if FLOOR_OF[other] >= FLOOR_OF[name]]
+    assert not wrong, wrong
+
+
+def test_files_and_functions_fit_on_a_screen():
+    too_long = []
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text()
+        if len(text.splitlines()) > 450:
+            too_long.append(f"{path.name}: {len(text.splitlines())} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and node.name != "__init__":
+                n_lines = node.end_lineno - node.body[0].lineno + 1
+                if n_lines > 60:
+                    too_long.append(f"{path.name}: {node.name} has {n_lines} lines")
+    assert not too_long, too_long

@@ -1,0 +1,373 @@
+"""Rows of arrival in a world whose every number is known."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_dreamer.common.buffers import SequenceReplayBuffer
+from sb3_dreamer.common.preprocessing import encode_actions
+from sb3_dreamer.common.type_aliases import LatentState, SequenceIndices
+from sb3_dreamer.dreamerv3.policies import DreamerPolicy
+from tests.helpers import COUNTERS, counter_envs, counter_model
+
+
+class StopAt(BaseCallback):
+    """Stops, or raises, at the n-th step."""
+
+    def __init__(self, n: int, error: type[BaseException] | None = None):
+        super().__init__()
+        self.n, self.error = n, error
+
+    def _on_step(self) -> bool:
+        if self.n_calls == self.n and self.error is not None:
+            raise self.error
+        return self.n_calls != self.n
+
+
+def stream(buffer: SequenceReplayBuffer, env: int) -> dict[str, np.ndarray]:
+    """All rows of one environment, oldest first."""
+    steps = np.arange(buffer.counts[env] - buffer.filled[env], buffer.counts[env])
+    rows = steps % buffer.buffer_size
+    names = ("observations", "actions", "rewards", "is_first", "dones", "timeouts", "has_latent", "deter", "stoch")
+    return {name: getattr(buffer, name)[rows, env] for name in names}
+
+
+def check_rows(rows: dict[str, np.ndarray], env: int) -> list[int]:
+    """
+    Check every row of a stretch of one environment's stream.
+
+    :return: indices of the rows at which an episode was abandoned (a reset without done)
+    """
+    length, truncates, _ = COUNTERS[env]
+    episode, step, last_action = rows["observations"].astype(int).T
+    abandoned = []
+    for i in range(len(step)):
+        is_start, is_end = step[i] == 0, step[i] == length
+        assert rows["is_first"][i] == is_start
+        assert rows["rewards"][i] == (0 if is_start else 1000 * episode[i] + step[i])
+        assert rows["actions"][i, 0] == (0 if is_start else last_action[i])
+        if i + 1 < len(step):
+            follows = (episode[i + 1], step[i + 1]) == (episode[i], step[i] + 1)
+            starts_anew = step[i + 1] == 0 and episode[i + 1] > episode[i]
+            assert starts_anew if is_end else follows or starts_anew
+            if starts_anew and not is_end:
+                abandoned.append(i)
+        if is_end:
+            assert rows["dones"][i] and rows["timeouts"][i] == truncates
+        elif i in abandoned:
+            assert rows["dones"][i] and rows["timeouts"][i]  # cut like a truncated episode
+        else:
+            assert not rows["dones"][i] and not rows["timeouts"][i]
+    return abandoned
+
+
+def check_buffer(buffer: SequenceReplayBuffer) -> list[list[int]]:
+    return [check_rows(stream(buffer, env), env) for env in range(buffer.n_envs)]
+
+
+def check_windows(buffer: SequenceReplayBuffer, n: int = 64) -> None:
+    """Check sampled windows row by row, and where they start from."""
+    batch = buffer.sample(n)
+    steps, envs = batch.indices
+    assert steps.shape == (n, buffer.batch_length)
+    for i in range(n):
+        env = envs[i]
+        rows = {
+            "observations": batch.observations[i].numpy(),
+            "actions": batch.prev_actions[i].numpy(),
+            "rewards": batch.rewards[i].numpy(),
+            "is_first": batch.is_first[i].numpy(),
+            "dones": batch.is_last[i].numpy(),
+            "timeouts": (batch.is_last[i] & ~batch.is_terminal[i]).numpy(),
+        }
+        next_row = (steps[i, -1] + 1) % buffer.buffer_size
+        is_newest = steps[i, -1] + 1 == buffer.counts[env]
+        if not is_newest and buffer.is_first[next_row, env] and rows["observations"][-1, 1] != COUNTERS[env][0]:
+            assert rows["dones"][-1] and rows["timeouts"][-1]  # abandoned just behind the window
+            rows["dones"][-1] = rows["timeouts"][-1] = False
+        check_rows(rows, env)
+        before = (steps[i, 0] - 1) % buffer.buffer_size
+        assert steps[i, 0] - 1 >= buffer.counts[env] - buffer.filled[env]  # the context row is alive
+        known = float(buffer.has_latent[before, env])
+        np.testing.assert_array_equal(batch.initial.deter[i], buffer.deter[before, env].astype(np.float32) * known)
+        np.testing.assert_array_equal(batch.initial.stoch[i].sum(-1), np.full(2, known))
+        np.testing.assert_array_equal(batch.initial.stoch[i].argmax(-1) * known, buffer.stoch[before, env] * known)
+
+
+def test_rows_and_windows_across_wrap_around():
+    model = counter_model(buffer_size=3 * 40)
+    model.learn(3 * 25)
+    buffer = model.replay_buffer
+    assert not buffer.full and (buffer.counts == [25 + 4, 25 + 3, 25 + 2]).all()
+    assert buffer.pos == 29 and buffer.size() == 27
+    check_windows(buffer)
+    model.learn(3 * 75, reset_num_timesteps=False)
+    # 100 steps make as many rows and one first row per episode: 15, 10 and 8 episodes.
+    assert (buffer.counts == [115, 110, 108]).all()
+    assert buffer.full and buffer.size() == 40 and buffer.observations.shape == (40, 3, 3)
+    assert check_buffer(buffer) == [[], [], []]
+    check_windows(buffer)
+
+
+def test_second_learn_and_set_env_abandon_episodes():
+    model = counter_model()
+    model.learn(3 * 10)
+    model.learn(3 * 10)  # resets the environments
+    buffer = model.replay_buffer
+    # Rows of the first ten steps: 10 + 2, 10 + 1, 10 + 1. The last one of each is cut.
+    assert check_buffer(buffer) == [[11], [10], [10]]
+    model.set_env(counter_envs(offset=50))
+    model.learn(3 * 10, reset_num_timesteps=False)
+    assert [cuts[0] for cuts in check_buffer(buffer)] == [11, 10, 10]
+    assert [len(cuts) for cuts in check_buffer(buffer)] == [2, 2, 2]
+    assert stream(buffer, 0)["observations"][-1, 0] >= 50
+    check_windows(buffer)
+
+
+def test_early_stop_loses_nothing():
+    model = counter_model()
+    model.learn(3 * 30, callback=StopAt(9))
+    assert model.num_timesteps == 27
+    buffer = model.replay_buffer
+    assert (buffer.counts == [9 + 2, 9 + 1, 9 + 1]).all()  # the transition at which the callback stopped is there
+    model.learn(3 * 21, reset_num_timesteps=False)
+    assert check_buffer(buffer) == [[], [], []]  # no hole, no cut
+    assert stream(buffer, 2)["observations"][10:12, 1].tolist() == [10, 11]
+    check_windows(buffer)
+
+
+@pytest.mark.parametrize("where", ["callback", "env", "train"])
+def test_interrupt_then_learn(where, monkeypatch):
+    model = counter_model()
+    model.learn(3 * 15)
+    before = model.replay_buffer.counts.copy()
+    if where == "callback":
+        with pytest.raises(KeyboardInterrupt):
+            model.learn(3 * 15, callback=StopAt(5, KeyboardInterrupt), reset_num_timesteps=False)
+    else:
+        with monkeypatch.context() as patch:
+            calls = []
+            target, name = (model.env.envs[1].unwrapped, "step") if where == "env" else (model.loss_module, "draw_noise")
+            right = getattr(target, name)
+
+            def interrupted(*args):
+                calls.append(args)
+                if len(calls) == 5:
+                    raise KeyboardInterrupt
+                return right(*args)
+
+            patch.setattr(target, name, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                model.learn(3 * 1500, reset_num_timesteps=False)
+    assert (model.replay_buffer.counts >= before).all()
+    model.learn(3 * 15, reset_num_timesteps=False)
+    cuts = check_buffer(model.replay_buffer)
+    if where == "train":
+        assert cuts == [[], [], []]  # the environments stand where the buffer ends
+    else:
+        assert all(len(cut) <= 1 for cut in cuts) and any(cuts)
+    check_windows(model.replay_buffer)
+
+
+def replayed_latents(model, env: int, noise: list[np.ndarray]) -> LatentState:
+    """Run ``observe`` over the whole stream of one environment with the noise that acting used."""
+    rows, policy = stream(model.replay_buffer, env), model.policy
+    n = len(rows["rewards"])
+    used = np.zeros((n, policy.size.stoch), np.float32)
+    acted = np.flatnonzero(~rows["dones"] & (np.arange(n) < n - 1))
+    used[acted] = [step[env] for step in noise]
+    actions = encode_actions(th.as_tensor(rows["actions"])[None], policy.action_space)
+    observations = th.as_tensor(rows["observations"])[None]
+    with th.no_grad():
+        embed = policy.world_model.encode(observations)
+        initial = policy.world_model.rssm.initial(1)
+        is_first = th.as_tensor(rows["is_first"])[None]
+        states, _ = policy.world_model.rssm.observe(embed, actions, is_first, initial, th.as_tensor(used)[None])
+    return LatentState(states.deter[0], states.stoch[0])
+
+
+def check_latents(model, noise) -> None:
+    for env in range(3):
+        rows, states = stream(model.replay_buffer, env), replayed_latents(model, env, noise)
+        known = rows["has_latent"]
+        assert (known == ~rows["dones"])[:-1].all()  # every row from which an action was taken
+        np.testing.assert_allclose(rows["deter"][known], states.deter.numpy()[known], atol=1e-3)
+        np.testing.assert_array_equal(rows["stoch"][known], states.stoch.argmax(-1).numpy()[known])
+
+
+def test_stored_latents_are_those_of_observe(monkeypatch):
+    noise = []
+    right = DreamerPolicy.step
+
+    def step(self, observations, state, episode_start, deterministic=False, noise_=None):
+        noise.append(np.random.default_rng(len(noise)).random((3, self.size.stoch), np.float32))
+        return right(self, observations, state, episode_start, deterministic, th.as_tensor(noise[-1]))
+
+    monkeypatch.setattr(DreamerPolicy, "step", step)
+    model = counter_model(learning_starts=60)  # random actions at first, then the policy's
+    monkeypatch.setattr(model, "train", lambda **kwargs: None)  # no update, nothing written back
+    model.learn(3 * 40, callback=StopAt(30))
+    model.learn(3 * 15, reset_num_timesteps=False)
+    check_latents(model, noise)
+    buffer = model.replay_buffer
+    buffer.deter, buffer.stoch = np.roll(buffer.deter, 1, axis=0), np.roll(buffer.stoch, 1, axis=0)
+    with pytest.raises(AssertionError):
+        check_latents(model, noise)
+
+
+def test_latents_are_written_back():
+    model = counter_model(training_ratio=32)
+    written = []
+    right = model.replay_buffer.update_latents
+    model.replay_buffer.update_latents = lambda indices, latents: (written.append((indices, latents)), right(indices, latents))
+    model.learn(3 * 20)
+    indices, latents = next(item for item in reversed(written) if item[0].steps.shape == (4, 8))
+    del model.replay_buffer.update_latents
+    buffer = model.replay_buffer
+    where = indices.steps % buffer.buffer_size, indices.envs[:, None]
+    # Windows of one batch may overlap; the last writer of a row wins, so compare where a row occurs once.
+    flat = indices.steps * 3 + indices.envs[:, None]
+    once = np.isin(flat, [value for value, count in zip(*np.unique(flat, return_counts=True), strict=True) if count == 1])
+    assert once.any() and latents.deter.std() > 1e-3
+    np.testing.assert_allclose(buffer.deter[where][once], latents.deter.detach().numpy()[once], atol=1e-3)
+    np.testing.assert_array_equal(buffer.stoch[where][once], latents.stoch.argmax(-1).numpy()[once])
+
+
+def plain_buffer(**kwargs) -> SequenceReplayBuffer:
+    defaults = dict(buffer_size=60, n_envs=2, device="cpu", batch_length=4, latent_shape=(8, 2, 4))
+    space = spaces.Box(-np.inf, np.inf, (1,))
+    return SequenceReplayBuffer(observation_space=space, action_space=spaces.Discrete(5), **{**defaults, **kwargs})
+
+
+def fill(buffer: SequenceReplayBuffer, n_steps: int, start: int = 0) -> None:
+    """One endless episode per environment, whose observation and reward are the step's number."""
+    for t in range(start, start + n_steps):
+        now, then = (np.full((buffer.n_envs, 1), value, np.float32) for value in (t, t + 1))
+        buffer.add(now, then, np.full(buffer.n_envs, t % 5), then[:, 0], np.zeros(buffer.n_envs), [{}] * buffer.n_envs)
+
+
+def test_evicted_rows_get_no_latents():
+    buffer = plain_buffer(buffer_size=20)
+    fill(buffer, 9)  # ten rows each
+    indices = buffer.sample(6).indices
+    fill(buffer, 3, start=9)  # overwrites the first three rows
+    ones = LatentState(th.ones(6, 4, 8), th.nn.functional.one_hot(th.full((6, 4, 2), 3), 4).float())
+    buffer.update_latents(indices, ones)
+    for env in range(2):
+        steps = set(indices.steps[indices.envs == env].ravel())
+        for row in range(10):
+            step = row + 10 if row < 3 else row
+            assert buffer.has_latent[row, env] == (step in steps and step >= 3)
+
+
+def test_online_queue_serves_each_new_window_once():
+    np.random.seed(0)
+    buffer = plain_buffer(buffer_size=400)
+    fill(buffer, 34)  # 35 rows each: 7 windows of 5 rows
+    first_rows = [buffer.sample(4).indices for _ in range(5)]
+    served = [(int(e), int(s) - 1) for i in first_rows for e, s in zip(i.envs, i.steps[:, 0], strict=True)]
+    expected = [(env, 5 * k) for k in range(7) for env in range(2)]
+    assert served[:14] == expected  # in order, contexts included, none twice
+    assert not buffer._queue
+    fill(buffer, 1, start=34)
+    assert not buffer._queue
+    off = plain_buffer(buffer_size=400, online_queue=False)
+    fill(off, 34)
+    assert not off._queue
+
+
+def test_stale_queue_entries_are_dropped():
+    buffer = plain_buffer(buffer_size=40)  # 20 rows each
+    fill(buffer, 49)
+    assert len(buffer._queue) <= 8
+    for _ in range(10):
+        batch = buffer.sample(4)
+        oldest = buffer.counts[0] - 20
+        assert (batch.indices.steps[:, 0] - 1 >= oldest).all()
+        np.testing.assert_array_equal(batch.observations[..., 0], batch.indices.steps)  # row s holds observation s
+
+
+def test_uniform_over_all_windows():
+    np.random.seed(0)
+    buffer = plain_buffer(buffer_size=40, online_queue=False)
+    fill(buffer, 29)
+    indices = buffer.sample(16_000).indices
+    counts = np.zeros((2, 16))  # 20 rows, windows of 5: 16 starts
+    np.add.at(counts, (indices.envs, indices.steps[:, 0] - 1 - 10), 1)
+    assert counts.min() > 400 and counts.max() < 600  # 500 expected, standard deviation 22
+
+
+def test_no_context_starts_as_a_new_episode():
+    buffer = plain_buffer(replay_context=False)
+    fill(buffer, 20)
+    batch = buffer.sample(8)
+    assert batch.is_first[:, 0].all() and not batch.is_first[:, 1:].any()
+    assert not batch.initial.deter.any() and not batch.initial.stoch.any()
+    assert buffer.n_windows.tolist() == [18, 18]  # 21 rows, windows of 4
+    assert buffer.deter.size == 0  # nothing is kept that is not used
+
+
+def test_rows_without_latent_start_from_zeros():
+    buffer = plain_buffer()
+    fill(buffer, 20)
+    assert not buffer.has_latent.any()
+    buffer.stoch[:] = 2
+    batch = buffer.sample(8)
+    assert not batch.initial.stoch.any()  # class 0 or 2 would be something else
+
+
+def test_memory_is_allocated_at_the_first_add_and_warned_of_once(recwarn):
+    buffer = plain_buffer(buffer_size=10**13, latent_shape=(4096, 32, 32))
+    assert buffer.observations.size == 0 and not recwarn.list
+    small = plain_buffer(buffer_size=2000)
+    assert small.observations.size == 0
+    # obs 4, action 8, reward 4, four flags, deter 2 * 8, stoch 2: bytes of a row
+    assert small.nbytes == 2000 * (4 + 8 + 4 + 4 + 16 + 2)
+    fill(small, 2)
+    assert small.nbytes == sum(array.nbytes for array in small._arrays().values())
+    assert not recwarn.list
+
+    buffer._make_arrays_right = buffer._make_arrays
+    buffer._make_arrays = lambda rows: buffer._make_arrays_right(min(rows, 10))
+    with pytest.warns(UserWarning, match="does not have apparently enough memory") as warned:
+        fill(buffer, 3)
+    assert len(warned) == 1 and f"{10**13 * (4 + 8 + 4 + 4 + 8192 + 32) / 1e9:.2f}GB" in str(warned[0].message)
+
+
+def test_pickle_keeps_only_used_rows():
+    buffer = plain_buffer(buffer_size=200_000)
+    fill(buffer, 20)
+    data = pickle.dumps(buffer)
+    assert len(data) < 20_000
+    for copied in (pickle.loads(data), copy.deepcopy(buffer)):
+        for name, array in buffer._arrays().items():
+            np.testing.assert_array_equal(copied._arrays()[name], array)
+            assert copied._arrays()[name].dtype == array.dtype
+        fill(copied, 10, start=20)
+        assert copied.counts[0] == 31
+    assert pickle.loads(pickle.dumps(plain_buffer())).observations.size == 0
+
+
+def test_extend_reset_and_errors():
+    buffer = plain_buffer()
+    with pytest.raises(ValueError, match=r"No window of 5 rows is complete: the longest stream has 0 rows"):
+        buffer.sample(2)
+    one = np.zeros((3, 2, 1), np.float32)
+    buffer.extend(one, one, np.zeros((3, 2)), np.zeros((3, 2)), np.zeros((3, 2)), [[{}, {}]] * 3)
+    assert buffer.size() == 4 and not buffer.can_sample()
+    buffer.reset()
+    assert buffer.size() == 0 and buffer.pos == 0
+    with pytest.raises(ValueError, match="optimize_memory_usage"):
+        plain_buffer(optimize_memory_usage=True)
+
+
+def test_indices_are_plain():
+    buffer = plain_buffer()
+    fill(buffer, 20)
+    indices = buffer.sample(3).indices
+    assert isinstance(indices, SequenceIndices) and indices.steps.shape == (3, 4) and indices.envs.shape == (3,)

@@ -1,0 +1,39 @@
+"""The test worlds: SB3's check, and the bounds that make them tests."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from stable_baselines3.common.env_checker import check_env
+
+
+@pytest.mark.parametrize("image_size", [16, 32, 64])
+def test_pixel_catch(image_size):
+    env = gym.make("sb3_dreamer/PixelCatch-v0", image_size=image_size)
+    check_env(env.unwrapped)
+    returns = {"blind": [], "seeing": []}
+    for seed in range(200):
+        for player in returns:
+            obs, _ = env.reset(seed=seed)
+            done, total = False, 0.0
+            while not done:
+                ball = obs[..., 0].max(0).argmax()
+                paddle = obs[..., 1].max(0).argmax()
+                action = 1 + int(np.sign(ball - paddle)) if player == "seeing" else 1
+                obs, reward, done, truncated, _ = env.step(action)
+                assert not truncated
+                total += reward
+            returns[player].append(total)
+    assert np.mean(returns["seeing"]) == 1.0
+    assert abs(np.mean(returns["blind"]) + 0.75) < 0.12
+    with pytest.raises(ValueError, match="`image_size` must be a multiple of `grid`=8, got 20"):
+        gym.make("sb3_dreamer/PixelCatch-v0", image_size=20)
+
+
+def test_counter():
+    env = gym.make("sb3_dreamer/Counter-v0", episode_length=3, truncates=True)
+    env.reset()
+    env.reset()
+    for t in (1, 2, 3):
+        obs, reward, terminated, truncated, _ = env.step(2)
+        assert obs.tolist() == [1, t, 2] and reward == 1000 + t
+        assert not terminated and truncated == (t == 3)

@@ -1,0 +1,160 @@
+"""Acting: recurrent predict, as RecurrentPPO."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from sb3_dreamer import DreamerV3
+from sb3_dreamer.dreamerv3.policies import CnnPolicy
+from tests.helpers import ACTION_SPACES, IMAGE, MIXED, TINY, VECTOR, counter_model, make_policy
+
+ARRAYS = {name: space for name, space in (("vector", VECTOR), ("image", IMAGE), ("dict", MIXED))}
+
+
+def sample_observation(space: spaces.Space, n: int | None):
+    if isinstance(space, spaces.Dict):
+        return {key: sample_observation(sub, n) for key, sub in space.spaces.items()}
+    return space.sample() if n is None else np.stack([space.sample() for _ in range(n)])
+
+
+@pytest.mark.parametrize("space", ARRAYS.values(), ids=ARRAYS)
+@pytest.mark.parametrize("action_space", ACTION_SPACES.values(), ids=ACTION_SPACES)
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_actions_belong_to_the_space(space, action_space, deterministic):
+    policy = make_policy(space, action_space)
+    space.seed(0)
+    action, state = policy.predict(sample_observation(space, None), deterministic=deterministic)
+    assert action_space.contains(action) and action.dtype == action_space.dtype
+    assert [part.shape[0] for part in state] == [1, 1, 1] and all(part.dtype == np.float32 for part in state)
+    actions, state = policy.predict(sample_observation(space, 6), deterministic=deterministic)
+    assert actions.shape == (6, *action_space.shape)
+    assert all(action_space.contains(a) for a in actions)
+    again, _ = policy.predict(sample_observation(space, 6), state, np.zeros(6), deterministic=deterministic)
+    assert again.shape == actions.shape
+
+
+def test_box_actions_reach_the_bounds_and_stay_inside():
+    space = spaces.Box(np.array([-0.1, 3.3], np.float32), np.array([0.3, 7.7], np.float32))
+    policy = make_policy(VECTOR, space)
+    actions, _ = policy.predict(np.random.default_rng(0).normal(size=(500, 5)).astype(np.float32))
+    assert (actions >= space.low).all() and (actions <= space.high).all()
+    assert (actions == space.low).any(0).all() and (actions == space.high).any(0).all()  # clipped samples
+    double = make_policy(VECTOR, spaces.Box(-1.0, 1.0, (2,), np.float64))
+    assert double.predict(np.zeros(5, np.float32))[0].dtype == np.float64
+
+
+def test_the_state_carries_the_past():
+    policy = make_policy(VECTOR, ACTION_SPACES["discrete"], deter=32, hidden=16)
+    observations = np.random.default_rng(0).normal(size=(4, 3, 5)).astype(np.float32)
+
+    def run(state, episode_start, t):
+        return policy.predict(observations[t], state, episode_start, deterministic=True)[1]
+
+    first = run(None, None, 0)
+    carried = run(first, np.array([False, False, True]), 1)
+    fresh = run(None, None, 1)
+    for part, new in zip(carried, fresh, strict=True):
+        np.testing.assert_array_equal(part[2], new[2])  # an episode start forgets
+    assert np.abs(carried[0][:2] - fresh[0][:2]).max() > 1e-4  # otherwise it does not
+    np.testing.assert_array_equal(carried[0], run(first, np.array([0.0, 0.0, 1.0]), 1)[0])  # floats will do
+    # state=None wins over episode_start=False
+    np.testing.assert_array_equal(run(None, np.zeros(3, bool), 1)[0], fresh[0])
+
+
+def test_predict_does_not_touch_its_arguments():
+    policy = make_policy(VECTOR, ACTION_SPACES["discrete"])
+    _, state = policy.predict(np.ones((2, 5), np.float32))
+    copies, starts = [part.copy() for part in state], np.array([True, False])
+    policy.predict(np.ones((2, 5), np.float32), state, starts)
+    for part, copy in zip(state, copies, strict=True):
+        np.testing.assert_array_equal(part, copy)
+    assert starts.tolist() == [True, False]
+
+
+def test_acting_in_training_equals_predict():
+    """What ``_sample_action`` does is ``predict`` with the carried state."""
+    model = counter_model(learning_starts=0)
+    model._setup_learn(30)
+    state, starts, obs = None, np.ones(3, bool), model._last_obs
+    for _ in range(20):
+        rng = th.get_rng_state()
+        actions, buffer_actions = model._sample_action(0, None, 3)
+        th.set_rng_state(rng)
+        expected, state = model.predict(obs, state, starts)
+        np.testing.assert_array_equal(actions, expected)
+        for ours, theirs in zip(model._last_state, state, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        obs, rewards, dones, infos = model.env.step(actions)
+        model._store_transition(model.replay_buffer, buffer_actions, obs, rewards, dones, infos)
+        starts = dones
+
+
+def test_warm_up_actions_enter_the_state():
+    model = counter_model(learning_starts=1000)
+    model._setup_learn(30)
+    drawn = []
+    for _ in range(5):
+        actions, _ = model._sample_action(1000, None, 3)
+        np.testing.assert_array_equal(model._last_state.prev_action.argmax(-1), actions)
+        drawn.append(actions)
+    assert len(np.unique(drawn)) > 1
+
+
+@pytest.mark.parametrize("action_space", ACTION_SPACES.values(), ids=ACTION_SPACES)
+def test_deterministic_draws_no_global_random_number(action_space):
+    policy = make_policy(VECTOR, action_space)
+    observation = np.ones((2, 5), np.float32)
+    first, _ = policy.predict(observation, deterministic=True)
+    torch_state, numpy_state = th.get_rng_state(), np.random.get_state()[1].copy()
+    second, _ = policy.predict(observation, deterministic=True)
+    np.testing.assert_array_equal(first, second)
+    assert th.equal(th.get_rng_state(), torch_state) and (np.random.get_state()[1] == numpy_state).all()
+    policy.predict(observation)
+    assert not th.equal(th.get_rng_state(), torch_state)
+
+
+def test_errors():
+    policy = make_policy(VECTOR, ACTION_SPACES["discrete"])
+    obs = np.ones((2, 5), np.float32)
+    _, state = policy.predict(obs)
+    with pytest.raises(ValueError, match=r"`observation` must be an array .* mixing the Gym API"):
+        policy.predict((obs, {}))
+    with pytest.raises(ValueError, match=r"`state` must hold three arrays of 3 rows"):
+        policy.predict(np.ones((3, 5), np.float32), state)
+    with pytest.raises(ValueError, match=r"`episode_start` must have one entry per observation, got 3 for 2"):
+        policy.predict(obs, state, np.zeros(3))
+
+
+def test_evaluate_policy_on_model_and_policy():
+    model = DreamerV3("MlpPolicy", "CartPole-v1", seed=0, **TINY)
+    for agent in (model, model.policy):
+        mean, _ = evaluate_policy(agent, make_vec_env("CartPole-v1", 3), n_eval_episodes=5)
+        assert 8 <= mean <= 500
+
+
+def test_ten_observations_on_a_model_of_one_environment():
+    model = DreamerV3("MlpPolicy", "CartPole-v1", **TINY)
+    actions, _ = model.predict(np.zeros((10, 4), np.float32))
+    assert actions.shape == (10,)
+
+
+def test_cnn_policy_wants_an_image():
+    with pytest.raises(AssertionError, match="only with images"):
+        CnnPolicy(VECTOR, ACTION_SPACES["discrete"], lambda _: 0.0, model_size="debug")
+    with pytest.raises(AssertionError, match="only with images"):
+        DreamerV3("CnnPolicy", "CartPole-v1", **TINY)
+    assert CnnPolicy(IMAGE, ACTION_SPACES["discrete"], lambda _: 0.0, model_size="debug").world_model.encoder.mlp is None
+
+
+def test_channels_last_observations_are_turned():
+    env = gym.make("sb3_dreamer/PixelCatch-v0", image_size=16)
+    model = DreamerV3("CnnPolicy", env, **TINY)
+    assert model.observation_space.shape == (3, 16, 16)
+    obs, _ = env.reset(seed=0)
+    action, _ = model.predict(obs, deterministic=True)
+    same, _ = model.predict(obs.transpose(2, 0, 1), deterministic=True)
+    assert action == same and action.shape == ()

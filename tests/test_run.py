@@ -1,0 +1,261 @@
+"""Short runs of the whole algorithm on all kinds of spaces, and its arguments."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import HerReplayBuffer
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_dreamer import DreamerV3
+from sb3_dreamer.common.buffers import SequenceReplayBuffer
+from tests.helpers import ACTION_SPACES, IMAGE, MIXED, TINY, VECTOR, counter_envs, counter_model
+
+
+class NoiseEnv(gym.Env):
+    """Random observations of any space; checks the actions it gets."""
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space):
+        self.observation_space, self.action_space, self.t = observation_space, action_space, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        self.t = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        self.t += 1
+        return self.observation_space.sample(), 1.0, self.t % 11 == 5, self.t % 11 == 10, {}
+
+
+def policy_name(space: spaces.Space) -> str:
+    return "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy"
+
+
+@pytest.mark.parametrize("space", [VECTOR, IMAGE, MIXED], ids=["vector", "image", "dict"])
+@pytest.mark.parametrize("action_space", ACTION_SPACES.values(), ids=ACTION_SPACES)
+def test_run(space, action_space):
+    envs = DummyVecEnv([lambda: NoiseEnv(space, action_space)] * 2)
+    model = DreamerV3(
+        policy_name(space), envs, seed=0, **{**TINY, "learning_starts": 10, "training_ratio": 8, "free_nats": 0.0}
+    )
+    before = {name: p.clone() for name, p in model.policy.named_parameters()}
+    model.learn(50)
+    assert model._n_updates > 5
+    for name, parameter in model.policy.named_parameters():
+        assert th.isfinite(parameter).all(), name
+        assert not th.equal(parameter, before[name]), name
+    low = model.policy.return_normalizer.low
+    assert th.isfinite(low) and low != 0.0
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_classic_control(n_envs):
+    for name in ("CartPole-v1", "Pendulum-v1"):
+        model = DreamerV3("MlpPolicy", make_vec_env(name, n_envs), seed=0, **TINY)
+        model.learn(90)
+        assert model.num_timesteps == 90 and model._n_updates > 0
+
+
+def test_discrete_observations():
+    model = DreamerV3("MlpPolicy", gym.make("FrozenLake-v1"), seed=0, **TINY)
+    assert model.learn(80)._n_updates > 0
+
+
+def test_episodic_train_freq():
+    model = DreamerV3("MlpPolicy", "CartPole-v1", seed=0, **{**TINY, "train_freq": (1, "episode"), "training_ratio": 16})
+    model.learn(120)
+    assert model._n_updates > 10
+    with pytest.raises(AssertionError, match="only one env"):
+        counter_model(train_freq=(1, "episode")).learn(30)
+    with pytest.raises(ValueError, match="train_freq"):
+        counter_model(train_freq=("1", "step"))
+
+
+def test_buffer_too_small_collects_without_training():
+    model = counter_model(buffer_size=1)
+    model.learn(90)
+    assert model._n_updates == 0 and model.num_timesteps == 90
+
+
+def test_critic_target_follows():
+    model = counter_model(training_ratio=8, learning_rate=1e-2, lr_warmup_steps=0)
+    start = [p.clone() for p in model.policy.critic_target.parameters()]
+    model.learn(30)
+    targets, critics = [], []
+    right = model.policy.update_target
+
+    def update_target(tau):
+        targets.append([p.clone() for p in model.policy.critic_target.parameters()])
+        critics.append([p.clone() for p in model.policy.critic.parameters()])
+        right(tau)
+
+    model.policy.update_target = update_target
+    model.train(1, 4)
+    for before, critic, after in zip(targets[0], critics[0], model.policy.critic_target.parameters(), strict=True):
+        assert th.allclose(after, 0.98 * before + 0.02 * critic)  # after the step, with the new critic
+    assert any(not th.equal(p, q) for p, q in zip(start, model.policy.critic_target.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp32", "bf16"])
+def test_precision(precision):
+    model = counter_model(precision=precision, training_ratio=8)
+    seen = []
+    model.policy.actor.output.register_forward_hook(lambda m, inputs, output: seen.append(output.dtype))
+    model.learn(60)
+    assert set(seen) == {th.bfloat16 if precision == "bf16" else th.float32}
+    assert all(p.dtype == th.float32 for p in model.policy.parameters())
+    assert np.isfinite(model._metrics.means()["train/loss"])
+
+
+def test_bf16_gradients_are_close():
+    model = counter_model()
+    model.learn(60)
+    batch = model.replay_buffer.sample(4)
+    noise = model.loss_module.draw_noise(4, 8)
+    grads = []
+    for precision in ("fp32", "bf16"):
+        model.policy.precision = precision
+        model.policy.optimizer.zero_grad()
+        with model.policy.autocast():
+            model.loss_module(batch, noise).loss.backward()
+        grads.append(model.policy.world_model.decoder.mlp[0][0].weight.grad.flatten().clone())
+    assert th.cosine_similarity(*grads, dim=0) > 0.99
+
+
+def test_optimizer_class_and_dimensions():
+    kwargs = dict(optimizer_class=th.optim.Adam, optimizer_kwargs=dict(eps=1e-5), deter=16, units=12, actor_unimix=0.01)
+    model = counter_model(policy_kwargs=kwargs)
+    assert isinstance(model.policy.optimizer, th.optim.Adam) and model.policy.optimizer.param_groups[0]["eps"] == 1e-5
+    assert model.policy.size.deter == 16 and model.policy.actor.mlp[0][0].out_features == 12
+    assert model.policy_kwargs is kwargs and "model_size" not in kwargs
+    assert model.learn(60)._n_updates > 0
+
+
+def test_actor_unimix_floors_the_probabilities():
+    model = counter_model(policy_kwargs=dict(actor_unimix=0.2))
+    with th.no_grad():
+        model.policy.actor.output.bias[0] = 50.0
+        probs = model.policy.actor(th.zeros(1, model.policy.size.features_dim)).probs
+    np.testing.assert_allclose(probs[0, 0], [0.85, 0.05, 0.05, 0.05], rtol=1e-4)
+
+
+def test_logger(tmp_path):
+    model = counter_model(training_ratio=8)
+    model.set_logger(configure(str(tmp_path), ["csv", "tensorboard"]))
+    model.learn(150, log_interval=2)
+    header = (tmp_path / "progress.csv").read_text().splitlines()[0].split(",")
+    losses = ("reconstruction", "reward", "continue", "dynamics", "representation")
+    expected = {f"world_model/{name}_loss" for name in losses}
+    expected |= {f"actor_critic/{name}_loss" for name in ("actor", "critic", "replay_critic")}
+    expected |= {"actor_critic/entropy", "actor_critic/return", "train/loss", "train/grad_norm", "train/learning_rate"}
+    expected |= {"train/n_updates", "replay/rows", "time/fps"}
+    assert expected <= set(header)
+    assert len({key.split("/")[-1][:33] for key in header}) == len(header)  # no two collide in the printed table
+
+
+def test_eval_callback(tmp_path):
+    evaluation = EvalCallback(
+        make_vec_env("CartPole-v1", 2), eval_freq=20, n_eval_episodes=2, best_model_save_path=str(tmp_path)
+    )
+    model = DreamerV3("MlpPolicy", "CartPole-v1", seed=0, **TINY)
+    model.learn(60, callback=evaluation)
+    best = DreamerV3.load(tmp_path / "best_model")
+    assert best.predict(np.zeros(4, np.float32))[0] in (0, 1)
+
+
+def test_vec_normalize():
+    envs = VecNormalize(counter_envs(), norm_reward=True)
+    model = DreamerV3("MlpPolicy", envs, seed=0, **TINY)
+    model.learn(90)
+    raw = model.replay_buffer.observations[: model.replay_buffer.size()]
+    assert raw[..., 1].max() == 13.0  # raw in the buffer
+    batch = model.replay_buffer.sample(16, env=envs)
+    assert batch.observations.abs().max() <= 10.0 and batch.rewards.abs().max() <= 10.0
+    assert model._n_updates > 0
+    space = spaces.Dict({"camera": IMAGE, "position": VECTOR})  # VecNormalize changes it in place
+    image_envs = VecNormalize(DummyVecEnv([lambda: NoiseEnv(space, ACTION_SPACES["discrete"])]))
+    with pytest.raises(ValueError, match=r"VecNormalize must leave images alone \(`camera` is one\).*norm_obs_keys"):
+        DreamerV3("MultiInputPolicy", image_envs, **TINY)
+    with pytest.raises(ValueError, match=r"`obs` is one"):
+        DreamerV3("MlpPolicy", VecNormalize(DummyVecEnv([lambda: NoiseEnv(IMAGE, ACTION_SPACES["discrete"])])), **TINY)
+    fresh = spaces.Dict({"camera": IMAGE, "position": VECTOR})
+    rest = VecNormalize(DummyVecEnv([lambda: NoiseEnv(fresh, ACTION_SPACES["discrete"])]), norm_obs_keys=["position"])
+    assert DreamerV3("MultiInputPolicy", rest, **TINY).learn(60)._n_updates > 0
+
+
+BAD_ARGUMENTS = [
+    (dict(batch_size=0), "`batch_size` must be a whole number of at least 1, got 0"),
+    (dict(batch_length=1), "`batch_length`"),
+    (dict(batch_length=8.5), "`batch_length`"),
+    (dict(training_ratio=0), "`training_ratio` must be a positive number, got 0"),
+    (dict(training_ratio="512"), "`training_ratio`"),
+    (dict(gamma=1.5), "`gamma` must be a number between 0.0 and 1.0, got 1.5"),
+    (dict(tau=-0.1), "`tau`"),
+    (dict(return_lambda=None), "`return_lambda`"),
+    (dict(imagination_horizon=0), "`imagination_horizon`"),
+    (dict(agc_clip=0.0), "`agc_clip`"),
+    (dict(lr_warmup_steps=-1), "`lr_warmup_steps`"),
+    (dict(learning_starts=-1), "`learning_starts`"),
+    (dict(buffer_size=0), "`buffer_size`"),
+    (dict(ent_coef=float("nan")), "`ent_coef`"),
+    (dict(free_nats=-1.0), "`free_nats`"),
+    (dict(imagine_last=1), "`imagine_last` must be 0 .* or between 2 and `batch_length`=8, got 1"),
+    (dict(imagine_last=9), "`imagine_last`"),
+    (dict(precision="fp16"), "`precision`"),
+    (dict(compile="yes"), "`compile`"),
+    (dict(model_size="huge"), "`model_size`"),
+    (dict(loss_scales=dict(rewards=1.0)), "`loss_scales` knows no 'rewards'"),
+    (dict(loss_scales=dict(reward=-1.0)), "loss_scales"),
+    (dict(replay_buffer_class=ReplayBuffer), "`replay_buffer_class` must be a subclass of SequenceReplayBuffer"),
+    (dict(replay_buffer_class=HerReplayBuffer), "HerReplayBuffer"),
+    (dict(replay_buffer_kwargs=dict(optimize_memory_usage=True)), "optimize_memory_usage"),
+    (dict(replay_buffer_kwargs=dict(batch_length=3)), "does not belong into `replay_buffer_kwargs`"),
+    (dict(policy_kwargs=dict(model_size="1m")), "does not belong into `policy_kwargs`"),
+]
+
+
+@pytest.mark.parametrize(("kwargs", "message"), BAD_ARGUMENTS, ids=[str(kwargs)[:40] for kwargs, _ in BAD_ARGUMENTS])
+def test_bad_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        counter_model(**kwargs)
+
+
+def test_bad_environments_and_typos():
+    with pytest.raises(ValueError, match=r"must have `start=0`"):
+        DreamerV3("MlpPolicy", NoiseEnv(VECTOR, spaces.Discrete(3, start=1)), **TINY)
+    with pytest.raises(AssertionError, match="finite lower and upper bound"):
+        DreamerV3("MlpPolicy", NoiseEnv(VECTOR, spaces.Box(-np.inf, 1.0, (2,))), **TINY)
+    with pytest.raises(TypeError, match="gradient_steps"):
+        counter_model(gradient_steps=1)
+    with pytest.raises(TypeError, match=r"`policy_kwargs` knows no detre; dimensions are .*deter"):
+        counter_model(policy_kwargs=dict(detre=8))
+    with pytest.raises(ValueError, match="MultiInputPolicy"):
+        DreamerV3("MlpPolicy", NoiseEnv(MIXED, ACTION_SPACES["discrete"]), **TINY)
+    with pytest.raises(ValueError, match="Policy LstmPolicy unknown"):
+        DreamerV3("LstmPolicy", "CartPole-v1", **TINY)
+
+
+def test_construction_is_silent_and_light(recwarn):
+    model = DreamerV3("MlpPolicy", "CartPole-v1", model_size="debug", device="cpu")
+    assert model.replay_buffer.observations.size == 0 and not recwarn.list
+    assert isinstance(model.replay_buffer, SequenceReplayBuffer)
+    assert (model.batch_size, model.batch_length, model.training_ratio, model.learning_starts) == (16, 64, 512, 1024)
+    auto = DreamerV3("MlpPolicy", "CartPole-v1", device="cpu")
+    assert auto.policy.size.deter == 512
+
+
+@pytest.mark.slow
+def test_compile_gives_the_same_numbers():
+    plain, compiled = (counter_model(compile=switch, training_ratio=8) for switch in (False, True))
+    for model in (plain, compiled):
+        model.learn(45)
+    for p, q in zip(plain.policy.parameters(), compiled.policy.parameters(), strict=True):
+        assert th.allclose(p, q, atol=1e-4)
