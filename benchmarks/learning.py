@@ -37,7 +37,7 @@ SMALL: dict[str, Any] = dict(
 DIMENSIONS: dict[str, Any] = dict(deter=128, hidden=64, stoch=8, classes=8, units=64, blocks=4)
 
 TASKS: dict[str, dict[str, Any]] = {
-    "cartpole": dict(env="CartPole-v1", steps=4000, every=500, episodes=20, model={}, dimensions={}),
+    "cartpole": dict(env="CartPole-v1", steps=4000, every=250, episodes=20, model=dict(ent_coef=1e-2), dimensions={}),
     "pendulum": dict(env="Pendulum-v1", steps=6000, every=500, episodes=20, model=dict(imagine_last=8), dimensions={}),
     "pixelcatch": dict(
         env="sb3_dreamer/PixelCatch-v0",

@@ -1,0 +1,108 @@
+"""
+Solve CartPole-v1 with a small DreamerV3: train, evaluate the best model, plot the learning curve.
+
+    python examples/cartpole.py
+
+Exits with an error if the best model stays below 450 of 500. Everything is written to ``logs/cartpole/``: the best model,
+the TensorBoard log, ``learning_curve.png``.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch as th
+from stable_baselines3.common.callbacks import EvalCallback, StopTrainingOnRewardThreshold
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import load_results
+from stable_baselines3.common.results_plotter import ts2xy
+
+from sb3_dreamer import DreamerV3
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+BAR = 450.0
+N_ENVS = 4
+
+
+def make_model(log_dir: Path, seed: int) -> DreamerV3:
+    """217 thousand parameters, a learning rate for thousands (not millions) of updates, half an update per step."""
+    return DreamerV3(
+        "MlpPolicy",
+        make_vec_env("CartPole-v1", n_envs=N_ENVS, seed=seed, monitor_dir=str(log_dir)),
+        learning_rate=1e-3,
+        lr_warmup_steps=100,
+        learning_starts=0,
+        batch_size=16,
+        batch_length=16,
+        training_ratio=128,
+        gamma=0.99,
+        ent_coef=1e-2,
+        imagine_last=4,
+        policy_kwargs=dict(deter=128, hidden=64, stoch=8, classes=8, units=64, blocks=4),
+        tensorboard_log=str(log_dir),
+        seed=seed,
+        device="cpu",
+        verbose=1,
+    )
+
+
+def plot_learning_curve(log_dir: Path) -> Path:
+    """Episode returns in training, from the Monitor files, and the evaluations."""
+    steps, returns = ts2xy(load_results(str(log_dir)), "timesteps")
+    evaluations = np.load(log_dir / "evaluations.npz")
+    figure, axes = plt.subplots(figsize=(7, 4))
+    axes.plot(steps, returns, ".", markersize=3, alpha=0.5, label="training episodes")
+    axes.plot(evaluations["timesteps"], evaluations["results"].mean(axis=1), "o-", label="evaluation, mean of 20 episodes")
+    axes.axhline(BAR, color="grey", linestyle="--", linewidth=1, label=f"bar: {BAR:.0f}")
+    axes.set(title="DreamerV3 on CartPole-v1", xlabel="environment steps", ylabel="episode return", ylim=(0, 520))
+    axes.legend(loc="upper left")
+    figure.tight_layout()
+    path = log_dir / "learning_curve.png"
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=6000, help="environment steps at most; training stops when solved")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log-dir", type=Path, default=Path("logs") / "cartpole")
+    args = parser.parse_args()
+    th.set_num_threads(1)  # matrices this small gain nothing from a second thread
+    args.log_dir.mkdir(parents=True, exist_ok=True)
+
+    start = time.perf_counter()
+    model = make_model(args.log_dir, args.seed)
+    evaluation = EvalCallback(
+        make_vec_env("CartPole-v1", n_envs=10, seed=args.seed + 1000),
+        eval_freq=250 // N_ENVS,
+        n_eval_episodes=20,
+        log_path=str(args.log_dir),
+        best_model_save_path=str(args.log_dir),
+        callback_on_new_best=StopTrainingOnRewardThreshold(490.0, verbose=1),
+    )
+    model.learn(args.steps, callback=evaluation, log_interval=10)
+
+    best = DreamerV3.load(args.log_dir / "best_model", device="cpu")
+    env = make_vec_env("CartPole-v1", n_envs=10, seed=args.seed + 2000)
+    greedy, _ = evaluate_policy(best, env, n_eval_episodes=20, deterministic=True)
+    sampled, _ = evaluate_policy(best, env, n_eval_episodes=20, deterministic=False)
+    curve = plot_learning_curve(args.log_dir)
+    seconds = time.perf_counter() - start
+    print(f"Training and evaluation: {seconds:.0f} s, {model.num_timesteps} steps, {model._n_updates} updates")
+    print(f"Best model: greedy return {greedy:.1f}, sampled return {sampled:.1f} (of 500; 20 new episodes each)")
+    print(f"Learning curve: {curve}; TensorBoard: tensorboard --logdir {args.log_dir}")
+    if max(greedy, sampled) < BAR:
+        print(f"Not solved: below {BAR:.0f}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
