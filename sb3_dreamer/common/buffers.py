@@ -123,8 +123,8 @@ class SequenceReplayBuffer(ReplayBuffer):
     @property
     def nbytes(self) -> int:
         """Memory of the full buffer in bytes, observations and latents included."""
-        self_with_one_row = self._arrays().values()
-        return sum(int(np.prod(array.shape[1:])) * array.itemsize for array in self_with_one_row) * self.buffer_size
+        bytes_per_row = sum(int(np.prod(array.shape[1:])) * array.itemsize for array in self._arrays().values())
+        return bytes_per_row * self.buffer_size
 
     def _allocate(self) -> None:
         self._make_arrays(0)  # the latent shape may have been set meanwhile

@@ -74,10 +74,10 @@ def class_indices(observation: th.Tensor, space: spaces.Space) -> th.Tensor:
     :return: (N, G), counted from zero
     """
     indices = observation.reshape(observation.shape[0], -1).long()
-    start = getattr(space, "start", 0)
-    if np.any(start):
-        indices = indices - th.as_tensor(np.asarray(start).reshape(-1), device=indices.device)
-    return indices
+    start = np.asarray(getattr(space, "start", 0))
+    if not start.any():
+        return indices
+    return indices - (int(start) if start.ndim == 0 else th.as_tensor(start.reshape(-1), device=indices.device))
 
 
 def image_to_unit(image: th.Tensor, space: spaces.Box) -> th.Tensor:

@@ -169,8 +169,6 @@ class DreamerV3(OffPolicyAlgorithm):
         if _init_setup_model:
             self._setup_model()
 
-    # ---- building ----
-
     def _setup_model(self) -> None:
         check_arguments(self)
         user_policy_kwargs, user_buffer_kwargs = self.policy_kwargs, self.replay_buffer_kwargs
@@ -188,7 +186,7 @@ class DreamerV3(OffPolicyAlgorithm):
             super()._setup_model()
         finally:
             self.policy_kwargs, self.replay_buffer_kwargs = user_policy_kwargs, user_buffer_kwargs
-        self.replay_buffer.latent_shape = self._latent_shape
+        self.replay_buffer.latent_shape = self.policy.size.latent_shape
         self._train_ratio.set_rate(self.training_ratio, self.batch_size * self.batch_length)
         self.loss_module = DreamerLoss(
             self.policy,
@@ -203,13 +201,6 @@ class DreamerV3(OffPolicyAlgorithm):
         if self.compile is True:
             self.policy.world_model.rssm.core.compile(dynamic=False)
 
-    @property
-    def _latent_shape(self) -> tuple[int, int, int]:
-        size = self.policy.size
-        return size.deter, size.stoch, size.classes
-
-    # ---- collecting ----
-
     def learn(
         self: SelfDreamerV3,
         total_timesteps: int,
@@ -221,12 +212,7 @@ class DreamerV3(OffPolicyAlgorithm):
     ) -> SelfDreamerV3:
         """As :meth:`OffPolicyAlgorithm.learn`."""
         return super().learn(
-            total_timesteps=total_timesteps,
-            callback=callback,
-            log_interval=log_interval,  # type: ignore[arg-type]
-            tb_log_name=tb_log_name,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
+            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar  # type: ignore[arg-type]
         )
 
     def _setup_learn(
@@ -328,8 +314,6 @@ class DreamerV3(OffPolicyAlgorithm):
                 self.gradient_steps = self._train_ratio.tick(self.num_timesteps - steps_before, can_train)
         return rollout
 
-    # ---- training ----
-
     def train(self, gradient_steps: int, batch_size: int) -> None:
         """
         One update after the other: sample, loss, gradient, clipping, step, slow critic, latents written back.
@@ -372,12 +356,9 @@ class DreamerV3(OffPolicyAlgorithm):
         steps_left = max(0, self._total_timesteps - self.num_timesteps)
         n_updates = self._clock.n_updates + self._train_ratio.updates_in(steps_left)
         print(
-            f"{seconds:.3g} s per update, about {n_updates} updates in this learn(): about "
-            f"{seconds * n_updates / 60:.1f} min of training on {self.device}. Shorter with a smaller `model_size`, "
-            "a lower `training_ratio` or a faster `device`."
+            f"{seconds:.3g} s per update, about {n_updates} updates in this learn(): about {seconds * n_updates / 60:.1f} min "
+            f"on {self.device}. Shorter: a smaller `model_size`, a lower `training_ratio`, a faster `device`."
         )
-
-    # ---- logging ----
 
     def _record(self, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
@@ -388,8 +369,6 @@ class DreamerV3(OffPolicyAlgorithm):
         self._record(self._metrics.flush())
         self.logger.record("replay/rows", int(self.replay_buffer.filled.sum()))
         super().dump_logs()
-
-    # ---- saving ----
 
     def load_replay_buffer(
         self,
@@ -406,7 +385,7 @@ class DreamerV3(OffPolicyAlgorithm):
         current = self.replay_buffer
         try:
             super().load_replay_buffer(path, truncate_last_traj)
-            check_replay_buffer(self.replay_buffer, self.n_envs, self._latent_shape)
+            check_replay_buffer(self.replay_buffer, self.n_envs, self.policy.size.latent_shape)
         except BaseException:
             self.replay_buffer = current
             raise

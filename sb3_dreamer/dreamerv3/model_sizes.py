@@ -76,6 +76,11 @@ class ModelSize:
         """F = D + S * K, width of what every head reads."""
         return self.deter + self.stoch * self.classes
 
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(D, S, K) of one latent state."""
+        return self.deter, self.stoch, self.classes
+
 
 def _size(deter: int, width: int, stoch: int, classes: int, depth: int, blocks: int = 8) -> ModelSize:
     return ModelSize(deter=deter, hidden=width, stoch=stoch, classes=classes, blocks=blocks, units=width, depth=depth)
