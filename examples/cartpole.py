@@ -98,8 +98,8 @@ def main() -> int:
     print(f"Training and evaluation: {seconds:.0f} s, {model.num_timesteps} steps, {model._n_updates} updates")
     print(f"Best model: greedy return {greedy:.1f}, sampled return {sampled:.1f} (of 500; 20 new episodes each)")
     print(f"Learning curve: {curve}; TensorBoard: tensorboard --logdir {args.log_dir}")
-    if max(greedy, sampled) < BAR:
-        print(f"Not solved: below {BAR:.0f}", file=sys.stderr)
+    if greedy < BAR:  # the best model was chosen by its greedy return
+        print(f"Not solved: the greedy return is below {BAR:.0f}", file=sys.stderr)
         return 1
     return 0
 

@@ -8,8 +8,8 @@ PACKAGE = ROOT / "sb3_dreamer"
 
 # Lowest floor first. A file may import from floors below its own.
 FLOORS = [
-    {"common.type_aliases", "common.distributions", "common.torch_layers", "common.optimizers", "common.utils"},
-    {"common.preprocessing", "common.returns", "common.envs.counter", "common.envs.pixel_catch"},
+    {"common.type_aliases", "common.torch_layers", "common.optimizers", "common.utils"},
+    {"common.distributions", "common.preprocessing", "common.returns", "common.envs.counter", "common.envs.pixel_catch"},
     {"common.buffers", "common.envs", "dreamerv3.model_sizes"},
     {"dreamerv3.networks", "dreamerv3.heads", "dreamerv3.rssm"},
     {"dreamerv3.world_model"},
@@ -36,6 +36,7 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             node.body = []
     found = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    found |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     return {name.removeprefix("sb3_dreamer").lstrip(".") for name in found if name.split(".")[0] == "sb3_dreamer"}
 
 

@@ -11,7 +11,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from sb3_dreamer.common.preprocessing import encode_actions
-from sb3_dreamer.common.type_aliases import LatentState, SequenceIndices
+from sb3_dreamer.common.type_aliases import LatentState
+from sb3_dreamer.dreamerv3.losses import DreamerLoss
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
 from tests.helpers import COUNTERS, counter_envs, counter_model
 
@@ -152,7 +153,7 @@ def test_interrupt_then_learn(where, monkeypatch):
     else:
         with monkeypatch.context() as patch:
             calls = []
-            target, name = (model.env.envs[1].unwrapped, "step") if where == "env" else (model.loss_module, "draw_noise")
+            target, name = (model.env.envs[1].unwrapped, "step") if where == "env" else (DreamerLoss, "draw_noise")
             right = getattr(target, name)
 
             def interrupted(*args):
@@ -172,6 +173,23 @@ def test_interrupt_then_learn(where, monkeypatch):
     else:
         assert all(len(cut) <= 1 for cut in cuts) and any(cuts)
     check_windows(model.replay_buffer)
+
+
+def test_loading_a_buffer_opens_an_episode(tmp_path):
+    """The loaded rows end elsewhere than the environments stand."""
+    model = counter_model()
+    model.learn(3 * 15)
+    model.save_replay_buffer(tmp_path / "buffer")
+    model.learn(3 * 16, reset_num_timesteps=False)
+    model.load_replay_buffer(tmp_path / "buffer")
+    counts = model.replay_buffer.counts.copy()
+    model.learn(3 * 2, reset_num_timesteps=False)
+    for env in range(3):
+        rows = stream(model.replay_buffer, env)
+        assert rows["is_first"][counts[env]] and (rows["dones"] & ~rows["is_first"])[counts[env] - 1]
+        # Not the environment's first observation, but the first that the model sees.
+        episode, step, _ = rows["observations"][counts[env] :].astype(int).T
+        assert (rows["rewards"][counts[env] + 1 :] == (1000 * episode + step)[1:] * (step[1:] > 0)).all()
 
 
 def replayed_latents(model, env: int, noise: list[np.ndarray]) -> LatentState:
@@ -364,10 +382,3 @@ def test_extend_reset_and_errors():
     assert buffer.size() == 0 and buffer.pos == 0
     with pytest.raises(ValueError, match="optimize_memory_usage"):
         plain_buffer(optimize_memory_usage=True)
-
-
-def test_indices_are_plain():
-    buffer = plain_buffer()
-    fill(buffer, 20)
-    indices = buffer.sample(3).indices
-    assert isinstance(indices, SequenceIndices) and indices.steps.shape == (3, 4) and indices.envs.shape == (3,)

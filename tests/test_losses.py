@@ -30,10 +30,13 @@ def modules_of(policy) -> dict[str, th.nn.Module]:
 
 @pytest.mark.parametrize("space", [VECTOR, IMAGE, MIXED], ids=["vector", "image", "dict"])
 @pytest.mark.parametrize("action_space", ACTION_SPACES.values(), ids=ACTION_SPACES)
-def test_gradients_reach_every_parameter(space, action_space):
-    policy = make_policy(space, action_space)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_gradients_reach_every_parameter(space, action_space, precision):
+    """Under autocast too: a weight that was cast in the dream, without gradient, must be cast anew for the losses."""
+    policy = make_policy(space, action_space, precision=precision)
     randomize_outputs(policy)
-    output = make_loss(policy, free_nats=0.0)(random_batch(policy))
+    with policy.autocast():
+        output = make_loss(policy, free_nats=0.0)(random_batch(policy))
     assert th.isfinite(output.loss)
     output.loss.backward()
     silent = [name for name, p in policy.named_parameters() if p.requires_grad and not (p.grad is not None and p.grad.any())]

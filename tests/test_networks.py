@@ -139,6 +139,19 @@ def test_float_images():
         MultiEncoder(spaces.Box(-np.inf, np.inf, (3, 16, 16)), SIZE, normalize_images=False)
 
 
+def test_image_bounds_are_elementwise():
+    low = np.zeros((2, 16, 16), np.float32)
+    high = np.stack([np.full((16, 16), 1.0), np.full((16, 16), 100.0)]).astype(np.float32)
+    decoder = MultiDecoder(spaces.Box(low, high), SIZE, normalize_images=False)
+    target = decoder.targets(th.tensor(high)[None] * 0.25)["obs"]
+    assert th.allclose(target, th.tensor(0.25))
+    binary = MultiDecoder(spaces.Box(0, 1, (1, 16, 16), np.uint8), SIZE, normalize_images=False)
+    assert binary.targets(th.ones(1, 1, 16, 16, dtype=th.uint8))["obs"].min() == 1.0
+    assert not binary.state_dict().keys() & {"to_unit.0.low"}
+    with pytest.raises(ValueError, match=r"float image `obs` must be channels first, got shape \(16, 16, 3\)"):
+        MultiEncoder(spaces.Box(0.0, 1.0, (16, 16, 3)), SIZE, normalize_images=False)
+
+
 def test_block_linear_is_a_block_diagonal_linear():
     th.manual_seed(0)
     layer = BlockLinear(12, 20, 4)

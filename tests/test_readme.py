@@ -39,7 +39,7 @@ def test_parameter_counts_are_those_of_the_models():
 def test_glossary_names_every_metric():
     model = counter_model(training_ratio=8)
     model.learn(60, log_interval=None)
-    model.dump_logs_right, names = model.dump_logs, set()
+    names = set()
     model.logger.dump = lambda step: names.update(model.logger.name_to_value)
     model.dump_logs()
     ours = {name for name in names if name.split("/")[0] in ("train", "world_model", "actor_critic", "replay")}

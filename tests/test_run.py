@@ -69,6 +69,16 @@ def test_discrete_observations():
     assert model.learn(80)._n_updates > 0
 
 
+def test_integer_box_actions():
+    space = spaces.Box(0, 10, (2,), np.int32)
+    model = DreamerV3("MlpPolicy", NoiseEnv(VECTOR, space), seed=0, **{**TINY, "learning_starts": 10})
+    model.learn(60)
+    stored = model.replay_buffer.actions[1:50, 0]
+    assert stored.dtype == np.float32 and len(np.unique(stored)) > 20  # scaled, not cut to -1, 0, 1
+    actions, _ = model.predict(np.random.default_rng(0).normal(size=(3000, 5)).astype(np.float32))
+    assert sorted(np.unique(actions)) == list(range(11))
+
+
 def test_episodic_train_freq():
     model = DreamerV3("MlpPolicy", "CartPole-v1", seed=0, **{**TINY, "train_freq": (1, "episode"), "training_ratio": 16})
     model.learn(120)
@@ -186,6 +196,12 @@ def test_vec_normalize():
         DreamerV3("MultiInputPolicy", image_envs, **TINY)
     with pytest.raises(ValueError, match=r"`obs` is one"):
         DreamerV3("MlpPolicy", VecNormalize(DummyVecEnv([lambda: NoiseEnv(IMAGE, ACTION_SPACES["discrete"])])), **TINY)
+    box = spaces.Box(0.0, 1.0, (3, 16, 16), np.float32)
+    float_images = VecNormalize(DummyVecEnv([lambda: NoiseEnv(box, ACTION_SPACES["discrete"])]))
+    with pytest.raises(ValueError, match=r"`obs` is one"):
+        DreamerV3("CnnPolicy", float_images, **TINY, policy_kwargs=dict(normalize_images=False))
+    values = spaces.Box(-10.0, 10.0, (2, 3, 4), np.float32)  # no image, though of three dimensions
+    DreamerV3("MlpPolicy", VecNormalize(DummyVecEnv([lambda: NoiseEnv(values, ACTION_SPACES["discrete"])])), **TINY)
     fresh = spaces.Dict({"camera": IMAGE, "position": VECTOR})
     rest = VecNormalize(DummyVecEnv([lambda: NoiseEnv(fresh, ACTION_SPACES["discrete"])]), norm_obs_keys=["position"])
     assert DreamerV3("MultiInputPolicy", rest, **TINY).learn(60)._n_updates > 0
@@ -194,7 +210,8 @@ def test_vec_normalize():
 BAD_ARGUMENTS = [
     (dict(batch_size=0), "`batch_size` must be a whole number of at least 1, got 0"),
     (dict(batch_length=1), "`batch_length`"),
-    (dict(batch_length=8.5), "`batch_length`"),
+    (dict(batch_length=8.0), "`batch_length` must be a whole number of at least 2, got 8.0"),
+    (dict(buffer_size=1e6), "`buffer_size`"),
     (dict(training_ratio=0), "`training_ratio` must be a positive number, got 0"),
     (dict(training_ratio="512"), "`training_ratio`"),
     (dict(gamma=1.5), "`gamma` must be a number between 0.0 and 1.0, got 1.5"),
@@ -231,6 +248,10 @@ def test_bad_arguments(kwargs, message):
 def test_bad_environments_and_typos():
     with pytest.raises(ValueError, match=r"must have `start=0`"):
         DreamerV3("MlpPolicy", NoiseEnv(VECTOR, spaces.Discrete(3, start=1)), **TINY)
+    with pytest.raises(ValueError, match=r"must have `start=0`"):
+        DreamerV3("MlpPolicy", NoiseEnv(VECTOR, spaces.MultiDiscrete([3, 3], start=[1, 0])), **TINY)
+    with pytest.raises(ValueError, match="`low` below `high`"):
+        DreamerV3("MlpPolicy", NoiseEnv(VECTOR, spaces.Box(np.zeros(2, np.float32), np.array([1, 0], np.float32))), **TINY)
     with pytest.raises(AssertionError, match="finite lower and upper bound"):
         DreamerV3("MlpPolicy", NoiseEnv(VECTOR, spaces.Box(-np.inf, 1.0, (2,))), **TINY)
     with pytest.raises(TypeError, match="gradient_steps"):

@@ -67,8 +67,13 @@ def test_other_number_of_environments(trained, tmp_path):
 
 def test_buffer_of_another_size(trained, tmp_path):
     trained.save_replay_buffer(tmp_path / "buffer")
-    with pytest.raises(ValueError, match=r"latents of \(deter, stoch, classes\) \(8, 2, 4\), the model has \(16, 2, 4\)"):
+    with pytest.raises(ValueError, match=r"another `model_size`: \(8, 2, 4\), the model has \(16, 2, 4\)"):
         counter_model(policy_kwargs=dict(deter=16)).load_replay_buffer(tmp_path / "buffer")
+    with pytest.raises(ValueError, match="another `replay_context`: True, the model has False"):
+        counter_model(replay_context=False).load_replay_buffer(tmp_path / "buffer")
+    other = DreamerV3("MlpPolicy", make_vec_env("CartPole-v1", 3), **TINY)
+    with pytest.raises(ValueError, match="observations of another space"):
+        other.load_replay_buffer(tmp_path / "buffer")
     longer = counter_model(batch_length=12, batch_size=3)
     longer.load_replay_buffer(tmp_path / "buffer")
     assert longer.replay_buffer.sample(3).rewards.shape == (3, 12)

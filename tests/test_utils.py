@@ -1,6 +1,7 @@
 """The training ratio is paid exactly; learning-rate warm-up; averages of metrics."""
 
 import re
+import time
 from fractions import Fraction
 
 import pytest
@@ -136,8 +137,27 @@ def test_metric_averager_waits_for_the_flush():
 
 
 def test_update_clock_speaks_once():
-    clock = UpdateClock()
-    assert [clock.tick() is not None for _ in range(7)] == [False] * 4 + [True] + [False] * 2
+    clock, spoken = UpdateClock(), []
+    for n in range(7):
+        time.sleep(0.02)  # the environment's time does not count
+        clock.start()
+        time.sleep(0.05 if n == 0 else 0.001)  # nor does the first update
+        spoken.append(clock.stop())
+    assert [seconds is not None for seconds in spoken] == [False] * 4 + [True] + [False] * 2
+    assert 0.001 <= spoken[4] < 0.02
+
+
+def test_attributes_set_between_learns_count():
+    model = counter_model(training_ratio=32)
+    model.learn(60)
+    before = model._n_updates
+    model.training_ratio, model.gamma, model.batch_length = 8, 0.5, 4
+    model.learn(60, reset_num_timesteps=False)
+    assert model._n_updates - before == 60 * 8 // 16
+    assert model.loss_module.gamma == 0.5 and model.replay_buffer.batch_length == 4
+    model.gamma = 2.0
+    with pytest.raises(ValueError, match="`gamma`"):
+        model.learn(60)
 
 
 def test_duration_is_announced_once_per_learn(capsys):

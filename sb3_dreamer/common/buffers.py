@@ -99,7 +99,9 @@ class SequenceReplayBuffer(ReplayBuffer):
         """(Re)create all arrays with so many rows of zeros, which the system commits only when they are written."""
         lead = (rows, self.n_envs)
         self.observations = self._make_observations(lead)  # type: ignore[assignment]
-        self.actions = np.zeros((*lead, self.action_dim), dtype=self._maybe_cast_dtype(self.action_space.dtype))
+        # Actions of a Box are stored scaled to [-1, 1], whatever its own dtype.
+        is_box = isinstance(self.action_space, spaces.Box)
+        self.actions = np.zeros((*lead, self.action_dim), dtype=np.float32 if is_box else self.action_space.dtype)
         self.rewards = np.zeros(lead, dtype=np.float32)
         self.is_first, self.dones, self.timeouts, self.has_latent = (np.zeros(lead, dtype=bool) for _ in range(4))
         # Latents are what fills the memory: the deterministic state in 16 bits, the one-hots as indices.

@@ -5,10 +5,12 @@ Randomness is always an argument: ``sample`` maps noise to a sample and draws no
 deterministic. Everything here is computed in float32 at least, whatever the precision of the network.
 """
 
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import torch as th
 from torch.nn import functional as F
+
+from sb3_dreamer.common.utils import device_constant
 
 
 def at_least_float32(x: th.Tensor) -> th.Tensor:
@@ -137,12 +139,6 @@ class OneHotCategoricalST(Categorical):
         return self.straight_through(self.sample(noise))
 
 
-@lru_cache
-def _sizes_tensor(sizes: tuple[int, ...], device: th.device) -> th.Tensor:
-    """Copied to the device once, not at every step: a copy would wait for the device."""
-    return th.tensor(sizes, device=device)
-
-
 class MultiCategorical(Categorical):
     """
     Categoricals of possibly unequal sizes from one flat vector of logits.
@@ -158,7 +154,7 @@ class MultiCategorical(Categorical):
             return
         width = max(sizes)
         padded = [F.pad(part, (0, width - part.shape[-1]), value=self.PADDING) for part in flat_logits.split(sizes, dim=-1)]
-        super().__init__(th.stack(padded, dim=-2), unimix, _sizes_tensor(tuple(sizes), flat_logits.device))
+        super().__init__(th.stack(padded, dim=-2), unimix, device_constant(tuple(sizes), flat_logits.device))
 
 
 class SymexpTwoHot:

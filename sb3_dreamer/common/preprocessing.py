@@ -10,6 +10,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from torch.nn import functional as F
 
 from sb3_dreamer.common.type_aliases import TensorObs
+from sb3_dreamer.common.utils import device_constant
 
 SINGLE_KEY = "obs"
 
@@ -74,22 +75,8 @@ def class_indices(observation: th.Tensor, space: spaces.Space) -> th.Tensor:
     :return: (N, G), counted from zero
     """
     indices = observation.reshape(observation.shape[0], -1).long()
-    start = np.asarray(getattr(space, "start", 0))
-    if not start.any():
-        return indices
-    return indices - (int(start) if start.ndim == 0 else th.as_tensor(start.reshape(-1), device=indices.device))
-
-
-def image_to_unit(image: th.Tensor, space: spaces.Box) -> th.Tensor:
-    """
-    :param image: (N, C, h, w)
-    :param space: its space; float images must have finite bounds
-    :return: float pixels in [0, 1], (N, C, h, w)
-    """
-    if space.dtype == np.uint8:
-        return image.float() / 255.0
-    low, high = (float(bound) for bound in (space.low.min(), space.high.max()))
-    return (image.float() - low) / (high - low)
+    start = np.asarray(getattr(space, "start", 0)).reshape(-1)
+    return indices - device_constant(tuple(start.tolist()), indices.device) if start.any() else indices
 
 
 def encoded_action_dim(space: spaces.Space) -> int:
@@ -123,5 +110,7 @@ def decode_actions(actions: np.ndarray, space: spaces.Space) -> np.ndarray:
         low, high = space.low.astype(np.float64), space.high.astype(np.float64)
         # In float64 and clipped again: rounding must not leave the bounds.
         unscaled = low + 0.5 * (np.clip(actions.astype(np.float64), -1.0, 1.0) + 1.0) * (high - low)
+        if np.issubdtype(space.dtype, np.integer):
+            unscaled = np.rint(unscaled)
         return np.clip(unscaled.astype(space.dtype), space.low, space.high)
     return actions.astype(space.dtype)

@@ -2,8 +2,16 @@
 
 import time
 from fractions import Fraction
+from functools import lru_cache
 
 import torch as th
+from stable_baselines3.common.logger import Logger
+
+
+@lru_cache
+def device_constant(values: tuple[int, ...], device: th.device) -> th.Tensor:
+    """Copied to the device once, not at every step: a copy would wait for the device."""
+    return th.tensor(values, device=device)
 
 
 def warmup_factor(n_updates: int, warmup_steps: int) -> float:
@@ -67,20 +75,38 @@ class TrainRatio:
 
 
 class UpdateClock:
-    """Measures the time of an update once, from the first to the fifth: the first one warms up."""
+    """Measures the time of an update once, over the second to the fifth: the first one warms up."""
 
     LAST = 5
 
     def __init__(self) -> None:
         self.n_updates = 0
+        self._seconds = 0.0
         self._start = 0.0
 
-    def tick(self) -> float | None:
-        """:return: seconds per update after the fifth call, else None"""
+    def start(self) -> None:
+        """An update begins."""
+        self._start = time.perf_counter()
+
+    def stop(self) -> float | None:
+        """
+        An update ends.
+
+        :return: mean seconds per update after the fifth one, else None
+        """
         self.n_updates += 1
-        if self.n_updates == 1:
-            self._start = time.perf_counter()
-        return (time.perf_counter() - self._start) / (self.LAST - 1) if self.n_updates == self.LAST else None
+        if 1 < self.n_updates <= self.LAST:
+            self._seconds += time.perf_counter() - self._start
+        return self._seconds / (self.LAST - 1) if self.n_updates == self.LAST else None
+
+
+def duration_message(seconds: float, n_updates: int, device: th.device) -> str:
+    """:return: one line: how long an update takes, how long all of them, and what shortens it"""
+    return (
+        f"{seconds:.3g} s per update, about {n_updates} updates in this learn(): about {seconds * n_updates / 60:.1f} min on "
+        f"{device}, the environment's time not counted. Shorter: a smaller `model_size`, a lower `training_ratio`, a faster "
+        "`device`."
+    )
 
 
 class MetricAverager:
@@ -105,6 +131,13 @@ class MetricAverager:
         if self._sums is None:
             return {}
         return dict(zip(self._names, (self._sums / self._count).tolist(), strict=True))
+
+    def record(self, logger: Logger) -> None:
+        """
+        :param logger: gets the means since the last flush
+        """
+        for name, value in self.means().items():
+            logger.record(name, value)
 
     def flush(self) -> dict[str, float]:
         """:return: as :meth:`means`, and start anew"""

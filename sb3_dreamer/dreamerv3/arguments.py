@@ -1,13 +1,13 @@
 """Checks of the constructor's arguments: one clear exception each, before anything is built."""
 
-from numbers import Real
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium import spaces
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
-from sb3_dreamer.common.preprocessing import as_space_dict
+from sb3_dreamer.common.preprocessing import as_space_dict, is_image
 from sb3_dreamer.dreamerv3.losses import LOSS_SCALES
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def is_number(value: Any) -> bool:
 
 def check_number(name: str, value: Any, low: float, high: float, is_whole: bool) -> None:
     """:raises ValueError: if ``value`` is no number (or no whole one) between ``low`` and ``high``"""
-    if not is_number(value) or not low <= value <= high or (is_whole and value != int(value)):
+    if not is_number(value) or not low <= value <= high or (is_whole and not isinstance(value, Integral)):
         kind = "a whole number" if is_whole else "a number"
         limits = f"of at least {low}" if high == float("inf") else f"between {low} and {high}"
         raise ValueError(f"`{name}` must be {kind} {limits}, got {value!r}")
@@ -96,34 +96,45 @@ def check_kwargs(model: "DreamerV3") -> None:
 def check_spaces(model: "DreamerV3") -> None:
     """:raises ValueError: if actions do not start at 0, or VecNormalize normalises an image"""
     action_space = model.action_space
-    if isinstance(action_space, spaces.Discrete) and action_space.start != 0:
+    if np.any(getattr(action_space, "start", 0)):
         raise ValueError(
-            f"Discrete action spaces must have `start=0`, got {action_space}: wrap the environment, for instance by "
+            f"Discrete actions must have `start=0`, got {action_space}: wrap the environment, for instance by "
             "gymnasium.wrappers.TransformAction"
         )
+    if isinstance(action_space, spaces.Box) and not np.all(action_space.low < action_space.high):
+        raise ValueError(f"Every dimension of a Box of actions needs `low` below `high`, got {action_space}")
     vec_normalize = model._vec_normalize_env
     if vec_normalize is None or not vec_normalize.norm_obs:
         return
-    normalised = as_space_dict(vec_normalize.observation_space)
+    normalize_images = model.policy_kwargs.get("normalize_images", True)
+    normalised = as_space_dict(vec_normalize.venv.observation_space)
     for key in vec_normalize.norm_obs_keys or list(normalised):
-        space = normalised[key]
-        # VecNormalize has replaced the image's space by one of its own making, also in the environment below it.
-        replaced = spaces.Box(-vec_normalize.clip_obs, vec_normalize.clip_obs, space.shape, np.float32)
-        if len(replaced.shape) == 3 and space == replaced:
+        # In a Dict, VecNormalize has replaced a uint8 image by a space of its own making, below itself as well.
+        clip, shape = vec_normalize.clip_obs, normalised[key].shape or ()
+        was_image = vec_normalize.norm_obs_keys is not None and normalised[key] == spaces.Box(-clip, clip, shape, np.float32)
+        if len(shape) == 3 and (was_image or is_image(normalised[key], normalize_images)):
             raise ValueError(
                 f"VecNormalize must leave images alone (`{key}` is one): name the other keys in `norm_obs_keys`, "
                 "or use `norm_obs=False`"
             )
 
 
-def check_replay_buffer(replay_buffer: Any, n_envs: int, latent_shape: tuple[int, int, int]) -> None:
-    """:raises ValueError: if a loaded buffer does not fit the model"""
-    if not isinstance(replay_buffer, SequenceReplayBuffer):
-        raise ValueError(f"The replay buffer must be a SequenceReplayBuffer, got {type(replay_buffer).__name__}")
-    if replay_buffer.n_envs != n_envs:
-        raise ValueError(f"The replay buffer was filled by {replay_buffer.n_envs} environments, the model has {n_envs}")
-    if replay_buffer.latent_shape != latent_shape:
-        raise ValueError(
-            f"The replay buffer holds latents of (deter, stoch, classes) {replay_buffer.latent_shape}, the model has "
-            f"{latent_shape}: it was saved with another `model_size`"
-        )
+def check_replay_buffer(loaded: Any, own: SequenceReplayBuffer) -> None:
+    """
+    :param loaded: a buffer from a file
+    :param own: the model's
+    :raises ValueError: if the loaded one does not fit the model
+    """
+    if not isinstance(loaded, SequenceReplayBuffer):
+        raise ValueError(f"The replay buffer must be a SequenceReplayBuffer, got {type(loaded).__name__}")
+    if loaded.n_envs != own.n_envs:
+        raise ValueError(f"The replay buffer was filled by {loaded.n_envs} environments, the model has {own.n_envs}")
+    for name, meaning in (
+        ("observation_space", "observations of another space"),
+        ("action_space", "actions of another space"),
+        ("latent_shape", "latents (deter, stoch, classes) of another `model_size`"),
+        ("replay_context", "windows of another `replay_context`"),
+    ):
+        theirs, ours = getattr(loaded, name), getattr(own, name)
+        if theirs != ours:
+            raise ValueError(f"The replay buffer holds {meaning}: {theirs}, the model has {ours}")

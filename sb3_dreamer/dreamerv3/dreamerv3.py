@@ -20,7 +20,7 @@ from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from sb3_dreamer.common.optimizers import clip_grad_agc_
 from sb3_dreamer.common.preprocessing import decode_actions, encode_actions
 from sb3_dreamer.common.type_aliases import LatentState, PolicyState
-from sb3_dreamer.common.utils import MetricAverager, TrainRatio, UpdateClock, warmup_factor
+from sb3_dreamer.common.utils import MetricAverager, TrainRatio, UpdateClock, duration_message, warmup_factor
 from sb3_dreamer.dreamerv3.arguments import check_arguments, check_replay_buffer
 from sb3_dreamer.dreamerv3.losses import DreamerLoss
 from sb3_dreamer.dreamerv3.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy
@@ -187,7 +187,15 @@ class DreamerV3(OffPolicyAlgorithm):
         finally:
             self.policy_kwargs, self.replay_buffer_kwargs = user_policy_kwargs, user_buffer_kwargs
         self.replay_buffer.latent_shape = self.policy.size.latent_shape
+        if self.compile is True:
+            self.policy.world_model.rssm.core.compile(dynamic=False)
+        self._setup_training()
+
+    def _setup_training(self) -> None:
+        """What follows from the arguments alone; done anew at each ``learn``, for users set attributes in between."""
+        check_arguments(self)
         self._train_ratio.set_rate(self.training_ratio, self.batch_size * self.batch_length)
+        self.replay_buffer.set_window(self.batch_length)
         self.loss_module = DreamerLoss(
             self.policy,
             imagination_horizon=self.imagination_horizon,
@@ -198,8 +206,6 @@ class DreamerV3(OffPolicyAlgorithm):
             imagine_last=self.imagine_last,
             loss_scales=self.loss_scales,
         )
-        if self.compile is True:
-            self.policy.world_model.rssm.core.compile(dynamic=False)
 
     def learn(
         self: SelfDreamerV3,
@@ -228,6 +234,7 @@ class DreamerV3(OffPolicyAlgorithm):
         if reset_num_timesteps:
             self._train_ratio.close()
         self._clock = UpdateClock()
+        self._setup_training()
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def _sample_action(
@@ -248,9 +255,8 @@ class DreamerV3(OffPolicyAlgorithm):
         if self._last_state is None:
             # Without a state, what follows is the beginning of an episode to the model, so to the buffer as well.
             self._last_episode_starts = np.ones(n_envs, dtype=bool)
-        observations, _ = self.policy.obs_to_tensor(self._last_obs)
         starts = th.as_tensor(self._last_episode_starts, device=self.device)
-        sampled, state = self.policy.step(observations, self._last_state, starts)
+        sampled, state = self.policy.step(self.policy.obs_to_tensor(self._last_obs)[0], self._last_state, starts)
         if self.num_timesteps < learning_starts:
             actions = np.array([self.action_space.sample() for _ in range(n_envs)])
             buffer_actions = self.policy.scale_action(actions) if isinstance(self.action_space, spaces.Box) else actions
@@ -273,8 +279,8 @@ class DreamerV3(OffPolicyAlgorithm):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        assert isinstance(replay_buffer, SequenceReplayBuffer) and self._last_state is not None
-        assert self._last_episode_starts is not None
+        assert isinstance(replay_buffer, SequenceReplayBuffer)
+        assert self._last_state is not None and self._last_episode_starts is not None
         replay_buffer.mark_starts(self._last_episode_starts)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
         latent = LatentState(self._last_state.deter.unsqueeze(1), self._last_state.stoch.unsqueeze(1))  # (n_envs, 1, ...)
@@ -305,6 +311,7 @@ class DreamerV3(OffPolicyAlgorithm):
             if not will_train:
                 pending = [callback.locals[name] for name in ("buffer_actions", "new_obs", "rewards", "dones", "infos")]
                 self._store_transition(replay_buffer, *pending)
+                self._update_info_buffer(callback.locals["infos"], callback.locals["dones"])
         except BaseException:
             self._last_obs = None  # somewhere between two steps: the environments must be reset
             raise
@@ -323,6 +330,7 @@ class DreamerV3(OffPolicyAlgorithm):
         """
         self.policy.set_training_mode(True)
         for _ in range(gradient_steps):
+            self._clock.start()
             self._update_learning_rate(self.policy.optimizer)
             batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
             with self.policy.autocast():
@@ -339,7 +347,7 @@ class DreamerV3(OffPolicyAlgorithm):
             self._announce_duration()
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if self.device.type == "cpu":  # elsewhere reading them would wait for the device
-            self._record(self._metrics.means())
+            self._metrics.record(self.logger)
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         """The one place where the learning rate is set: schedule times warm-up, whatever the optimiser."""
@@ -350,23 +358,17 @@ class DreamerV3(OffPolicyAlgorithm):
 
     def _announce_duration(self) -> None:
         """Say once per ``learn``, after the fifth update, how long it will take."""
-        seconds = self._clock.tick()
+        seconds = self._clock.stop()
         if seconds is None or self.verbose < 1:
             return
         steps_left = max(0, self._total_timesteps - self.num_timesteps)
         n_updates = self._clock.n_updates + self._train_ratio.updates_in(steps_left)
-        print(
-            f"{seconds:.3g} s per update, about {n_updates} updates in this learn(): about {seconds * n_updates / 60:.1f} min "
-            f"on {self.device}. Shorter: a smaller `model_size`, a lower `training_ratio`, a faster `device`."
-        )
-
-    def _record(self, metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
-            self.logger.record(name, value)
+        print(duration_message(seconds, n_updates, self.device))
 
     def dump_logs(self) -> None:
         """Write log data; losses are means over all updates since the last time."""
-        self._record(self._metrics.flush())
+        self._metrics.record(self.logger)
+        self._metrics.flush()
         self.logger.record("replay/rows", int(self.replay_buffer.filled.sum()))
         super().dump_logs()
 
@@ -376,20 +378,20 @@ class DreamerV3(OffPolicyAlgorithm):
         truncate_last_traj: bool = True,
     ) -> None:
         """
-        As :meth:`OffPolicyAlgorithm.load_replay_buffer`.
+        As :meth:`OffPolicyAlgorithm.load_replay_buffer`; what is collected next opens an episode.
 
-        :param path: of the pickled buffer
-        :param truncate_last_traj: for ``HerReplayBuffer``, without meaning here
-        :raises ValueError: if the buffer is of another kind, number of environments or latent size
+        :raises ValueError: if the buffer does not fit the model, which then keeps its own
         """
         current = self.replay_buffer
         try:
             super().load_replay_buffer(path, truncate_last_traj)
-            check_replay_buffer(self.replay_buffer, self.n_envs, self.policy.size.latent_shape)
+            check_replay_buffer(self.replay_buffer, current)
         except BaseException:
             self.replay_buffer = current
             raise
+        self.replay_buffer.online_queue = self.online_queue
         self.replay_buffer.set_window(self.batch_length)
+        self._last_state = None
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "loss_module", "_last_state", "_metrics", "_clock"]

@@ -1,6 +1,7 @@
 """Model sizes: one line each. Number sizes are the official ones (2025), letters take RLlib's widths."""
 
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from typing import Any
 
 from gymnasium import spaces
@@ -66,7 +67,7 @@ class ModelSize:
             elif field.name == "cnn_multipliers":
                 if value is not None and (len(value) == 0 or min(value) < 1):
                     raise ValueError(f"`cnn_multipliers` must be positive integers, got {value}")
-            elif not isinstance(value, int) or value < 1:
+            elif not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"`{field.name}` must be a positive integer, got {value!r}")
         if self.deter % self.blocks:
             raise ValueError(f"`deter` must be a multiple of `blocks`, got deter={self.deter} and blocks={self.blocks}")

@@ -3,8 +3,10 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space_channels_first
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 from torch.nn import functional as F
@@ -15,7 +17,6 @@ from sb3_dreamer.common.preprocessing import (
     as_tensor_dict,
     class_counts,
     class_indices,
-    image_to_unit,
     is_image,
     one_hot_groups,
 )
@@ -50,6 +51,32 @@ def n_cnn_stages(height: int, width: int) -> int:
     return n
 
 
+class UnitPixels(nn.Module):
+    """
+    Pixels in [0, 1] from the bounds of an image space.
+
+    :param space: an image, channels first
+    """
+
+    low: th.Tensor
+    span: th.Tensor
+
+    def __init__(self, space: spaces.Box):
+        super().__init__()
+        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+        if np.ptp(low) == 0.0 and np.ptp(high) == 0.0:
+            low, high = low.min(), high.max()  # the same for all pixels: keep one number
+        self.register_buffer("low", th.tensor(low), persistent=False)
+        self.register_buffer("span", th.tensor(high - low), persistent=False)
+
+    def forward(self, image: th.Tensor) -> th.Tensor:
+        """
+        :param image: (N, C, h, w) in the dtype of the space
+        :return: (N, C, h, w)
+        """
+        return (image.to(self.low.dtype) - self.low) / self.span
+
+
 class ImageTower:
     """
     Geometry of one stack of convolutions, shared by encoder and decoder: which keys it reads and in which sizes.
@@ -81,6 +108,15 @@ class ImageTower:
         return self.coarse_height * self.coarse_width * self.channels[-1]
 
 
+def check_image(key: str, space: spaces.Box) -> None:
+    """:raises ValueError: if the bounds give no scale, or a float image, which SB3 does not transpose, is channels last"""
+    if not (space.is_bounded("both") and bool((space.low < space.high).all())):
+        bounds = f"low={space.low.min()} high={space.high.max()}"
+        raise ValueError(f"The bounds of the float image `{key}` must be finite and apart, got {bounds}")
+    if space.dtype != np.uint8 and not is_image_space_channels_first(space):
+        raise ValueError(f"The float image `{key}` must be channels first, got shape {space.shape}")
+
+
 def split_keys(observation_space: spaces.Space, size: ModelSize, normalize_images: bool) -> tuple[list[ImageTower], list[str]]:
     """
     :return: one tower per image size, in the order of their first keys, and the keys that are no images; all sorted
@@ -95,10 +131,7 @@ def split_keys(observation_space: spaces.Space, size: ModelSize, normalize_image
             vector_keys.append(key)
             continue
         assert isinstance(space, spaces.Box)
-        if not (space.is_bounded("both") and space.low.min() < space.high.max()):
-            raise ValueError(
-                f"The bounds of the float image `{key}` must be finite, got low={space.low.min()} high={space.high.max()}"
-            )
+        check_image(key, space)
         by_size.setdefault(space.shape[1:], []).append(key)
     towers = [ImageTower(keys, [space_dict[key] for key in keys], size) for keys in by_size.values()]  # type: ignore[misc]
     return towers, vector_keys
@@ -114,6 +147,7 @@ class ConvEncoder(nn.Module):
     def __init__(self, tower: ImageTower):
         super().__init__()
         self.tower = tower
+        self.to_unit = nn.ModuleList(UnitPixels(space) for space in tower.spaces)
         stages = []
         for n_in, n_out in zip([sum(tower.key_channels), *tower.channels[:-1]], tower.channels, strict=True):
             stages.append(nn.Sequential(Conv2dSame(n_in, n_out), nn.MaxPool2d(2), RMSNorm2d(n_out), nn.SiLU()))
@@ -124,8 +158,8 @@ class ConvEncoder(nn.Module):
         :param by_key: observations, of which this tower reads its own images (N, C, h, w)
         :return: features flattened in the order (h, w, channel), (N, tower.features_dim)
         """
-        keys_and_spaces = zip(self.tower.keys, self.tower.spaces, strict=True)
-        x = th.cat([image_to_unit(by_key[key], space) for key, space in keys_and_spaces], dim=1) - 0.5  # (N, C, h, w)
+        units = [to_unit(by_key[key]) for key, to_unit in zip(self.tower.keys, self.to_unit, strict=True)]
+        x = th.cat(units, dim=1) - 0.5  # (N, C, h, w)
         if self.tower.pad_height or self.tower.pad_width:
             # Edge values at bottom and right: no resize, and the decoder crops the same pixels off.
             x = F.pad(x, (0, self.tower.pad_width, 0, self.tower.pad_height), mode="replicate")
@@ -235,6 +269,8 @@ class MultiDecoder(nn.Module):
         towers, self.vector_keys = split_keys(observation_space, size, normalize_images)
         self.spaces = as_space_dict(observation_space)
         self.towers = nn.ModuleList(ConvDecoder(tower, size) for tower in towers)
+        self.image_keys = [key for tower in towers for key in tower.keys]
+        self.to_unit = nn.ModuleList(UnitPixels(space) for tower in towers for space in tower.spaces)
         self.mlp = create_mlp(size.features_dim, size.units, size.decoder_layers) if self.vector_keys else None
         # A list, not a dict by key: users choose the keys, and a ModuleDict refuses dots and names such as "values".
         self.vector_outputs = nn.ModuleList()
@@ -268,12 +304,11 @@ class MultiDecoder(nn.Module):
         """
         by_key = as_tensor_dict(observations)
         targets = {}
-        for key, space in self.spaces.items():
-            if key not in self.vector_keys:
-                assert isinstance(space, spaces.Box)
-                targets[key] = image_to_unit(by_key[key], space)  # (N, C, h, w)
-            elif class_counts(space) is None:
-                targets[key] = by_key[key].flatten(1) if by_key[key].dim() > 1 else by_key[key].unsqueeze(1)  # (N, n)
+        for key, to_unit in zip(self.image_keys, self.to_unit, strict=True):
+            targets[key] = to_unit(by_key[key])  # (N, C, h, w)
+        for key in self.vector_keys:
+            if class_counts(self.spaces[key]) is None:
+                targets[key] = by_key[key].reshape(by_key[key].shape[0], -1)  # (N, n)
             else:
-                targets[key] = class_indices(by_key[key], space)  # (N, G)
+                targets[key] = class_indices(by_key[key], self.spaces[key])  # (N, G)
         return targets

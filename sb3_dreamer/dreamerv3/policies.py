@@ -94,7 +94,9 @@ class DreamerPolicy(BasePolicy):
         """:return: the context in which all networks run, after ``precision`` and the device"""
         device_type = self.device.type
         on_cuda = device_type == "cuda"
-        enabled = self.precision == "bf16" or (self.precision == "auto" and on_cuda and th.cuda.is_bf16_supported())
+        enabled = self.precision == "bf16" or (
+            self.precision == "auto" and on_cuda and th.cuda.is_bf16_supported(including_emulation=False)
+        )
         return th.autocast(device_type, dtype=th.bfloat16, enabled=enabled)
 
     def initial_state(self, batch_size: int) -> PolicyState:
