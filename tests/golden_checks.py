@@ -43,6 +43,8 @@ class Golden:
         self.arrays = arrays
         self.inputs: set[str] = set()
         self.outputs: set[str] = set()
+        self.read: set[str] = set()  # every array that our numbers may depend on
+        self.ours: dict[str, tuple[np.ndarray, float, float]] = {}  # our numbers and their tolerances
 
     def __contains__(self, name: str) -> bool:
         return name in self.arrays
@@ -52,6 +54,7 @@ class Golden:
 
     def input(self, name: str) -> np.ndarray:
         self.inputs.add(name)
+        self.read.add(name)
         return self.arrays[name]
 
     def tensor(self, name: str) -> th.Tensor:
@@ -64,8 +67,14 @@ class Golden:
         """Fail unless |ours - golden| <= atol + rtol * max|golden|, entry by entry."""
         self.outputs.add(name)
         self.inputs.discard(name)  # teacher-forced samples are both
-        golden = np.asarray(self.arrays[name], dtype=np.float64)
-        ours = np.asarray(ours.detach() if isinstance(ours, th.Tensor) else ours, dtype=np.float64)
+        value = np.asarray(ours.detach() if isinstance(ours, th.Tensor) else ours, dtype=np.float64)
+        self.ours[name] = value, rtol, atol
+        self.compare(name, self.arrays[name])
+
+    def compare(self, name: str, array: np.ndarray) -> None:
+        """Compare ``array`` with our numbers for ``name``."""
+        ours, rtol, atol = self.ours[name]
+        golden = np.asarray(array, dtype=np.float64)
         assert ours.shape == golden.shape, f"{self.name}: {name} has shape {ours.shape} instead of {golden.shape}"
         error = np.abs(ours - golden)
         limit = atol + rtol * np.abs(golden).max(initial=0.0)

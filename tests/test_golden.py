@@ -41,14 +41,21 @@ def test_golden(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_golden_notices(path):
-    """Every array that is no input, changed a little, makes the check fail."""
+    """
+    Every array that is no input, changed a little, makes the check fail. Our numbers are computed anew only where they
+    may depend on the changed array.
+    """
     arrays = load(path)
-    outputs = sorted(run_check(path.stem, arrays).outputs)
-    assert outputs
+    golden = run_check(path.stem, arrays)
+    assert golden.outputs
     unnoticed = []
-    for name in outputs:
+    for name in sorted(golden.outputs):
+        changed = perturb(arrays[name])
         try:
-            run_check(path.stem, {**arrays, name: perturb(arrays[name])})
+            if name in golden.ours and name not in golden.read:
+                golden.compare(name, changed)
+            else:
+                run_check(path.stem, {**arrays, name: changed})
         except AssertionError:
             continue
         unnoticed.append(name)

@@ -198,7 +198,7 @@ class MultiEncoder(BaseFeaturesExtractor):
         by_key = as_tensor_dict(observations)
         features = []
         if self.mlp is not None:
-            vectors = th.cat([self._vector(by_key[key], self.spaces[key]) for key in self.vector_keys], dim=-1)
+            vectors = th.cat([self._vector(by_key[key], self.spaces[key]) for key in self.vector_keys], dim=-1)  # (N, n)
             features.append(self.mlp(vectors))  # (N, U)
         for encoder in self.towers:
             features.append(encoder(by_key))  # (N, tower.features_dim)

@@ -41,16 +41,16 @@ class BlockGRU(nn.Module):
         # Values beyond [-1, 1] become +-1: the sampled and the clipped action are the same to the model.
         action = action / action.detach().abs().clamp_min(1.0)  # (N, A)
         inputs = th.cat([self.from_deter(deter), self.from_stoch(stoch.flatten(-2)), self.from_action(action)], dim=-1)
-        # Every block reads its own slice of deter and all of the inputs.
+        # Every block reads its own slice of deter and all of the inputs (N, 3 * hidden).
         per_block = inputs.unsqueeze(1).expand(-1, self.blocks, -1)  # (N, G, 3 * hidden)
         deter_blocks = deter.to(inputs.dtype).unflatten(-1, (self.blocks, -1))  # (N, G, D/G)
         x = self.hidden(th.cat([deter_blocks, per_block], dim=-1).flatten(1))  # (N, D)
         # The three gates interleave per block; splitting the flat vector would mix them.
         gates = self.gates(x).unflatten(-1, (self.blocks, 3, -1))  # (N, G, 3, D/G)
         reset, candidate, update = (gate.flatten(1) for gate in at_least_float32(gates).unbind(2))  # 3 x (N, D)
-        candidate = th.tanh(th.sigmoid(reset) * candidate)
-        update = th.sigmoid(update - 1.0)
-        return update * candidate + (1.0 - update) * deter
+        candidate = th.tanh(th.sigmoid(reset) * candidate)  # (N, D)
+        update = th.sigmoid(update - 1.0)  # (N, D)
+        return update * candidate + (1.0 - update) * deter  # (N, D)
 
 
 class RSSM(nn.Module):
@@ -112,9 +112,10 @@ class RSSM(nn.Module):
         :return: state (N, ...) with straight-through gradient, and the posterior it was drawn from
         """
         keep = 1.0 - is_first.to(state.deter.dtype)  # (N,)
-        deter = self.core(state.deter * keep[:, None], state.stoch * keep[:, None, None], prev_action * keep[:, None])
-        posterior = self.posterior(deter, embed)
-        stoch = posterior.straight_through(posterior.mode() if noise is None else posterior.sample(noise))
+        past = LatentState(state.deter * keep[:, None], state.stoch * keep[:, None, None])  # (N, ...)
+        deter = self.core(*past, prev_action * keep[:, None])  # (N, D)
+        posterior = self.posterior(deter, embed)  # logits (N, S, K)
+        stoch = posterior.straight_through(posterior.mode() if noise is None else posterior.sample(noise))  # (N, S, K)
         return LatentState(deter, stoch), posterior
 
     def img_step(self, state: LatentState, action: th.Tensor, noise: th.Tensor) -> LatentState:
@@ -175,6 +176,6 @@ class RSSM(nn.Module):
         :return: both (B, T)
         """
         unimix = posterior.unimix
-        dynamics = OneHotCategoricalST(posterior.logits.detach(), unimix).kl(prior).sum(-1)
-        representation = posterior.kl(OneHotCategoricalST(prior.logits.detach(), unimix)).sum(-1)
+        dynamics = OneHotCategoricalST(posterior.logits.detach(), unimix).kl(prior).sum(-1)  # (B, T)
+        representation = posterior.kl(OneHotCategoricalST(prior.logits.detach(), unimix)).sum(-1)  # (B, T)
         return dynamics.clamp_min(free_nats), representation.clamp_min(free_nats)

@@ -99,7 +99,7 @@ class WorldModel(nn.Module):
         :return: by key, (B, T)
         """
         lead = states.deter.shape[:2]
-        distributions = self.decoder(states.deter.flatten(0, 1), states.stoch.flatten(0, 1))
+        distributions = self.decoder(states.deter.flatten(0, 1), states.stoch.flatten(0, 1))  # over (B * T, ...)
         targets = self.decoder.targets(flatten_time(observations))
         return {key: dist.loss(targets[key]).unflatten(0, lead) for key, dist in distributions.items()}
 
