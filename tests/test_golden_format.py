@@ -13,7 +13,8 @@ from sb3_dreamer.dreamerv3.model_sizes import ModelSize
 from sb3_dreamer.dreamerv3.networks import MultiDecoder, MultiEncoder
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
 from tests import golden_model as gm
-from tests.golden_checks import CHECKS, Golden, run_check
+from tests.golden_checks import CHECKS, run_check
+from tests.golden_file import Golden
 from tests.test_golden import perturb
 
 B, T, H = 2, 4, 3
