@@ -94,8 +94,11 @@ def check_kwargs(model: "DreamerV3") -> None:
 
 
 def check_spaces(model: "DreamerV3") -> None:
-    """:raises ValueError: if actions do not start at 0, or VecNormalize normalises an image"""
+    """:raises ValueError: if a space is of a kind that SB3 or we do not handle, or VecNormalize normalises an image"""
     action_space = model.action_space
+    for key, space in [*as_space_dict(model.observation_space).items(), ("action", action_space)]:
+        if isinstance(space, spaces.MultiDiscrete) and len(space.shape) != 1:
+            raise ValueError(f"MultiDiscrete spaces must have one axis, `{key}` has shape {space.shape}: flatten it")
     if np.any(getattr(action_space, "start", 0)):
         raise ValueError(
             f"Discrete actions must have `start=0`, got {action_space}: wrap the environment, for instance by "
