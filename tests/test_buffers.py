@@ -371,6 +371,18 @@ def test_pickle_keeps_only_used_rows():
     assert pickle.loads(pickle.dumps(plain_buffer())).observations.size == 0
 
 
+def test_nothing_but_finite_numbers_is_stored():
+    buffer = plain_buffer()
+    fill(buffer, 3)
+    good = np.zeros((2, 1), np.float32)
+    for value, key in ((np.nan, "obs"), (np.inf, "reward")):
+        obs, reward = good.copy(), np.zeros(2)
+        (obs if key == "obs" else reward)[1] = value
+        with pytest.raises(ValueError, match=f"`{key}` of environment 1 is {value}: all values must be finite"):
+            buffer.add(good, obs, np.zeros(2), reward, np.zeros(2), [{}, {}])
+    assert (buffer.counts == 4).all() and np.isfinite(buffer.observations).all()
+
+
 def test_extend_reset_and_errors():
     buffer = plain_buffer()
     with pytest.raises(ValueError, match=r"No window of 5 rows is complete: the longest stream has 0 rows"):

@@ -58,11 +58,20 @@ def test_other_number_of_environments(trained, tmp_path):
 
     loaded = DreamerV3.load(tmp_path / "model", env=CounterEnv(), device="cpu")
     own = loaded.replay_buffer
-    with pytest.raises(ValueError, match="filled by 3 environments, the model has 1"):
+    with pytest.raises(ValueError, match="another number of environments: 3, the model has 1"):
         loaded.load_replay_buffer(tmp_path / "buffer")
     assert loaded.replay_buffer is own  # nothing is lost
     updates = loaded._n_updates
     assert loaded.learn(60, reset_num_timesteps=False)._n_updates > updates
+
+
+def test_buffer_loads_where_there_is_none(trained, tmp_path):
+    trained.save_replay_buffer(tmp_path / "buffer")
+    before = trained.replay_buffer
+    trained.replay_buffer = None
+    trained.load_replay_buffer(tmp_path / "buffer")
+    for name in ("observations", "actions", "rewards", "dones", "timeouts"):
+        np.testing.assert_array_equal(getattr(trained.replay_buffer, name), getattr(before, name))
 
 
 def test_buffer_of_another_size(trained, tmp_path):

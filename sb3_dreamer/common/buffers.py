@@ -212,7 +212,10 @@ class SequenceReplayBuffer(ReplayBuffer):
         :param reward: (n_envs,)
         :param done: (n_envs,) terminated or truncated
         :param infos: ``TimeLimit.truncated`` tells truncations
+        :raises ValueError: if an observation or a reward is NaN or infinite; nothing is stored then
         """
+        for name, array in (*as_array_dict(obs).items(), *as_array_dict(next_obs).items(), ("reward", reward)):
+            check_finite(name, np.asarray(array))
         if not self.is_allocated:
             self._allocate()
         done = np.asarray(done, dtype=bool)
@@ -379,3 +382,14 @@ class SequenceReplayBuffer(ReplayBuffer):
 def as_array_dict(observations: NumpyObs) -> dict[str, np.ndarray]:
     """:return: observations by key, under ``SINGLE_KEY`` where there is only one"""
     return observations if isinstance(observations, dict) else {SINGLE_KEY: observations}
+
+
+def check_finite(name: str, array: np.ndarray) -> None:
+    """
+    :param name: key of an observation, or ``reward``
+    :param array: (n_envs, ...)
+    :raises ValueError: names the key and the environment of the first value that is NaN or infinite
+    """
+    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+        env, *where = np.argwhere(~np.isfinite(array))[0]
+        raise ValueError(f"`{name}` of environment {env} is {array[(env, *where)]}: all values must be finite")

@@ -1,5 +1,6 @@
 """Checks of the constructor's arguments: one clear exception each, before anything is built."""
 
+import warnings
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -122,22 +123,31 @@ def check_spaces(model: "DreamerV3") -> None:
             )
 
 
-def check_replay_buffer(loaded: Any, own: SequenceReplayBuffer) -> None:
+def check_replay_buffer(loaded: Any, model: "DreamerV3") -> None:
     """
     :param loaded: a buffer from a file
-    :param own: the model's
-    :raises ValueError: if the loaded one does not fit the model
+    :param model: where it is to serve
+    :raises ValueError: if it does not fit the model
     """
     if not isinstance(loaded, SequenceReplayBuffer):
         raise ValueError(f"The replay buffer must be a SequenceReplayBuffer, got {type(loaded).__name__}")
-    if loaded.n_envs != own.n_envs:
-        raise ValueError(f"The replay buffer was filled by {loaded.n_envs} environments, the model has {own.n_envs}")
-    for name, meaning in (
-        ("observation_space", "observations of another space"),
-        ("action_space", "actions of another space"),
-        ("latent_shape", "latents (deter, stoch, classes) of another `model_size`"),
-        ("replay_context", "windows of another `replay_context`"),
+    for name, ours, meaning in (
+        ("n_envs", model.n_envs, "rows of another number of environments"),
+        ("observation_space", model.observation_space, "observations of another space"),
+        ("action_space", model.action_space, "actions of another space"),
+        ("latent_shape", model.policy.size.latent_shape, "latents (deter, stoch, classes) of another `model_size`"),
+        ("replay_context", model.replay_context, "windows of another `replay_context`"),
     ):
-        theirs, ours = getattr(loaded, name), getattr(own, name)
+        theirs = getattr(loaded, name)
         if theirs != ours:
             raise ValueError(f"The replay buffer holds {meaning}: {theirs}, the model has {ours}")
+
+
+def warn_if_too_small(model: "DreamerV3") -> None:
+    """One warning if the replay buffer will never hold a window, so that nothing will be learnt."""
+    buffer = model.replay_buffer
+    if buffer.buffer_size < buffer.window_length:
+        warnings.warn(
+            f"`buffer_size`={model.buffer_size} gives each of {model.n_envs} environments {buffer.buffer_size} rows, but a "
+            f"window needs {buffer.window_length}: no update will be made"
+        )

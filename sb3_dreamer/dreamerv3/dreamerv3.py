@@ -21,7 +21,7 @@ from sb3_dreamer.common.optimizers import clip_grad_agc_
 from sb3_dreamer.common.preprocessing import decode_actions, encode_actions
 from sb3_dreamer.common.type_aliases import LatentState, PolicyState
 from sb3_dreamer.common.utils import MetricAverager, TrainRatio, UpdateClock, duration_message, warmup_factor
-from sb3_dreamer.dreamerv3.arguments import check_arguments, check_replay_buffer
+from sb3_dreamer.dreamerv3.arguments import check_arguments, check_replay_buffer, warn_if_too_small
 from sb3_dreamer.dreamerv3.losses import DreamerLoss
 from sb3_dreamer.dreamerv3.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy
 
@@ -161,7 +161,6 @@ class DreamerV3(OffPolicyAlgorithm):
         self.imagine_last = imagine_last
         self.precision = precision
         self.compile = compile
-
         self._last_state: PolicyState | None = None
         self._train_ratio = TrainRatio()
         self._metrics = MetricAverager()
@@ -235,6 +234,7 @@ class DreamerV3(OffPolicyAlgorithm):
             self._train_ratio.close()
         self._clock = UpdateClock()
         self._setup_training()
+        warn_if_too_small(self)
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def _sample_action(
@@ -385,7 +385,7 @@ class DreamerV3(OffPolicyAlgorithm):
         current = self.replay_buffer
         try:
             super().load_replay_buffer(path, truncate_last_traj)
-            check_replay_buffer(self.replay_buffer, current)
+            check_replay_buffer(self.replay_buffer, self)
         except BaseException:
             self.replay_buffer = current
             raise
