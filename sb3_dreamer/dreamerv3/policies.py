@@ -36,6 +36,10 @@ class DreamerPolicy(BasePolicy):
     :param normalize_images: when False, float boxes of three dimensions are images too (their bounds give the scale)
     :param optimizer_class: optimiser of all networks
     :param optimizer_kwargs: its keyword arguments besides the learning rate
+    :param encoder_class: an encoder of one's own, see :class:`~sb3_dreamer.dreamerv3.world_model.WorldModel`
+    :param encoder_kwargs: its keyword arguments
+    :param decoder_class: a decoder of one's own, likewise
+    :param decoder_kwargs: its keyword arguments
     :param dimensions: overrides of single fields of :class:`~sb3_dreamer.dreamerv3.model_sizes.ModelSize`
     :raises ValueError: if a size, a precision or an observation space is not supported
     """
@@ -50,6 +54,10 @@ class DreamerPolicy(BasePolicy):
         normalize_images: bool = True,
         optimizer_class: type[th.optim.Optimizer] = LaProp,
         optimizer_kwargs: dict[str, Any] | None = None,
+        encoder_class: type[nn.Module] | None = None,
+        encoder_kwargs: dict[str, Any] | None = None,
+        decoder_class: type[nn.Module] | None = None,
+        decoder_kwargs: dict[str, Any] | None = None,
         **dimensions: Any,
     ):
         super().__init__(
@@ -69,7 +77,15 @@ class DreamerPolicy(BasePolicy):
         self.precision = precision
         self.dimensions = dimensions
         self.size = resolve_model_size(model_size, observation_space, normalize_images, **dimensions)
-        self.world_model = WorldModel(observation_space, action_space, self.size, normalize_images)
+        self.network_kwargs = dict(
+            encoder_class=encoder_class,
+            encoder_kwargs=encoder_kwargs,
+            decoder_class=decoder_class,
+            decoder_kwargs=decoder_kwargs,
+        )
+        self.world_model = WorldModel(
+            observation_space, action_space, self.size, normalize_images, **self.network_kwargs  # type: ignore[arg-type]
+        )
         self.actor = ActorHead(action_space, self.size)
         self.critic = TwoHotHead(self.size, self.size.critic_layers)
         self.critic_target = deepcopy(self.critic).requires_grad_(False)
@@ -202,6 +218,7 @@ class DreamerPolicy(BasePolicy):
             precision=self.precision,
             optimizer_class=self.optimizer_class,
             optimizer_kwargs=self.optimizer_kwargs,
+            **self.network_kwargs,
             **self.dimensions,
         )
 

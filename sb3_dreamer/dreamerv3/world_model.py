@@ -1,11 +1,14 @@
 """The world model: encoder, RSSM, decoder, reward and continue heads, and the loss that trains them."""
 
+from typing import Any
+
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from torch import nn
 
 from sb3_dreamer.common.distributions import OneHotCategoricalST
-from sb3_dreamer.common.preprocessing import encode_actions, encoded_action_dim
+from sb3_dreamer.common.preprocessing import as_space_dict, as_tensor_dict, encode_actions, encoded_action_dim
 from sb3_dreamer.common.type_aliases import LatentState, SequenceBatch, TensorObs
 from sb3_dreamer.dreamerv3.heads import ContinueHead, TwoHotHead
 from sb3_dreamer.dreamerv3.model_sizes import ModelSize
@@ -23,12 +26,53 @@ def flatten_time(observations: TensorObs) -> TensorObs:
     return observations.flatten(0, 1)
 
 
+@th.no_grad()
+def check_encoder(encoder: nn.Module, observation_space: spaces.Space) -> None:
+    """:raises ValueError: if a user's encoder lacks ``features_dim`` or returns another width for two observations"""
+    name, width = type(encoder).__name__, getattr(encoder, "features_dim", None)
+    if not isinstance(width, int) or width < 1:
+        raise ValueError(f"`encoder_class` {name} must have a positive integer `features_dim`, got {width!r}")
+    samples = [observation_space.sample() for _ in range(2)]
+    if isinstance(observation_space, spaces.Dict):
+        batch: TensorObs = {key: th.as_tensor(np.stack([s[key] for s in samples])) for key in observation_space.spaces}
+    else:
+        batch = th.as_tensor(np.stack(samples))
+    shape = tuple(encoder(batch).shape)
+    if shape != (2, width):
+        raise ValueError(
+            f"`encoder_class` {name} must return (N, features_dim) = (2, {width}) for 2 observations, got {shape}"
+        )
+
+
+@th.no_grad()
+def check_decoder(decoder: nn.Module, observation_space: spaces.Space, size: ModelSize) -> None:
+    """:raises ValueError: if a user's decoder returns no dict of distributions over keys of the space"""
+    name, keys = type(decoder).__name__, sorted(as_space_dict(observation_space))
+    result = decoder(th.zeros(2, size.deter), th.zeros(2, size.stoch, size.classes))
+    if not isinstance(result, dict) or not result or not set(result) <= set(keys):
+        came = sorted(result) if isinstance(result, dict) else type(result).__name__
+        raise ValueError(f"`decoder_class` {name} must return a dict with keys among {keys}, got {came}")
+    for key, distribution in result.items():
+        if not hasattr(distribution, "loss") or not hasattr(distribution, "mode"):
+            raise ValueError(f"`decoder_class` {name} must return distributions with `loss` and `mode`, `{key}` has not")
+
+
 class WorldModel(nn.Module):
     """
     :param observation_space: space of the environment, images channels first
     :param action_space: action space of the environment
     :param size: model dimensions
     :param normalize_images: see :func:`~sb3_dreamer.common.preprocessing.is_image`
+    :param encoder_class: an encoder of one's own, ``encoder_class(observation_space, **encoder_kwargs)``: a module with
+        ``features_dim`` and ``forward(obs) -> (N, features_dim)``, on a tensor (N, ...) or a dict of them in the dtype of
+        the space (float64 comes out of the replay as float32)
+    :param encoder_kwargs: its keyword arguments
+    :param decoder_class: a decoder of one's own, ``decoder_class(observation_space, deter, stoch, classes,
+        **decoder_kwargs)``: a module with ``forward(deter (N, D), stoch (N, S, K)) -> {key: distribution}``, where a
+        distribution has ``loss(target) -> (N,)`` and ``mode()``; the target is the observation (N, ...) in the dtype of
+        its space, the key of a space that is no Dict is ``"obs"``, and a key that is not returned is not reconstructed
+    :param decoder_kwargs: its keyword arguments
+    :raises ValueError: if an own encoder or decoder does not return what it should
     """
 
     def __init__(
@@ -37,12 +81,26 @@ class WorldModel(nn.Module):
         action_space: spaces.Space,
         size: ModelSize,
         normalize_images: bool = True,
+        encoder_class: type[nn.Module] | None = None,
+        encoder_kwargs: dict[str, Any] | None = None,
+        decoder_class: type[nn.Module] | None = None,
+        decoder_kwargs: dict[str, Any] | None = None,
     ):
         super().__init__()
         self.action_space = action_space
-        self.encoder = MultiEncoder(observation_space, size, normalize_images)
-        self.rssm = RSSM(self.encoder.features_dim, encoded_action_dim(action_space), size)
-        self.decoder = MultiDecoder(observation_space, size, normalize_images)
+        self.encoder: nn.Module
+        if encoder_class is None:
+            self.encoder = MultiEncoder(observation_space, size, normalize_images)
+        else:
+            self.encoder = encoder_class(observation_space, **(encoder_kwargs or {}))
+            check_encoder(self.encoder, observation_space)
+        self.rssm = RSSM(int(self.encoder.features_dim), encoded_action_dim(action_space), size)  # type: ignore[arg-type]
+        self.decoder: nn.Module
+        if decoder_class is None:
+            self.decoder = MultiDecoder(observation_space, size, normalize_images)
+        else:
+            self.decoder = decoder_class(observation_space, *size.latent_shape, **(decoder_kwargs or {}))
+            check_decoder(self.decoder, observation_space, size)
         self.reward_head = TwoHotHead(size, size.reward_layers)
         self.continue_head = ContinueHead(size)
 
@@ -100,7 +158,9 @@ class WorldModel(nn.Module):
         """
         lead = states.deter.shape[:2]
         distributions = self.decoder(states.deter.flatten(0, 1), states.stoch.flatten(0, 1))  # over (B * T, ...)
-        targets = self.decoder.targets(flatten_time(observations))
+        observations = flatten_time(observations)
+        is_own = not isinstance(self.decoder, MultiDecoder)  # then its targets are the observations as they are
+        targets = as_tensor_dict(observations) if is_own else self.decoder.targets(observations)  # type: ignore[operator]
         return {key: dist.loss(targets[key]).unflatten(0, lead) for key, dist in distributions.items()}
 
     def reconstruction_loss(self, states: LatentState, observations: TensorObs) -> th.Tensor:
