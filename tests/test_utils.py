@@ -4,10 +4,13 @@ import re
 import time
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_dreamer import DreamerV3
+from sb3_dreamer.common.optimizers import LaProp
 from sb3_dreamer.common.utils import MetricAverager, TrainRatio, UpdateClock, warmup_factor
 from tests.helpers import counter_envs, counter_model
 
@@ -125,6 +128,68 @@ def test_learning_rate_is_schedule_times_warmup(optimizer_class):
     for t, (progress, rate) in enumerate(seen, start=1):
         assert rate == pytest.approx(0.01 * progress * min(1.0, (t - 1) / 10))
     assert seen[0][1] == 0.0 and 0.0 <= seen[-1][0] < 0.05
+
+
+def rates_of(model: DreamerV3, total_timesteps: int) -> list[tuple[int, list[float]]]:
+    """(environment steps, learning rate of each group) at each update."""
+    seen = []
+    right = model.policy.optimizer.step
+
+    def step(*args):
+        seen.append((model.num_timesteps, [group["lr"] for group in model.policy.optimizer.param_groups]))
+        return right(*args)
+
+    model.policy.optimizer.step = step
+    model.learn(total_timesteps)
+    return seen
+
+
+@pytest.mark.parametrize("optimizer_class", [LaProp, th.optim.Adam])
+def test_parts_have_their_own_rates(optimizer_class, tmp_path):
+    kwargs = dict(optimizer_class=optimizer_class, optimizer_kwargs=dict(lr_scale=dict(actor=0.5, critic=0.0)))
+    model = counter_model(learning_rate=1e-2, lr_warmup_steps=4, training_ratio=32, policy_kwargs=kwargs)
+    parts = {
+        name: [p.clone() for p in getattr(model.policy, name).parameters()] for name in ("world_model", "actor", "critic")
+    }
+    seen = rates_of(model, 60)
+    for t, (_, rates) in enumerate(seen):
+        assert rates == pytest.approx([factor * 1e-2 * min(1.0, t / 4) for factor in (1.0, 0.5, 0.0)])
+    moved = {
+        name: any(not th.equal(p, q) for p, q in zip(before, getattr(model.policy, name).parameters(), strict=True))
+        for name, before in parts.items()
+    }
+    assert moved == {"world_model": True, "actor": True, "critic": False}
+    model.policy.optimizer.__dict__.pop("step")
+    model.save(tmp_path / "model")
+    loaded = DreamerV3.load(tmp_path / "model", env=counter_envs(), device="cpu")
+    assert [group["lr_scale"] for group in loaded.policy.optimizer.param_groups] == [1.0, 0.5, 0.0]
+    assert rates_of(loaded, 60)[-1][1] == pytest.approx([1e-2, 5e-3, 0.0])
+
+
+@pytest.mark.parametrize("lr_scale", [dict(encoder=1.0), dict(actor=-1.0), dict(critic="fast")])
+def test_bad_lr_scale(lr_scale):
+    with pytest.raises(ValueError, match="`lr_scale` must give world_model, actor or critic a factor"):
+        counter_model(policy_kwargs=dict(optimizer_kwargs=dict(lr_scale=lr_scale)))
+
+
+def test_piecewise_learning_rate(tmp_path):
+    points = [(30, 1e-4), (60, 1e-2)]
+    model = counter_model(learning_rate=points, lr_warmup_steps=0, training_ratio=32)
+    for steps, rates in rates_of(model, 90):
+        share = min(max((steps - 30) / 30, 0.0), 1.0)
+        assert rates == pytest.approx([1e-4 + share * (1e-2 - 1e-4)])
+    model.policy.optimizer.__dict__.pop("step")
+    model.save(tmp_path / "model")
+    assert np.array_equal(DreamerV3.load(tmp_path / "model").learning_rate, points)
+    for bad in ([1e-4, 1e-3], [(0, 1e-4), (0, 1e-3)], [(0, -1.0)]):
+        with pytest.raises(ValueError, match="`learning_rate` as a list"):
+            counter_model(learning_rate=bad)
+
+
+def test_linear_schedule_of_sb3():
+    model = counter_model(learning_rate=LinearSchedule(1e-2, 1e-3, 0.5), lr_warmup_steps=0, training_ratio=32)
+    _, rates = rates_of(model, 90)[-1]
+    assert rates == pytest.approx([1e-3])
 
 
 def test_metric_averager_waits_for_the_flush():

@@ -1,17 +1,51 @@
 """Small helpers of the training loop: learning-rate warm-up, the training ratio's account, averages of metrics."""
 
 import time
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import FloatSchedule
 
 
 @lru_cache
 def device_constant(values: tuple[int, ...], device: th.device) -> th.Tensor:
     """Copied to the device once, not at every step: a copy would wait for the device."""
     return th.tensor(values, device=device)
+
+
+class PiecewiseSchedule:
+    """
+    Linear between points, constant before the first and after the last: for instance to prime a run with a low rate.
+
+    :param points: (environment step, value), steps increasing
+    :raises ValueError: if the points are not such a list
+    """
+
+    def __init__(self, points: Sequence[tuple[float, float]]):
+        array = np.asarray(points, dtype=np.float64)
+        if array.ndim != 2 or array.shape[1] != 2 or np.any(np.diff(array[:, 0]) <= 0) or np.any(array[:, 1] < 0):
+            raise ValueError(
+                "`learning_rate` as a list must hold (environment step, value) pairs with increasing steps and no "
+                f"negative value, got {points!r}"
+            )
+        self.steps, self.values = array.T
+
+    def __call__(self, step: float) -> float:
+        """
+        :param step: environment steps so far
+        :return: value there
+        """
+        return float(np.interp(step, self.steps, self.values))
+
+
+def make_schedule(learning_rate: float | Schedule | Sequence[tuple[float, float]]) -> Schedule:
+    """:return: SB3's schedule over the remaining progress, or for a list a :class:`PiecewiseSchedule` over steps"""
+    return PiecewiseSchedule(learning_rate) if isinstance(learning_rate, (list, tuple)) else FloatSchedule(learning_rate)
 
 
 def warmup_factor(n_updates: int, warmup_steps: int) -> float:
@@ -99,14 +133,14 @@ class UpdateClock:
             self._seconds += time.perf_counter() - self._start
         return self._seconds / (self.LAST - 1) if self.n_updates == self.LAST else None
 
-
-def duration_message(seconds: float, n_updates: int, device: th.device) -> str:
-    """:return: one line: how long an update takes, how long all of them, and what shortens it"""
-    return (
-        f"{seconds:.3g} s per update, about {n_updates} updates in this learn(): about {seconds * n_updates / 60:.1f} min on "
-        f"{device}, the environment's time not counted. Shorter: a smaller `model_size`, a lower `training_ratio`, a faster "
-        "`device`."
-    )
+    def message(self, seconds: float, updates_left: int, device: th.device) -> str:
+        """:return: one line: how long an update takes, how long all of this ``learn`` will, and what shortens it"""
+        n_updates = self.n_updates + updates_left
+        return (
+            f"{seconds:.3g} s per update, about {n_updates} updates in this learn(): about {seconds * n_updates / 60:.1f} "
+            f"min on {device}, the environment's time not counted. Shorter: a smaller `model_size`, a lower "
+            "`training_ratio`, a faster `device`."
+        )
 
 
 class MetricAverager:

@@ -13,14 +13,13 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule, TrainFreq
-from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from sb3_dreamer.common.optimizers import clip_grad_agc_
 from sb3_dreamer.common.preprocessing import decode_actions, encode_actions
 from sb3_dreamer.common.type_aliases import LatentState, PolicyState
-from sb3_dreamer.common.utils import MetricAverager, TrainRatio, UpdateClock, duration_message, warmup_factor
+from sb3_dreamer.common.utils import MetricAverager, PiecewiseSchedule, TrainRatio, UpdateClock, make_schedule, warmup_factor
 from sb3_dreamer.dreamerv3.arguments import check_arguments, check_replay_buffer, warn_if_too_small
 from sb3_dreamer.dreamerv3.losses import DreamerLoss
 from sb3_dreamer.dreamerv3.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy
@@ -35,19 +34,15 @@ class DreamerV3(OffPolicyAlgorithm):
     Paper: Hafner et al., "Mastering diverse control tasks through world models" (Nature 2025,
     https://arxiv.org/abs/2301.04104), in the form of the authors' 2025 release.
 
-    What differs from other SB3 algorithms: batches have a time axis, the replay buffer holds one row per observation,
-    and ``training_ratio`` takes the place of ``gradient_steps``. Prediction is recurrent, as for ``RecurrentPPO``.
-
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a class
     :param env: environment, its id, or None to load a model
-    :param learning_rate: learning rate of all networks, a number or a function of the remaining progress (1 to 0); it is
-        multiplied by the warm-up
+    :param learning_rate: a number, a function of the remaining progress (1 to 0), or a list of (environment step, value)
+        between which it is linear; times the warm-up, and times ``lr_scale`` in ``optimizer_kwargs`` for single parts
     :param buffer_size: rows (observations) of the replay buffer over all environments
     :param learning_starts: environment steps with random actions before training starts; 0 acts by the policy at once
     :param batch_size: B, windows per update
     :param batch_length: T, rows per window
-    :param training_ratio: replayed (trained) time steps per environment step: an update comes every
-        ``batch_size * batch_length / training_ratio`` environment steps, counted over all environments
+    :param training_ratio: replayed (trained) time steps per environment step, counted over all environments
     :param model_size: ``"auto"`` (1m without images, 12m with), ``"debug"``, ``"nano"`` ... ``"XL"``, ``"1m"`` ... ``"400m"``
     :param imagination_horizon: H, steps of a dream
     :param gamma: discount, learnt inside the continue head
@@ -91,7 +86,7 @@ class DreamerV3(OffPolicyAlgorithm):
         self,
         policy: str | type[DreamerPolicy],
         env: GymEnv | str | None,
-        learning_rate: float | Schedule = 4e-5,
+        learning_rate: float | Schedule | list[tuple[float, float]] = 4e-5,
         buffer_size: int = 1_000_000,
         learning_starts: int = 1024,
         batch_size: int = 16,
@@ -126,7 +121,7 @@ class DreamerV3(OffPolicyAlgorithm):
         super().__init__(
             policy=policy,
             env=env,  # type: ignore[arg-type]
-            learning_rate=learning_rate,
+            learning_rate=learning_rate,  # type: ignore[arg-type]
             buffer_size=buffer_size,
             learning_starts=learning_starts,
             batch_size=batch_size,
@@ -349,21 +344,25 @@ class DreamerV3(OffPolicyAlgorithm):
         if self.device.type == "cpu":  # elsewhere reading them would wait for the device
             self._metrics.record(self.logger)
 
+    def _setup_lr_schedule(self) -> None:
+        self.lr_schedule = make_schedule(self.learning_rate)
+
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
-        """The one place where the learning rate is set: schedule times warm-up, whatever the optimiser."""
-        rate = self.lr_schedule(self._current_progress_remaining) * warmup_factor(self._n_updates, self.lr_warmup_steps)
+        """The one place where the learning rate is set: schedule times warm-up, whatever the optimiser, times ``lr_scale``."""
+        is_piecewise = isinstance(self.lr_schedule, PiecewiseSchedule)
+        rate = self.lr_schedule(self.num_timesteps if is_piecewise else self._current_progress_remaining)
+        rate *= warmup_factor(self._n_updates, self.lr_warmup_steps)
         self.logger.record("train/learning_rate", rate)
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
-            update_learning_rate(optimizer, rate)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group.get("lr_scale", 1.0)
 
     def _announce_duration(self) -> None:
         """Say once per ``learn``, after the fifth update, how long it will take."""
         seconds = self._clock.stop()
-        if seconds is None or self.verbose < 1:
-            return
-        steps_left = max(0, self._total_timesteps - self.num_timesteps)
-        n_updates = self._clock.n_updates + self._train_ratio.updates_in(steps_left)
-        print(duration_message(seconds, n_updates, self.device))
+        if seconds is not None and self.verbose >= 1:
+            updates_left = self._train_ratio.updates_in(max(0, self._total_timesteps - self.num_timesteps))
+            print(self._clock.message(seconds, updates_left, self.device))
 
     def dump_logs(self) -> None:
         """Write log data; losses are means over all updates since the last time."""

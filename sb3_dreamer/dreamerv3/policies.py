@@ -35,7 +35,8 @@ class DreamerPolicy(BasePolicy):
         bf16 on a CUDA device that has it, else fp32
     :param normalize_images: when False, float boxes of three dimensions are images too (their bounds give the scale)
     :param optimizer_class: optimiser of all networks
-    :param optimizer_kwargs: its keyword arguments besides the learning rate
+    :param optimizer_kwargs: its keyword arguments besides the learning rate; ``lr_scale``, a dict with any of the keys
+        ``world_model``, ``actor``, ``critic``, multiplies the learning rate of these parts
     :param encoder_class: an encoder of one's own, see :class:`~sb3_dreamer.dreamerv3.world_model.WorldModel`
     :param encoder_kwargs: its keyword arguments
     :param decoder_class: a decoder of one's own, likewise
@@ -90,9 +91,20 @@ class DreamerPolicy(BasePolicy):
         self.critic = TwoHotHead(self.size, self.size.critic_layers)
         self.critic_target = deepcopy(self.critic).requires_grad_(False)
         self.return_normalizer = ReturnNormalizer()
-        self.optimizer = self.optimizer_class(
-            self.trainable_parameters(), lr=lr_schedule(1), **self.optimizer_kwargs  # type: ignore[call-arg]
-        )
+        self.optimizer = self._make_optimizer(lr_schedule(1), **self.optimizer_kwargs)
+
+    def _make_optimizer(self, lr: float, lr_scale: dict[str, float] | None = None, **kwargs: Any) -> th.optim.Optimizer:
+        """One optimiser; with ``lr_scale`` one group of parameters for each part, whose rate is scaled at each update."""
+        if lr_scale is None:
+            return self.optimizer_class(self.trainable_parameters(), lr=lr, **kwargs)  # type: ignore[call-arg]
+        scales = {"world_model": 1.0, "actor": 1.0, "critic": 1.0, **lr_scale}
+        if len(scales) > 3 or not all(isinstance(scale, (int, float)) and scale >= 0 for scale in scales.values()):
+            raise ValueError(f"`lr_scale` must give world_model, actor or critic a factor of at least 0, got {lr_scale}")
+        groups = [
+            dict(params=list(getattr(self, part).parameters()), lr=lr * scale, lr_scale=scale)
+            for part, scale in scales.items()
+        ]
+        return self.optimizer_class(groups, lr=lr, **kwargs)  # type: ignore[call-arg]
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """:return: every parameter that the one optimiser trains: all but those of the critic target"""
