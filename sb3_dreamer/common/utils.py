@@ -43,9 +43,9 @@ class PiecewiseSchedule:
         return float(np.interp(step, self.steps, self.values))
 
 
-def make_schedule(learning_rate: float | Schedule | Sequence[tuple[float, float]]) -> Schedule:
+def make_schedule(learning_rate: float | Schedule | list[tuple[float, float]]) -> Schedule:
     """:return: SB3's schedule over the remaining progress, or for a list a :class:`PiecewiseSchedule` over steps"""
-    return PiecewiseSchedule(learning_rate) if isinstance(learning_rate, (list, tuple)) else FloatSchedule(learning_rate)
+    return PiecewiseSchedule(learning_rate) if isinstance(learning_rate, list) else FloatSchedule(learning_rate)
 
 
 def warmup_factor(n_updates: int, warmup_steps: int) -> float:
