@@ -258,8 +258,12 @@ def test_bad_environments_and_typos():
         DreamerV3("MlpPolicy", NoiseEnv(VECTOR, spaces.Box(-np.inf, 1.0, (2,))), **TINY)
     with pytest.raises(TypeError, match="gradient_steps"):
         counter_model(gradient_steps=1)
-    with pytest.raises(TypeError, match=r"`policy_kwargs` knows no detre; dimensions are .*deter"):
+    with pytest.raises(TypeError, match=r"`policy_kwargs` knows no detre; Dimensions are .*deter"):
         counter_model(policy_kwargs=dict(detre=8))
+    with pytest.raises(TypeError, match=r"knows no net_arch; instead of `net_arch` use `units`, .*`actor_layers`"):
+        counter_model(policy_kwargs=dict(net_arch=[64]))
+    with pytest.raises(TypeError, match=r"instead of `features_extractor_class` use `encoder_class`"):
+        counter_model(policy_kwargs=dict(features_extractor_class=th.nn.Identity))
     with pytest.raises(ValueError, match="MultiInputPolicy"):
         DreamerV3("MlpPolicy", NoiseEnv(MIXED, ACTION_SPACES["discrete"]), **TINY)
     with pytest.raises(ValueError, match="Policy LstmPolicy unknown"):

@@ -21,6 +21,14 @@ from sb3_dreamer.dreamerv3.model_sizes import SIZE_FIELDS, resolve_model_size
 from sb3_dreamer.dreamerv3.world_model import WorldModel
 
 PRECISIONS = ("auto", "fp32", "bf16")
+# What users of other algorithms know, and what it is called here.
+COUNTERPARTS = {
+    "net_arch": "`units`, `hidden` and the numbers of layers, such as `actor_layers`",
+    "features_extractor_class": "`encoder_class`",
+    "features_extractor_kwargs": "`encoder_kwargs`",
+    "activation_fn": "`encoder_class` and `decoder_class` for networks of your own",
+    "n_critics": "nothing: there is one critic and its slow copy",
+}
 
 
 class DreamerPolicy(BasePolicy):
@@ -73,7 +81,9 @@ class DreamerPolicy(BasePolicy):
             raise ValueError(f"`precision` must be one of {PRECISIONS}, got {precision!r}")
         unknown = sorted(set(dimensions) - SIZE_FIELDS)
         if unknown:
-            raise TypeError(f"`policy_kwargs` knows no {', '.join(unknown)}; dimensions are {', '.join(sorted(SIZE_FIELDS))}")
+            hints = "".join(f"instead of `{n}` use {COUNTERPARTS[n]}. " for n in unknown if n in COUNTERPARTS)
+            known = ", ".join(sorted(SIZE_FIELDS))
+            raise TypeError(f"`policy_kwargs` knows no {', '.join(unknown)}; {hints}Dimensions are {known}")
         self.model_size = model_size
         self.precision = precision
         self.dimensions = dimensions
