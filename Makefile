@@ -12,7 +12,7 @@ SOURCES := sb3_dreamer tests examples benchmarks setup.py
 # Two workers for two cores, one torch thread each: faster than one worker with two threads on tiny models.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-slow format check-format lint type commit-checks clean
+.PHONY: demo test test-slow format lint type commit-checks clean
 
 $(VENV)/.installed: setup.py $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
@@ -34,9 +34,6 @@ test-slow: $(VENV)/.installed
 format: $(VENV)/.installed
 	$(BIN)/ruff check --select I --fix $(SOURCES)
 	$(BIN)/black --quiet $(SOURCES)
-
-check-format: $(VENV)/.installed
-	$(BIN)/black --quiet --check $(SOURCES)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check $(SOURCES)

@@ -381,6 +381,10 @@ def test_nothing_but_finite_numbers_is_stored():
         with pytest.raises(ValueError, match=f"`{key}` of environment 1 is {value}: all values must be finite"):
             buffer.add(good, obs, np.zeros(2), reward, np.zeros(2), [{}, {}])
     assert (buffer.counts == 4).all() and np.isfinite(buffer.observations).all()
+    fresh, bad = plain_buffer(), np.full((2, 1), np.nan, np.float32)
+    with pytest.raises(ValueError, match="`obs` of environment 0 is nan"):
+        fresh.add(bad, good, np.zeros(2), np.zeros(2), np.zeros(2), [{}, {}])  # the first observation of an episode
+    assert not fresh.counts.any()
 
 
 def test_extend_reset_and_errors():

@@ -100,7 +100,11 @@ def test_full_loss_of_other_shapes(case):
     }
     arrays = record("full_loss_" + case, arrays)
     assert {f"loss:{key}" for key in space} | {f"termgrad:{key}:enc" for key in space} <= set(arrays)
-    outputs = run_check("full_loss_" + case, arrays).outputs
+    golden = run_check("full_loss_" + case, arrays)
+    for name in golden.outputs - golden.read:
+        with pytest.raises(AssertionError):
+            golden.compare(name, perturb(arrays[name]))
+    outputs = golden.outputs
     spoilt = [name for name in outputs if name.startswith(("loss:", "imag_ret", "termgrad:rew:enc"))]
     for name in spoilt:
         with pytest.raises(AssertionError):

@@ -214,15 +214,17 @@ class SequenceReplayBuffer(ReplayBuffer):
         :param infos: ``TimeLimit.truncated`` tells truncations
         :raises ValueError: if an observation or a reward is NaN or infinite; nothing is stored then
         """
-        for name, array in (*as_array_dict(obs).items(), *as_array_dict(next_obs).items(), ("reward", reward)):
-            check_finite(name, np.asarray(array))
+        opening = np.flatnonzero(self._opens_episode)
+        stored = [next_obs, {"reward": reward}] + ([obs] if len(opening) else [])  # elsewhere obs is a row already
+        for arrays in stored:
+            for name, array in as_array_dict(arrays).items():
+                check_finite(name, np.asarray(array))
         if not self.is_allocated:
             self._allocate()
         done = np.asarray(done, dtype=bool)
         truncated = np.zeros(self.n_envs, dtype=bool)
         if self.handle_timeout_termination:
             truncated[:] = [info.get("TimeLimit.truncated", False) for info in infos]
-        opening = np.flatnonzero(self._opens_episode)
         if len(opening):
             self._cut_before(opening)
             zeros = np.zeros((self.n_envs, self.action_dim))

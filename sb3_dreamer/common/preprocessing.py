@@ -3,6 +3,8 @@ What SB3's file of this name does for observations, here for sequences: which ki
 how observations and actions are written for the model.
 """
 
+import math
+
 import numpy as np
 import torch as th
 from gymnasium import spaces
@@ -79,10 +81,10 @@ def class_indices(observation: th.Tensor, space: spaces.Space) -> th.Tensor:
     return indices - device_constant(tuple(start.tolist()), indices.device) if start.any() else indices
 
 
-def encoded_action_dim(space: spaces.Space) -> int:
-    """:return: A, the width of :func:`encode_actions`"""
+def encoded_dim(space: spaces.Space) -> int:
+    """:return: width of a space written as numbers: one for each element of a Box, one-hots for all others"""
     sizes = class_counts(space)
-    return int(np.prod(space.shape)) if sizes is None else sum(sizes)  # type: ignore[arg-type]
+    return math.prod(space.shape or ()) if sizes is None else sum(sizes)
 
 
 def encode_actions(actions: th.Tensor, space: spaces.Space) -> th.Tensor:

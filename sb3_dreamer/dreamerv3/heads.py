@@ -5,7 +5,7 @@ from gymnasium import spaces
 from torch import nn
 
 from sb3_dreamer.common.distributions import Bernoulli, BoundedNormal, MultiCategorical, SymexpTwoHot, symexp_bins
-from sb3_dreamer.common.preprocessing import class_counts, encoded_action_dim
+from sb3_dreamer.common.preprocessing import class_counts, encoded_dim
 from sb3_dreamer.common.torch_layers import Linear, create_mlp
 from sb3_dreamer.dreamerv3.model_sizes import ModelSize
 
@@ -66,7 +66,7 @@ class ActorHead(nn.Module):
         super().__init__()
         self.sizes = class_counts(action_space)
         self.unimix = size.actor_unimix
-        width = encoded_action_dim(action_space)
+        width = encoded_dim(action_space)
         self.noise_dim = width if self.sizes is None else len(self.sizes)
         self.mlp = create_mlp(size.features_dim, size.units, size.actor_layers)
         # Discrete: logits. Box: the mean; the standard deviation has a layer of its own.

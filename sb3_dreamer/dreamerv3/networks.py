@@ -17,6 +17,7 @@ from sb3_dreamer.common.preprocessing import (
     as_tensor_dict,
     class_counts,
     class_indices,
+    encoded_dim,
     is_image,
     one_hot_groups,
 )
@@ -179,10 +180,7 @@ class MultiEncoder(BaseFeaturesExtractor):
     def __init__(self, observation_space: spaces.Space, size: ModelSize, normalize_images: bool = True):
         towers, vector_keys = split_keys(observation_space, size, normalize_images)
         space_dict = as_space_dict(observation_space)
-        vector_dim = 0
-        for key in vector_keys:
-            sizes = class_counts(space_dict[key])
-            vector_dim += math.prod(space_dict[key].shape) if sizes is None else sum(sizes)  # type: ignore[arg-type]
+        vector_dim = sum(encoded_dim(space_dict[key]) for key in vector_keys)
         features_dim = (size.units if vector_keys else 0) + sum(tower.features_dim for tower in towers)
         super().__init__(observation_space, features_dim)
         self.spaces = space_dict
@@ -273,11 +271,8 @@ class MultiDecoder(nn.Module):
         self.to_unit = nn.ModuleList(UnitPixels(space) for tower in towers for space in tower.spaces)
         self.mlp = create_mlp(size.features_dim, size.units, size.decoder_layers) if self.vector_keys else None
         # A list, not a dict by key: users choose the keys, and a ModuleDict refuses dots and names such as "values".
-        self.vector_outputs = nn.ModuleList()
-        for key in self.vector_keys:
-            sizes = class_counts(self.spaces[key])
-            width = math.prod(self.spaces[key].shape) if sizes is None else sum(sizes)  # type: ignore[arg-type]
-            self.vector_outputs.append(Linear(size.units, width))
+        widths = [encoded_dim(self.spaces[key]) for key in self.vector_keys]
+        self.vector_outputs = nn.ModuleList(Linear(size.units, width) for width in widths)
 
     def forward(self, deter: th.Tensor, stoch: th.Tensor) -> dict[str, SymlogMSE | MultiCategorical | ImageMSE]:
         """

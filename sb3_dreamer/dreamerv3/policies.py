@@ -13,7 +13,7 @@ from stable_baselines3.common.utils import polyak_update
 from torch import nn
 
 from sb3_dreamer.common.optimizers import LaProp
-from sb3_dreamer.common.preprocessing import decode_actions, encode_actions, encoded_action_dim, is_image
+from sb3_dreamer.common.preprocessing import decode_actions, encode_actions, encoded_dim, is_image
 from sb3_dreamer.common.returns import ReturnNormalizer
 from sb3_dreamer.common.type_aliases import LatentState, NumpyObs, PolicyState
 from sb3_dreamer.dreamerv3.heads import ActorHead, TwoHotHead
@@ -140,7 +140,7 @@ class DreamerPolicy(BasePolicy):
     def initial_state(self, batch_size: int) -> PolicyState:
         """:return: zeros, (batch_size, ...): the state before the first step of an episode"""
         latent = self.world_model.rssm.initial(batch_size)
-        return PolicyState(*latent, latent.deter.new_zeros(batch_size, encoded_action_dim(self.action_space)))
+        return PolicyState(*latent, latent.deter.new_zeros(batch_size, encoded_dim(self.action_space)))
 
     @th.no_grad()
     def step(

@@ -8,7 +8,7 @@ from gymnasium import spaces
 from torch import nn
 
 from sb3_dreamer.common.distributions import OneHotCategoricalST
-from sb3_dreamer.common.preprocessing import as_space_dict, as_tensor_dict, encode_actions, encoded_action_dim
+from sb3_dreamer.common.preprocessing import as_space_dict, as_tensor_dict, encode_actions, encoded_dim
 from sb3_dreamer.common.type_aliases import LatentState, SequenceBatch, TensorObs
 from sb3_dreamer.dreamerv3.heads import ContinueHead, TwoHotHead
 from sb3_dreamer.dreamerv3.model_sizes import ModelSize
@@ -94,7 +94,7 @@ class WorldModel(nn.Module):
         else:
             self.encoder = encoder_class(observation_space, **(encoder_kwargs or {}))
             check_encoder(self.encoder, observation_space)
-        self.rssm = RSSM(int(self.encoder.features_dim), encoded_action_dim(action_space), size)  # type: ignore[arg-type]
+        self.rssm = RSSM(int(self.encoder.features_dim), encoded_dim(action_space), size)  # type: ignore[arg-type]
         self.decoder: nn.Module
         if decoder_class is None:
             self.decoder = MultiDecoder(observation_space, size, normalize_images)
