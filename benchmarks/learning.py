@@ -49,6 +49,15 @@ TASKS: dict[str, dict[str, Any]] = {
         model=dict(ent_coef=3e-2),
         dimensions=dict(depth=4, cnn_multipliers=(2, 4)),
     ),
+    "tmaze": dict(
+        env="sb3_dreamer/TMaze-v0",
+        env_kwargs=dict(length=4),
+        steps=5000,
+        every=500,
+        episodes=100,
+        model=dict(ent_coef=3e-2, learning_rate=3e-3, training_ratio=256),
+        dimensions=dict(stoch=4, classes=4),
+    ),
 }
 
 
@@ -95,6 +104,19 @@ class Evaluation(BaseCallback):
         print(self.path.stem, {key: value for key, value in line.items() if key != "metrics"}, flush=True)
 
 
+def make_model(task: dict[str, Any], seed: int) -> DreamerV3:
+    """:return: the task's small model on four environments"""
+    env = make_vec_env(task["env"], n_envs=4, seed=seed, env_kwargs=task.get("env_kwargs", {}))
+    return DreamerV3(
+        task.get("policy", "MlpPolicy"),
+        env,
+        **{**SMALL, **task["model"]},
+        policy_kwargs={**DIMENSIONS, **task["dimensions"]},
+        seed=seed,
+        device="cpu",
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=TASKS)
@@ -107,17 +129,8 @@ def main() -> None:
     path = RESULTS / f"{args.task}_seed{args.seed}.jsonl"
     path.unlink(missing_ok=True)
 
-    env_kwargs = task.get("env_kwargs", {})
-    env = make_vec_env(task["env"], n_envs=4, seed=args.seed, env_kwargs=env_kwargs)
-    eval_env = make_vec_env(task["env"], n_envs=10, seed=10_000, env_kwargs=env_kwargs)
-    model = DreamerV3(
-        task.get("policy", "MlpPolicy"),
-        env,
-        **{**SMALL, **task["model"]},
-        policy_kwargs={**DIMENSIONS, **task["dimensions"]},
-        seed=args.seed,
-        device="cpu",
-    )
+    eval_env = make_vec_env(task["env"], n_envs=10, seed=10_000, env_kwargs=task.get("env_kwargs", {}))
+    model = make_model(task, args.seed)
     evaluation = Evaluation(eval_env, task["every"], task["episodes"], path)
     model.learn(args.steps or task["steps"], callback=evaluation, log_interval=None)
 

@@ -9,7 +9,14 @@ PACKAGE = ROOT / "sb3_dreamer"
 # Lowest floor first. A file may import from floors below its own.
 FLOORS = [
     {"common.type_aliases", "common.torch_layers", "common.optimizers", "common.utils"},
-    {"common.distributions", "common.preprocessing", "common.returns", "common.envs.counter", "common.envs.pixel_catch"},
+    {
+        "common.distributions",
+        "common.preprocessing",
+        "common.returns",
+        "common.envs.counter",
+        "common.envs.pixel_catch",
+        "common.envs.t_maze",
+    },
     {"common.buffers", "common.envs", "dreamerv3.model_sizes"},
     {"dreamerv3.networks", "dreamerv3.heads", "dreamerv3.rssm"},
     {"dreamerv3.world_model"},

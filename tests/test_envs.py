@@ -37,3 +37,25 @@ def test_counter():
         obs, reward, terminated, truncated, _ = env.step(2)
         assert obs.tolist() == [1, t, 2] and reward == 1000 + t
         assert not terminated and truncated == (t == 3)
+
+
+@pytest.mark.parametrize("length", [1, 4])
+def test_t_maze(length):
+    env = gym.make("sb3_dreamer/TMaze-v0", length=length)
+    check_env(env.unwrapped)
+    returns = {"remembers": [], "always 1": []}
+    for seed in range(200):
+        for player in returns:
+            obs, _ = env.reset(seed=seed)
+            cue, steps, done, total = obs[0], 0, False, 0.0
+            assert obs.tolist() == [cue, 0, 1] and abs(cue) == 1
+            while not done:
+                obs, reward, done, truncated, _ = env.step(int(cue > 0) if player == "remembers" else 1)
+                steps += 1
+                assert obs.tolist() == [0, steps >= length, 1] and not truncated
+                total += reward
+            assert steps == length + 1
+            returns[player].append(total)
+    assert np.mean(returns["remembers"]) == 1.0 and abs(np.mean(returns["always 1"])) < 0.2
+    with pytest.raises(ValueError, match="`length` must be at least 1, got 0"):
+        gym.make("sb3_dreamer/TMaze-v0", length=0)
