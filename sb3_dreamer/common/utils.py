@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
+from numbers import Real
 
 import numpy as np
 import torch as th
@@ -44,8 +45,19 @@ class PiecewiseSchedule:
 
 
 def make_schedule(learning_rate: float | Schedule | list[tuple[float, float]]) -> Schedule:
-    """:return: SB3's schedule over the remaining progress, or for a list a :class:`PiecewiseSchedule` over steps"""
-    return PiecewiseSchedule(learning_rate) if isinstance(learning_rate, list) else FloatSchedule(learning_rate)
+    """
+    :param learning_rate: as a user gives it
+    :return: SB3's schedule over the remaining progress, or for a list a :class:`PiecewiseSchedule` over steps
+    :raises ValueError: if it is none of these, or negative
+    """
+    if isinstance(learning_rate, list):
+        return PiecewiseSchedule(learning_rate)
+    if not callable(learning_rate) and not (isinstance(learning_rate, Real) and 0 <= learning_rate < float("inf")):
+        raise ValueError(
+            "`learning_rate` must be a number of at least 0, a function of the remaining progress, or a list of "
+            f"(environment step, value) pairs, got {learning_rate!r}"
+        )
+    return FloatSchedule(learning_rate)
 
 
 def warmup_factor(n_updates: int, warmup_steps: int) -> float:

@@ -1,6 +1,8 @@
 """Checks of the constructor's arguments: one clear exception each, before anything is built."""
 
+import functools
 import warnings
+from collections.abc import Callable
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,43 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "ent_coef": (0.0, float("inf"), False),
     "free_nats": (0.0, float("inf"), False),
 }
+OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 POSITIVE = ("training_ratio", "agc_clip")
+NO_NOISE = "none, the actor is stochastic and `ent_coef` sets how much"
+# Arguments that users of SB3's algorithms know, and what takes their place here.
+COUNTERPARTS = {
+    "gradient_steps": "`training_ratio`, the replayed time steps per environment step",
+    "n_steps": "`return_lambda` for the returns, `batch_length` for the windows, `train_freq` for the rollouts",
+    "action_noise": NO_NOISE,
+    "use_sde": NO_NOISE,
+    "sde_sample_freq": NO_NOISE,
+    "use_sde_at_warmup": NO_NOISE,
+    "optimize_memory_usage": "none, every observation is stored once already",
+    "net_arch": "`model_size`, or single dimensions in `policy_kwargs`",
+    "target_update_interval": "`tau`, the slow critic moves at each update",
+    "gae_lambda": "`return_lambda`",
+    "max_grad_norm": "`agc_clip`",
+    "vf_coef": "`loss_scales`, its keys `critic` and `replay_critic`",
+}
+
+
+def name_counterparts(constructor: Callable[..., None]) -> Callable[..., None]:
+    """
+    Decorate a constructor: an argument of SB3's other algorithms is refused by naming its counterpart.
+
+    :param constructor: an ``__init__``
+    :return: the same with the same signature
+    """
+
+    @functools.wraps(constructor)
+    def checked(*args: Any, **kwargs: Any) -> None:
+        for name in kwargs:
+            if name in COUNTERPARTS:
+                came = f"got {name}={kwargs[name]!r}"
+                raise TypeError(f"`{name}` is no argument of DreamerV3, {came}; its counterpart: {COUNTERPARTS[name]}")
+        constructor(*args, **kwargs)
+
+    return checked
 
 
 def check_arguments(model: "DreamerV3") -> None:
@@ -37,6 +75,8 @@ def check_arguments(model: "DreamerV3") -> None:
     :param model: an algorithm with its arguments stored and nothing built
     :raises ValueError: names the first argument that is out of its range, what came and what is allowed
     """
+    if getattr(model, "observation_space", None) is None:
+        raise ValueError("`env` must be an environment or the id of one, got None")
     for name, (low, high, is_whole) in RANGES.items():
         check_number(name, getattr(model, name), low, high, is_whole)
     for name in POSITIVE:
@@ -50,6 +90,7 @@ def check_arguments(model: "DreamerV3") -> None:
         )
     if model.compile not in (True, False, "auto"):
         raise ValueError(f"`compile` must be True, False or 'auto', got {model.compile!r}")
+    check_train_freq(model)
     check_loss_scales(model.loss_scales)
     check_kwargs(model)
     check_spaces(model)
@@ -66,6 +107,14 @@ def check_number(name: str, value: Any, low: float, high: float, is_whole: bool)
         kind = "a whole number" if is_whole else "a number"
         limits = f"of at least {low}" if high == float("inf") else f"between {low} and {high}"
         raise ValueError(f"`{name}` must be {kind} {limits}, got {value!r}")
+
+
+def check_train_freq(model: "DreamerV3") -> None:
+    """:raises ValueError: if whole episodes are asked for with several environments, which end theirs at different times"""
+    train_freq = model.train_freq
+    unit = train_freq[1] if isinstance(train_freq, tuple) and len(train_freq) == 2 else "step"
+    if getattr(unit, "value", unit) == "episode" and (model.n_envs or 1) > 1:
+        raise ValueError(f"`train_freq` in episodes needs one environment, got {model.n_envs}: use (n, 'step')")
 
 
 def check_loss_scales(loss_scales: dict[str, float] | None) -> None:
@@ -85,13 +134,21 @@ def check_kwargs(model: "DreamerV3") -> None:
         if name in model.replay_buffer_kwargs:
             raise ValueError(f"`{name}` is an argument of DreamerV3 itself, it does not belong into `replay_buffer_kwargs`")
     if "optimize_memory_usage" in model.replay_buffer_kwargs:
-        raise ValueError("`optimize_memory_usage` has no meaning here: every observation is stored once already")
+        raise ValueError("`replay_buffer_kwargs` knows no `optimize_memory_usage`: every observation is stored once already")
     buffer_class = model.replay_buffer_class
     if buffer_class is not None and not issubclass(buffer_class, SequenceReplayBuffer):
         raise ValueError(
             "`replay_buffer_class` must be a subclass of SequenceReplayBuffer (single transitions, as HerReplayBuffer "
             f"relabels them, make no sequences), got {buffer_class.__name__}"
         )
+
+
+def check_space(space: spaces.Space) -> None:
+    """:raises ValueError: if a part of it is of a kind that we do not handle; nested ones are left to SB3's own check"""
+    for key, part in as_space_dict(space).items():
+        if not isinstance(part, (*OBSERVATION_SPACES, spaces.Dict)):
+            allowed = ", ".join(kind.__name__ for kind in OBSERVATION_SPACES)
+            raise ValueError(f"Observations must be {allowed} or a Dict of these, `{key}` is {part}")
 
 
 def check_spaces(model: "DreamerV3") -> None:
@@ -123,7 +180,7 @@ def check_spaces(model: "DreamerV3") -> None:
             )
 
 
-def check_replay_buffer(loaded: Any, model: "DreamerV3") -> None:
+def check_buffer(loaded: Any, model: "DreamerV3") -> None:
     """
     :param loaded: a buffer from a file
     :param model: where it is to serve
@@ -143,7 +200,7 @@ def check_replay_buffer(loaded: Any, model: "DreamerV3") -> None:
             raise ValueError(f"The replay buffer holds {meaning}: {theirs}, the model has {ours}")
 
 
-def warn_if_too_small(model: "DreamerV3") -> None:
+def warn_if_small(model: "DreamerV3") -> None:
     """One warning if the replay buffer will never hold a window, so that nothing will be learnt."""
     buffer = model.replay_buffer
     if buffer.buffer_size < buffer.window_length:

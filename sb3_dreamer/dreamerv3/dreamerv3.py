@@ -20,7 +20,7 @@ from sb3_dreamer.common.optimizers import clip_grad_agc_
 from sb3_dreamer.common.preprocessing import decode_actions, encode_actions
 from sb3_dreamer.common.type_aliases import LatentState, PolicyState
 from sb3_dreamer.common.utils import MetricAverager, PiecewiseSchedule, TrainRatio, UpdateClock, make_schedule, warmup_factor
-from sb3_dreamer.dreamerv3.arguments import check_arguments, check_replay_buffer, warn_if_too_small
+from sb3_dreamer.dreamerv3.arguments import check_arguments, check_buffer, check_space, name_counterparts, warn_if_small
 from sb3_dreamer.dreamerv3.losses import DreamerLoss
 from sb3_dreamer.dreamerv3.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy
 
@@ -70,7 +70,7 @@ class DreamerV3(OffPolicyAlgorithm):
     :param seed: of all random generators
     :param device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
     :param _init_setup_model: build the networks now
-    :raises ValueError: if an argument is out of its range, before anything is built
+    :raises ValueError: if an argument is out of its range; TypeError: if there is no such argument
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -82,6 +82,7 @@ class DreamerV3(OffPolicyAlgorithm):
     replay_buffer: SequenceReplayBuffer
     loss_module: DreamerLoss
 
+    @name_counterparts
     def __init__(
         self,
         policy: str | type[DreamerPolicy],
@@ -163,6 +164,11 @@ class DreamerV3(OffPolicyAlgorithm):
         if _init_setup_model:
             self._setup_model()
 
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        check_space(env.observation_space)
+        return OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+
     def _setup_model(self) -> None:
         check_arguments(self)
         user_policy_kwargs, user_buffer_kwargs = self.policy_kwargs, self.replay_buffer_kwargs
@@ -174,8 +180,7 @@ class DreamerV3(OffPolicyAlgorithm):
             "online_queue": self.online_queue,
             **user_buffer_kwargs,
         }
-        if self.replay_buffer_class is None:
-            self.replay_buffer_class = SequenceReplayBuffer
+        self.replay_buffer_class = self.replay_buffer_class or SequenceReplayBuffer
         try:
             super()._setup_model()
         finally:
@@ -229,14 +234,11 @@ class DreamerV3(OffPolicyAlgorithm):
             self._train_ratio.close()
         self._clock = UpdateClock()
         self._setup_training()
-        warn_if_too_small(self)
+        warn_if_small(self)
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def _sample_action(
-        self,
-        learning_starts: int,
-        action_noise: ActionNoise | None = None,
-        n_envs: int = 1,
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
         """
         Act by the policy, or at random before ``learning_starts``; the recurrent state runs along in both cases.
@@ -371,11 +373,7 @@ class DreamerV3(OffPolicyAlgorithm):
         self.logger.record("replay/rows", int(self.replay_buffer.filled.sum()))
         super().dump_logs()
 
-    def load_replay_buffer(
-        self,
-        path: str | pathlib.Path | io.BufferedIOBase,
-        truncate_last_traj: bool = True,
-    ) -> None:
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
         As :meth:`OffPolicyAlgorithm.load_replay_buffer`; what is collected next opens an episode.
 
@@ -384,7 +382,7 @@ class DreamerV3(OffPolicyAlgorithm):
         current = self.replay_buffer
         try:
             super().load_replay_buffer(path, truncate_last_traj)
-            check_replay_buffer(self.replay_buffer, self)
+            check_buffer(self.replay_buffer, self)
         except BaseException:
             self.replay_buffer = current
             raise

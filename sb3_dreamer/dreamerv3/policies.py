@@ -27,7 +27,7 @@ COUNTERPARTS = {
     "features_extractor_class": "`encoder_class`",
     "features_extractor_kwargs": "`encoder_kwargs`",
     "activation_fn": "`encoder_class` and `decoder_class` for networks of your own",
-    "n_critics": "nothing: there is one critic and its slow copy",
+    "n_critics": "none, there is one critic and its slow copy",
 }
 
 
@@ -81,9 +81,9 @@ class DreamerPolicy(BasePolicy):
             raise ValueError(f"`precision` must be one of {PRECISIONS}, got {precision!r}")
         unknown = sorted(set(dimensions) - SIZE_FIELDS)
         if unknown:
-            hints = "".join(f"instead of `{n}` use {COUNTERPARTS[n]}. " for n in unknown if n in COUNTERPARTS)
+            hints = "".join(f"The counterpart of `{n}`: {COUNTERPARTS[n]}. " for n in unknown if n in COUNTERPARTS)
             known = ", ".join(sorted(SIZE_FIELDS))
-            raise TypeError(f"`policy_kwargs` knows no {', '.join(unknown)}; {hints}Dimensions are {known}")
+            raise TypeError(f"`policy_kwargs` knows no {', '.join(unknown)}. {hints}Dimensions are {known}")
         self.model_size = model_size
         self.precision = precision
         self.dimensions = dimensions
@@ -158,7 +158,7 @@ class DreamerPolicy(BasePolicy):
         :param state: (n, ...) from the last step; None begins an episode everywhere
         :param episode_start: (n,) where to begin an episode; None: nowhere else
         :param deterministic: take the posterior's and the actor's mode, and draw no random number
-        :param noise: (n, S) uniform for the posterior; drawn if None
+        :param noise: (n, S) uniform for the posterior; if None, drawn, or the posterior's mode when ``deterministic``
         :return: actions (n, action_dim), class indices or values around [-1, 1], and the next state
         """
         first = next(iter(observations.values())) if isinstance(observations, dict) else observations
@@ -167,9 +167,7 @@ class DreamerPolicy(BasePolicy):
             state = self.initial_state(n)
         if episode_start is None:
             episode_start = th.zeros(n, device=self.device)
-        if deterministic:
-            noise = None
-        elif noise is None:
+        if noise is None and not deterministic:
             noise = th.rand(n, self.size.stoch, device=self.device)
         with self.autocast():
             embed = self.world_model.encoder(observations)  # (n, E)

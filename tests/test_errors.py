@@ -1,0 +1,220 @@
+"""
+Every mistake gets one clear exception. ``docs/errors.md`` holds all of them, word for word:
+
+    python -m tests.test_errors > docs/errors.md
+"""
+
+import io
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import HerReplayBuffer
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_dreamer import DreamerV3
+from tests.helpers import ACTION_SPACES, IMAGE, MIXED, TINY, VECTOR, counter_envs, counter_model
+from tests.test_run import NoiseEnv
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "errors.md"
+DISCRETE = ACTION_SPACES["discrete"]
+
+# What is written on the left, as it stands in a call of the constructor.
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "batch_size=0": dict(batch_size=0),
+    "batch_length=1": dict(batch_length=1),
+    "batch_length=8.0": dict(batch_length=8.0),
+    "buffer_size=1e6": dict(buffer_size=1e6),
+    "buffer_size=0": dict(buffer_size=0),
+    "training_ratio=0": dict(training_ratio=0),
+    "training_ratio='high'": dict(training_ratio="high"),
+    "learning_starts=-1": dict(learning_starts=-1),
+    "imagination_horizon=0": dict(imagination_horizon=0),
+    "imagine_last=1": dict(imagine_last=1),
+    "imagine_last=9": dict(imagine_last=9),
+    "gamma=1.5": dict(gamma=1.5),
+    "return_lambda=-0.1": dict(return_lambda=-0.1),
+    "tau=2": dict(tau=2),
+    "ent_coef='auto'": dict(ent_coef="auto"),
+    "ent_coef=float('nan')": dict(ent_coef=float("nan")),
+    "free_nats=-1.0": dict(free_nats=-1.0),
+    "agc_clip=0.0": dict(agc_clip=0.0),
+    "lr_warmup_steps=-5": dict(lr_warmup_steps=-5),
+    "learning_rate='lin_1e-3'": dict(learning_rate="lin_1e-3"),
+    "learning_rate=-1e-3": dict(learning_rate=-1e-3),
+    "learning_rate=[(0, 1e-3), (0, 1e-4)]": dict(learning_rate=[(0, 1e-3), (0, 1e-4)]),
+    "loss_scales=dict(rewards=1.0)": dict(loss_scales=dict(rewards=1.0)),
+    "loss_scales=dict(reward=-1.0)": dict(loss_scales=dict(reward=-1.0)),
+    "precision='fp16'": dict(precision="fp16"),
+    "compile='yes'": dict(compile="yes"),
+    "model_size='huge'": dict(model_size="huge"),
+    "train_freq=('1', 'step')": dict(train_freq=("1", "step")),
+    "train_freq=(1, 'episode'), 3 environments": dict(train_freq=(1, "episode")),
+    "replay_buffer_class=ReplayBuffer": dict(replay_buffer_class=ReplayBuffer),
+    "replay_buffer_class=HerReplayBuffer": dict(replay_buffer_class=HerReplayBuffer),
+    "replay_buffer_kwargs=dict(optimize_memory_usage=True)": dict(replay_buffer_kwargs=dict(optimize_memory_usage=True)),
+    "replay_buffer_kwargs=dict(batch_length=3)": dict(replay_buffer_kwargs=dict(batch_length=3)),
+    "policy_kwargs=dict(model_size='1m')": dict(policy_kwargs=dict(model_size="1m")),
+    "policy_kwargs=dict(deter=30, blocks=4)": dict(policy_kwargs=dict(deter=30, blocks=4)),
+    "policy_kwargs=dict(detre=8)": dict(policy_kwargs=dict(detre=8)),
+    "policy_kwargs=dict(net_arch=[64])": dict(policy_kwargs=dict(net_arch=[64])),
+    "policy_kwargs=dict(features_extractor_class=MyExtractor)": dict(
+        policy_kwargs=dict(features_extractor_class=th.nn.Identity)
+    ),
+    "policy_kwargs=dict(optimizer_kwargs=dict(lr_scale=dict(encoder=1.0)))": dict(
+        policy_kwargs=dict(optimizer_kwargs=dict(lr_scale=dict(encoder=1.0)))
+    ),
+    "gradient_steps=1": dict(gradient_steps=1),
+    "n_steps=3": dict(n_steps=3),
+    "action_noise=NormalActionNoise(...)": dict(action_noise=NormalActionNoise(np.zeros(1), np.ones(1))),
+    "use_sde=True": dict(use_sde=True),
+    "optimize_memory_usage=True": dict(optimize_memory_usage=True),
+    "net_arch=[64]": dict(net_arch=[64]),
+    "training_ration=64": dict(training_ration=64),
+}
+
+
+def construct(observation_space: spaces.Space = VECTOR, action_space: spaces.Space = DISCRETE, policy: str = "MlpPolicy"):
+    """:return: what builds a model on an environment of these spaces"""
+    return lambda: DreamerV3(policy, NoiseEnv(observation_space, action_space), **TINY)
+
+
+SPACES: dict[str, Callable[[], Any]] = {
+    "actions: Discrete(3, start=1)": construct(action_space=spaces.Discrete(3, start=1)),
+    "actions: Box with an infinite bound": construct(action_space=spaces.Box(-np.inf, 1.0, (2,))),
+    "actions: Box with low above high": construct(
+        action_space=spaces.Box(np.zeros(2, np.float32), np.array([1, 0], np.float32))
+    ),
+    "actions: Tuple": construct(action_space=spaces.Tuple([spaces.Discrete(2)])),
+    "actions: MultiDiscrete of two axes": construct(action_space=spaces.MultiDiscrete([[2, 3], [4, 2]])),
+    "observations: MultiDiscrete of two axes": construct(spaces.MultiDiscrete([[2, 3], [4, 2]])),
+    "observations: Dict in a Dict": construct(
+        spaces.Dict({"a": spaces.Dict({"b": spaces.Discrete(2)})}), policy="MultiInputPolicy"
+    ),
+    "observations: Text": construct(spaces.Text(5)),
+    "observations: Tuple": construct(spaces.Tuple([VECTOR, VECTOR])),
+    "observations: Text in a Dict": construct(spaces.Dict({"a": VECTOR, "b": spaces.Text(5)}), policy="MultiInputPolicy"),
+    "MlpPolicy on a Dict": construct(MIXED),
+    "CnnPolicy on a vector": construct(policy="CnnPolicy"),
+    "LstmPolicy": construct(policy="LstmPolicy"),
+    "VecNormalize over an image": lambda: DreamerV3(
+        "CnnPolicy", VecNormalize(DummyVecEnv([lambda: NoiseEnv(IMAGE, DISCRETE)])), **TINY
+    ),
+}
+
+
+class BrokenEnv(NoiseEnv):
+    """From the third step on, one number is none."""
+
+    def __init__(self, bad_obs: float = 0.0, bad_reward: float = 0.0):
+        super().__init__(VECTOR, DISCRETE)
+        self.bad_obs, self.bad_reward = np.float32(bad_obs), bad_reward
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        return (obs + self.bad_obs, reward + self.bad_reward, *rest) if self.t == 3 else (obs, reward, *rest)
+
+
+def learn_with(**bad: float):
+    return lambda: DreamerV3(
+        "MlpPolicy", DummyVecEnv([lambda: NoiseEnv(VECTOR, DISCRETE), lambda: BrokenEnv(**bad)]), **TINY
+    ).learn(20)
+
+
+def predict_with(observation: Any = None, state: Any = None, episode_start: Any = None):
+    obs = np.zeros((2, 3), np.float32)
+    return lambda: counter_model().predict(obs if observation is None else observation, state, episode_start)
+
+
+def load_buffer(saved: dict[str, Any], model: dict[str, Any], envs: Any = counter_envs):
+    """:return: what loads a replay buffer of one model into another"""
+
+    def load():
+        file = io.BytesIO()
+        counter_model(**saved).learn(30).save_replay_buffer(file)
+        file.seek(0)
+        DreamerV3("MlpPolicy", envs(), **{**TINY, **model}).load_replay_buffer(file)
+
+    return load
+
+
+def load_model(then: Callable[[DreamerV3], Any] = lambda model: None, **kwargs: Any):
+    """:return: what loads a model with these arguments and goes on with it"""
+
+    def load():
+        with tempfile.TemporaryDirectory() as folder:
+            counter_model().save(f"{folder}/model")
+            then(DreamerV3.load(f"{folder}/model", **kwargs))
+
+    return load
+
+
+USES: dict[str, Callable[[], Any]] = {
+    "an observation holds NaN": learn_with(bad_obs=np.nan),
+    "an observation holds infinity": learn_with(bad_obs=np.inf),
+    "a reward is NaN": learn_with(bad_reward=np.nan),
+    "buffer_size=5: no window fits (a warning)": lambda: counter_model(buffer_size=5).learn(30),
+    "predict((obs, info))": predict_with((np.zeros((2, 3), np.float32), {})),
+    "predict(obs, state of another batch)": predict_with(state=(np.zeros((3, 8)), np.zeros((3, 2, 4)), np.zeros((3, 4)))),
+    "predict(obs, episode_start of another batch)": predict_with(episode_start=np.zeros(3)),
+    "predict(obs of another shape)": predict_with(np.zeros((2, 7), np.float32)),
+    "no environment": lambda: DreamerV3("MlpPolicy", None),
+    "learn after a load without an environment": load_model(then=lambda model: model.learn(10)),
+    "set_env with another number of environments": lambda: counter_model().set_env(make_vec_env("CartPole-v1", 2)),
+    "load with other policy_kwargs": load_model(policy_kwargs=dict(deter=16)),
+    "load into an environment of other spaces": lambda: load_model(env=make_vec_env("CartPole-v1", 3))(),
+    "replay buffer of another model_size": load_buffer({}, dict(policy_kwargs=dict(deter=16))),
+    "replay buffer of another replay_context": load_buffer({}, dict(replay_context=False)),
+    "replay buffer of another number of environments": load_buffer({}, {}, lambda: make_vec_env("CartPole-v1", 1)),
+    "replay buffer of other observations": load_buffer({}, {}, lambda: make_vec_env("CartPole-v1", 3)),
+}
+CASES = {
+    **{f"`{name}`": lambda kwargs=kwargs: counter_model(**kwargs) for name, kwargs in ARGUMENTS.items()},
+    **SPACES,
+    **USES,
+}
+
+
+def outcome(case: Callable[[], Any]) -> str:
+    """:return: the exception, or the one warning, that a mistake brings"""
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        try:
+            case()
+        except Exception as error:
+            return f"{type(error).__name__}: " + " ".join(str(error).split())
+    ours = [str(w.message) for w in warned if w.category is UserWarning]
+    assert len(ours) == 1, ours
+    return f"UserWarning: {ours[0]}"
+
+
+def row(name: str, message: str) -> str:
+    return f"| {name} | {message} |".replace("||", r"\|\|")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_error(name):
+    assert row(name, outcome(CASES[name])) in DOCUMENT.read_text().splitlines()
+
+
+def test_the_document_has_no_other_rows():
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in DOCUMENT.read_text().splitlines() if line.startswith("| ")]
+    assert rows[1:] == list(CASES)
+
+
+if __name__ == "__main__":
+    print("# Mistakes and what is said about them\n")
+    print("Each is raised before any training happens, or before the row in question is stored; what was collected and")
+    print("learnt until then is kept. Made and checked by `tests/test_errors.py`.\n")
+    print("| input | error |\n|---|---|")
+    for name, case in CASES.items():
+        print(row(name, outcome(case)))
