@@ -112,6 +112,13 @@ SPACES: dict[str, Callable[[], Any]] = {
 }
 
 
+# A channels-last image: SB3 would put VecTransposeImage around VecNormalize.
+CAMERA = spaces.Dict({"camera": spaces.Box(0, 255, (16, 20, 3), np.uint8), "joints": VECTOR})
+SPACES["VecNormalize inside of VecTransposeImage"] = lambda: DreamerV3(
+    "MultiInputPolicy", VecNormalize(DummyVecEnv([lambda: NoiseEnv(CAMERA, DISCRETE)]), norm_obs_keys=["joints"]), **TINY
+)
+
+
 class BrokenEnv(NoiseEnv):
     """From the third step on, one number is none."""
 

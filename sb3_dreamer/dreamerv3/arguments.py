@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from sb3_dreamer.common.preprocessing import as_space_dict, is_image
@@ -145,8 +146,9 @@ def check_kwargs(model: "DreamerV3") -> None:
 
 def check_space(space: spaces.Space) -> None:
     """:raises ValueError: if a part of it is of a kind that we do not handle; nested ones are left to SB3's own check"""
+    nested = (spaces.Dict, spaces.Tuple) if isinstance(space, spaces.Dict) else ()
     for key, part in as_space_dict(space).items():
-        if not isinstance(part, (*OBSERVATION_SPACES, spaces.Dict)):
+        if not isinstance(part, (*OBSERVATION_SPACES, *nested)):
             allowed = ", ".join(kind.__name__ for kind in OBSERVATION_SPACES)
             raise ValueError(f"Observations must be {allowed} or a Dict of these, `{key}` is {part}")
 
@@ -164,8 +166,20 @@ def check_spaces(model: "DreamerV3") -> None:
         )
     if isinstance(action_space, spaces.Box) and not np.all(action_space.low < action_space.high):
         raise ValueError(f"Every dimension of a Box of actions needs `low` below `high`, got {action_space}")
-    vec_normalize = model._vec_normalize_env
-    if vec_normalize is None or not vec_normalize.norm_obs:
+    if model._vec_normalize_env is not None:
+        check_vec_normalize(model._vec_normalize_env, model)
+
+
+def check_vec_normalize(vec_normalize: VecNormalize, model: "DreamerV3") -> None:
+    """:raises ValueError: if it normalises an image, or its rows, which the buffer stores, have other shapes than ours"""
+    theirs = as_space_dict(vec_normalize.observation_space)
+    for key, space in as_space_dict(model.observation_space).items():
+        if key in theirs and theirs[key].shape != space.shape:
+            raise ValueError(
+                "VecNormalize must stand outside of the wrappers that change shapes, as VecNormalize(VecTransposeImage(env)): "
+                f"its `{key}` has shape {theirs[key].shape}, the model's {space.shape}"
+            )
+    if not vec_normalize.norm_obs:
         return
     normalize_images = model.policy_kwargs.get("normalize_images", True)
     normalised = as_space_dict(vec_normalize.venv.observation_space)
