@@ -14,7 +14,7 @@ EXTRAS = {
     "video": ["imageio[ffmpeg]", "moviepy>=2.0"],
     "wandb": ["wandb"],
     "docs": ["mkdocs", "mkdocs-material"],
-    "tests": ["pytest>=8", "pytest-xdist", "ruff>=0.5.6", "black>=26.1,<27", "mypy>=1.9", "psutil"],
+    "tests": ["pytest>=8", "pytest-xdist", "ruff>=0.5.6", "black>=26.1,<27", "mypy>=1.9", "psutil", "hypothesis>=6"],
 }
 
 setup(

@@ -96,6 +96,7 @@ SPACES: dict[str, Callable[[], Any]] = {
     ),
     "actions: Tuple": construct(action_space=spaces.Tuple([spaces.Discrete(2)])),
     "actions: MultiDiscrete of two axes": construct(action_space=spaces.MultiDiscrete([[2, 3], [4, 2]])),
+    "actions: MultiBinary of two axes": construct(action_space=spaces.MultiBinary([2, 3])),
     "observations: MultiDiscrete of two axes": construct(spaces.MultiDiscrete([[2, 3], [4, 2]])),
     "observations: Dict in a Dict": construct(
         spaces.Dict({"a": spaces.Dict({"b": spaces.Discrete(2)})}), policy="MultiInputPolicy"
