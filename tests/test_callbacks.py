@@ -2,11 +2,25 @@
 
 import numpy as np
 import pytest
-from stable_baselines3.common.callbacks import CheckpointCallback, StopTrainingOnMaxEpisodes
+import torch as th
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    CheckpointCallback,
+    EvalCallback,
+    EveryNTimesteps,
+    LogEveryNTimesteps,
+    ProgressBarCallback,
+    StopTrainingOnMaxEpisodes,
+    StopTrainingOnNoModelImprovement,
+    StopTrainingOnRewardThreshold,
+)
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_dreamer import DreamerV3
+from sb3_dreamer.common.envs import CounterEnv
 from tests.helpers import TINY
 from tests.test_buffers import StopAt, check_buffer, counter_model
 
@@ -27,6 +41,131 @@ def test_checkpoints_can_be_continued(tmp_path):
     loaded.load_replay_buffer(tmp_path / "rl_model_replay_buffer_40_steps.pkl")
     assert loaded.num_timesteps == 40
     assert loaded.learn(20, reset_num_timesteps=False).num_timesteps == 60
+
+
+class Count(BaseCallback):
+    """Counts each of its calls, and looks at what callbacks may look at."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = dict(training_start=0, rollout_start=0, step=0, rollout_end=0, training_end=0)
+
+    def _on_training_start(self):
+        self.calls["training_start"] += 1
+        assert self.locals["total_timesteps"] == self.model._total_timesteps
+
+    def _on_rollout_start(self):
+        self.calls["rollout_start"] += 1
+
+    def _on_step(self):
+        self.calls["step"] += 1
+        n_envs = self.training_env.num_envs
+        for name in ("new_obs", "rewards", "dones", "infos", "actions"):
+            assert len(self.locals[name]) == n_envs
+        assert self.locals["self"] is self.model and self.num_timesteps == self.model.num_timesteps
+        return True
+
+    def _on_rollout_end(self):
+        self.calls["rollout_end"] += 1
+
+    def _on_training_end(self):
+        self.calls["training_end"] += 1
+
+
+@pytest.mark.parametrize("train_freq", [1, 4])
+def test_calls(train_freq):
+    count = Count()
+    model = DreamerV3("MlpPolicy", make_vec_env("CartPole-v1", 2), seed=0, **{**TINY, "train_freq": train_freq})
+    model.learn(80, callback=count)
+    assert count.calls == dict(
+        training_start=1, rollout_start=40 // train_freq, step=40, rollout_end=40 // train_freq, training_end=1
+    )
+
+
+def test_all_stock_callbacks_together(tmp_path):
+    """In one list, with a plain function; each leaves its trace."""
+    seen = []
+    best = StopTrainingOnRewardThreshold(reward_threshold=1e9, verbose=1)
+    evaluation = EvalCallback(
+        make_vec_env("CartPole-v1", 2),
+        callback_on_new_best=best,
+        callback_after_eval=StopTrainingOnNoModelImprovement(100, min_evals=100),
+        n_eval_episodes=2,
+        eval_freq=30,
+        log_path=str(tmp_path / "eval"),
+        best_model_save_path=str(tmp_path / "best"),
+        verbose=0,
+    )
+    callbacks = CallbackList(
+        [
+            CheckpointCallback(40, str(tmp_path), name_prefix="model"),
+            evaluation,
+            EveryNTimesteps(25, CheckpointCallback(1, str(tmp_path / "every"), name_prefix="model")),
+            LogEveryNTimesteps(50),
+            StopTrainingOnMaxEpisodes(10_000),
+            ProgressBarCallback(),
+            Count(),
+        ]
+    )
+    model = cartpole_model(tensorboard_log=str(tmp_path / "tb"))
+    model.learn(100, callback=callbacks)
+    model.learn(20, callback=lambda locals_, globals_: seen.append(locals_["num_collected_steps"]) is None)
+    assert len(seen) == 20
+    assert sorted(path.name for path in tmp_path.glob("model*")) == ["model_40_steps.zip", "model_80_steps.zip"]
+    assert len(list((tmp_path / "every").iterdir())) == 4
+    assert np.load(tmp_path / "eval" / "evaluations.npz")["timesteps"].tolist() == [30, 60, 90]
+    assert (tmp_path / "best" / "best_model.zip").exists()
+
+
+def test_checkpoints_of_vec_normalize(tmp_path):
+    env = VecNormalize(make_vec_env("Pendulum-v1", 1))
+    model = DreamerV3("MlpPolicy", env, seed=0, **TINY)
+    model.learn(40, callback=CheckpointCallback(20, str(tmp_path), save_replay_buffer=True, save_vecnormalize=True))
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {
+        f"rl_model_{kind}{n}_steps.{ending}"
+        for n in (20, 40)
+        for kind, ending in (("", "zip"), ("replay_buffer_", "pkl"), ("vecnormalize_", "pkl"))
+    }
+    loaded_env = VecNormalize.load(str(tmp_path / "rl_model_vecnormalize_40_steps.pkl"), make_vec_env("Pendulum-v1", 1))
+    np.testing.assert_array_equal(loaded_env.obs_rms.mean, env.obs_rms.mean)
+    loaded = DreamerV3.load(tmp_path / "rl_model_40_steps", env=loaded_env)
+    loaded.load_replay_buffer(tmp_path / "rl_model_replay_buffer_40_steps.pkl")
+    assert loaded.learn(20, reset_num_timesteps=False).num_timesteps == 60
+
+
+@pytest.mark.parametrize("stop", [False, np.False_, th.tensor(False)], ids=["bool", "numpy", "tensor"])
+def test_callbacks_can_cancel_runs(stop):
+    class Stop(BaseCallback):
+        def _on_step(self):
+            return stop
+
+    model = cartpole_model()
+    model.learn(50, callback=Stop())
+    assert model.num_timesteps == 1 and model._n_updates == 0
+    assert model.replay_buffer.size() > 0  # the transition is kept
+
+
+def test_stop_at_a_reward_and_without_improvement():
+    env = make_vec_env("CartPole-v1", 2)
+    reached = EvalCallback(env, callback_on_new_best=StopTrainingOnRewardThreshold(1.0), eval_freq=10, verbose=0)
+    assert cartpole_model().learn(50, callback=reached).num_timesteps == 10
+    stale = StopTrainingOnNoModelImprovement(max_no_improvement_evals=0, min_evals=2)
+    never_better = EvalCallback(env, callback_after_eval=stale, eval_freq=5, n_eval_episodes=2, verbose=0)
+    never_better.best_mean_reward = 1000.0
+    assert cartpole_model().learn(50, callback=never_better).num_timesteps == 15
+
+
+def test_success_is_logged(tmp_path):
+    class SuccessEnv(CounterEnv):
+        def step(self, action):
+            *rest, _ = super().step(action)
+            return (*rest, {"is_success": self.episode % 2 == 0})
+
+    model = DreamerV3("MlpPolicy", SuccessEnv(), seed=0, **TINY)
+    evaluation = EvalCallback(Monitor(SuccessEnv()), n_eval_episodes=4, eval_freq=20, log_path=str(tmp_path), verbose=0)
+    model.learn(20, callback=evaluation)
+    assert np.load(tmp_path / "evaluations.npz")["successes"].mean() == 0.5
 
 
 def test_early_stop_in_a_list_and_under_the_progress_bar():

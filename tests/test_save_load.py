@@ -1,6 +1,9 @@
 """Saving and loading: the same update after a break, readable errors."""
 
 import copy
+import io
+import pathlib
+import warnings
 
 import numpy as np
 import pytest
@@ -132,15 +135,135 @@ def test_file_stays_small(trained, tmp_path):
     assert (tmp_path / "model.zip").stat().st_size < 4 * n_bytes + 100_000  # weights and two moments, no buffer, no copies
 
 
-def test_seeds_reproduce_a_run_bit_for_bit():
-    def run(seed):
-        model = DreamerV3("MlpPolicy", make_vec_env("CartPole-v1", 2, seed=seed), seed=seed, **{**TINY, "training_ratio": 8})
-        model.learn(80)
-        return model
+def test_exclude_and_include(trained, tmp_path):
+    """What is excluded comes back as the constructor makes it."""
+    trained.save(tmp_path / "model", exclude=["learning_rate"])
+    loaded = DreamerV3.load(tmp_path / "model")
+    assert (trained.learning_rate, loaded.learning_rate) == (1e-3, 4e-5)
+    assert loaded.ent_coef == trained.ent_coef and loaded.num_timesteps == 90
+    trained.save(tmp_path / "more", include=["_vec_normalize_env"])
+    assert DreamerV3.load(tmp_path / "more")._vec_normalize_env is None
 
-    first, second, other = run(3), run(3), run(4)
-    for (name, p), q in zip(first.policy.state_dict().items(), second.policy.state_dict().values(), strict=True):
-        assert th.equal(p, q), name
-    np.testing.assert_array_equal(first.replay_buffer.observations, second.replay_buffer.observations)
-    np.testing.assert_array_equal(first.replay_buffer.stoch, second.replay_buffer.stoch)
-    assert not th.equal(next(first.policy.parameters()), next(other.policy.parameters()))
+
+@pytest.mark.parametrize("kind", [str, pathlib.Path, "open file", "memory"], ids=["str", "Path", "file", "memory"])
+def test_all_kinds_of_files(kind, trained, tmp_path):
+    path = tmp_path / "model.zip"
+    if kind == "memory":
+        file = io.BytesIO()
+        trained.save(file)
+        file.seek(0)
+        loaded = DreamerV3.load(file)
+    elif kind == "open file":
+        with open(path, "wb") as file:
+            trained.save(file)
+        with open(path, "rb") as file:
+            loaded = DreamerV3.load(file)
+    else:
+        trained.save(kind(path))
+        loaded = DreamerV3.load(kind(path))
+    for p, q in zip(trained.policy.parameters(), loaded.policy.parameters(), strict=True):
+        assert th.equal(p, q)
+    buffer = io.BytesIO()
+    trained.save_replay_buffer(buffer)
+    buffer.seek(0)
+    before = trained.replay_buffer
+    trained.load_replay_buffer(buffer)
+    np.testing.assert_array_equal(trained.replay_buffer.observations, before.observations)
+
+
+def test_bad_files(trained, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        DreamerV3.load(tmp_path / "nothing")
+    (tmp_path / "broken.zip").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="wasn't a zip-file"):
+        DreamerV3.load(tmp_path / "broken.zip")
+    trained.save_replay_buffer(tmp_path / "buffer")
+    with pytest.raises(ValueError, match="wasn't a zip-file"):
+        DreamerV3.load(tmp_path / "buffer.pkl")
+
+
+def test_set_env(trained):
+    """As for SAC: the same number of environments, the episode in progress given up unless told otherwise."""
+    rows = trained.replay_buffer.filled.copy()
+    trained.set_env(counter_envs(offset=50))
+    assert trained._last_obs is None
+    trained.learn(33, reset_num_timesteps=False)
+    assert trained.num_timesteps == 123
+    newest_before, everywhere = rows - 1, np.arange(3)
+    assert trained.replay_buffer.dones[newest_before, everywhere].all()
+    assert trained.replay_buffer.is_first[rows, everywhere].all()
+    assert trained.replay_buffer.observations[rows, everywhere, 0].tolist() == [50, 150, 250]
+    trained.set_env(trained.env, force_reset=False)
+    assert trained._last_obs is not None
+    with pytest.raises(AssertionError, match="number of environments"):
+        trained.set_env(make_vec_env("sb3_dreamer/Counter-v0", 2))
+    with pytest.raises(ValueError, match="spaces do not match"):
+        trained.set_env(make_vec_env("CartPole-v1", 3))
+
+
+def test_learn_twice(trained):
+    updates, rows = trained._n_updates, trained.replay_buffer.filled.sum()
+    trained.learn(30)
+    assert trained.num_timesteps == 30 and trained._episode_num > 0
+    assert trained._n_updates > updates and trained.replay_buffer.filled.sum() > rows
+    trained.learn(30, reset_num_timesteps=False)
+    assert trained.num_timesteps == 60
+
+
+def test_nothing_warns(trained, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trained.save(tmp_path / "model")
+        trained.save_replay_buffer(tmp_path / "buffer")
+        trained.policy.save(tmp_path / "policy")
+        loaded = DreamerV3.load(tmp_path / "model", env=counter_envs(), device="cpu")
+        loaded.load_replay_buffer(tmp_path / "buffer")
+        DreamerPolicy.load(tmp_path / "policy")
+        loaded.learn(30)
+        loaded.learn(30, reset_num_timesteps=False)
+
+
+def test_any_weights_survive(trained, tmp_path):
+    """Weights far from what training makes: finite, deterministic actions, the same after a load."""
+    params = copy.deepcopy(trained.policy.state_dict())
+    trained.policy.load_state_dict({name: th.rand_like(value) for name, value in params.items()})
+    obs = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    before, state = trained.predict(obs, deterministic=True)
+    assert all(np.isfinite(part).all() for part in state)
+    trained.save(tmp_path / "model")
+    np.testing.assert_array_equal(DreamerV3.load(tmp_path / "model").predict(obs, deterministic=True)[0], before)
+
+
+def test_compiled_policy(trained, tmp_path):
+    """``th.compile(model.policy)``, as SB3's own tests do: the file holds the plain names."""
+    obs = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    before = trained.predict(obs, deterministic=True)[0]
+    trained.policy = th.compile(trained.policy)
+    trained.learn(30, reset_num_timesteps=False)
+    trained.save(tmp_path / "model")
+    after = trained.predict(obs, deterministic=True)[0]
+    assert before.shape == after.shape
+    loaded = DreamerV3.load(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], after)
+    assert not any(name.startswith("_orig_mod") for name in loaded.policy.state_dict())
+
+
+@pytest.mark.parametrize("optimizer_class", [th.optim.Adam, th.optim.SGD])
+def test_other_optimizers(optimizer_class, tmp_path):
+    model = counter_model(policy_kwargs=dict(optimizer_class=optimizer_class), training_ratio=8).learn(45)
+    model.save(tmp_path / "model")
+    loaded = DreamerV3.load(tmp_path / "model", env=counter_envs())
+    assert type(loaded.policy.optimizer) is optimizer_class
+    assert loaded.learn(30)._n_updates > model._n_updates
+
+
+def test_images_and_channel_order(tmp_path):
+    """A model on channels-last images loads with its environment and without."""
+    env = make_vec_env("sb3_dreamer/PixelCatch-v0", 2, env_kwargs=dict(image_size=16))
+    model = DreamerV3("CnnPolicy", env, seed=0, **TINY).learn(40)
+    model.save(tmp_path / "model")
+    obs = env.reset()
+    expected = model.predict(obs, deterministic=True)[0]
+    for loaded in (DreamerV3.load(tmp_path / "model"), DreamerV3.load(tmp_path / "model", env=env)):
+        np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], expected)
+    assert loaded.learn(40)._n_updates > model._n_updates

@@ -37,7 +37,8 @@ def check_encoder(encoder: nn.Module, observation_space: spaces.Space) -> None:
         batch: TensorObs = {key: th.as_tensor(np.stack([s[key] for s in samples])) for key in observation_space.spaces}
     else:
         batch = th.as_tensor(np.stack(samples))
-    shape = tuple(encoder(batch).shape)
+    shape = tuple(encoder.eval()(batch).shape)  # a look, which leaves running statistics as they are
+    encoder.train()
     if shape != (2, width):
         raise ValueError(
             f"`encoder_class` {name} must return (N, features_dim) = (2, {width}) for 2 observations, got {shape}"
@@ -48,7 +49,8 @@ def check_encoder(encoder: nn.Module, observation_space: spaces.Space) -> None:
 def check_decoder(decoder: nn.Module, observation_space: spaces.Space, size: ModelSize) -> None:
     """:raises ValueError: if a user's decoder returns no dict of distributions over keys of the space"""
     name, keys = type(decoder).__name__, sorted(as_space_dict(observation_space))
-    result = decoder(th.zeros(2, size.deter), th.zeros(2, size.stoch, size.classes))
+    result = decoder.eval()(th.zeros(2, size.deter), th.zeros(2, size.stoch, size.classes))
+    decoder.train()
     if not isinstance(result, dict) or not result or not set(result) <= set(keys):
         came = sorted(result) if isinstance(result, dict) else type(result).__name__
         raise ValueError(f"`decoder_class` {name} must return a dict with keys among {keys}, got {came}")

@@ -1,0 +1,76 @@
+"""Layers that behave differently in training: an own encoder with batch norm and dropout tells which mode is on."""
+
+import numpy as np
+import pytest
+import torch as th
+from torch import nn
+
+from sb3_dreamer import DreamerV3
+from tests.helpers import counter_envs, counter_model
+
+
+class NormAndDropout(nn.Module):
+    """Batch norm over the observation, then dropout."""
+
+    features_dim = 16
+
+    def __init__(self, observation_space):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(observation_space.shape[0])
+        self.layer = nn.Linear(observation_space.shape[0], 16)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, obs):
+        return self.dropout(self.layer(self.norm(obs)))
+
+
+@pytest.fixture
+def model() -> DreamerV3:
+    return counter_model(policy_kwargs=dict(encoder_class=NormAndDropout), training_ratio=8)
+
+
+def statistics(model) -> th.Tensor:
+    return model.policy.world_model.encoder.norm.running_mean.clone()
+
+
+def test_training_moves_the_statistics(model):
+    before = statistics(model)
+    model.learn(60)
+    assert not th.equal(before, statistics(model))
+
+
+def test_collecting_does_not(model):
+    model.learn(60)
+    before = statistics(model)
+    model.train = lambda gradient_steps, batch_size: None
+    model.learn(30)
+    assert th.equal(before, statistics(model))
+
+
+def test_predict_does_not_and_repeats_itself(model):
+    model.learn(60)
+    before, obs = statistics(model), np.ones((4, 3), np.float32)
+    model.policy.set_training_mode(True)  # as train leaves it
+    first, state = model.predict(obs, deterministic=True)
+    again, same = model.predict(obs, deterministic=True)
+    assert th.equal(before, statistics(model)) and not model.policy.training
+    np.testing.assert_array_equal(first, again)
+    for part, other in zip(state, same, strict=True):
+        np.testing.assert_array_equal(part, other)  # no dropout
+
+
+def test_train_is_in_training_mode(model):
+    modes = []
+    model.policy.world_model.encoder.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    model.learn(30)
+    modes.clear()
+    model.train(2, 4)
+    assert modes == [True, True]
+
+
+def test_the_checks_of_own_networks_leave_them_as_they_were():
+    """Construction calls an encoder once to look at its output, which must not count as training."""
+    model = DreamerV3(
+        "MlpPolicy", counter_envs(), model_size="debug", device="cpu", policy_kwargs=dict(encoder_class=NormAndDropout)
+    )
+    assert not statistics(model).any()
