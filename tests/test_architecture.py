@@ -8,11 +8,13 @@ PACKAGE = ROOT / "sb3_dreamer"
 
 # Lowest floor first. A file may import from floors below its own.
 FLOORS = [
+    {"zoo.startup._sb3_dreamer_zoo_hook", "zoo.presets", "zoo.sampler", "zoo"},
     {"common.type_aliases", "common.torch_layers", "common.optimizers", "common.utils"},
     {
         "common.distributions",
         "common.preprocessing",
         "common.returns",
+        "common.wrappers",
         "common.envs.counter",
         "common.envs.pixel_catch",
         "common.envs.t_maze",
@@ -27,6 +29,8 @@ FLOORS = [
     {"dreamerv3.dreamerv3"},
     {"dreamerv3"},
     {""},
+    {"zoo.plugin"},
+    {"zoo.__main__"},
 ]
 FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 

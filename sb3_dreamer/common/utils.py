@@ -1,5 +1,6 @@
 """Small helpers of the training loop: learning-rate warm-up, the training ratio's account, averages of metrics."""
 
+import math
 import time
 from collections.abc import Sequence
 from fractions import Fraction
@@ -155,6 +156,10 @@ class UpdateClock:
         )
 
 
+class UnstableTrainingError(ValueError):
+    """A loss became NaN or infinite. A ``ValueError``, so that RL Zoo's hyperparameter search prunes the trial."""
+
+
 class MetricAverager:
     """Means of metrics over updates. Sums stay on the device until :meth:`flush`, which synchronises once."""
 
@@ -181,9 +186,12 @@ class MetricAverager:
     def record(self, logger: Logger) -> None:
         """
         :param logger: gets the means since the last flush
+        :raises UnstableTrainingError: if one is not finite
         """
         for name, value in self.means().items():
             logger.record(name, value)
+            if not math.isfinite(value):
+                raise UnstableTrainingError(f"`{name}` became {value}: lower `learning_rate`, or use `precision='fp32'`")
 
     def flush(self) -> dict[str, float]:
         """:return: as :meth:`means`, and start anew"""

@@ -14,3 +14,14 @@ def register_envs() -> None:
     register("sb3_dreamer/PixelCatch-v0", entry_point="sb3_dreamer.common.envs.pixel_catch:PixelCatchEnv")
     register("sb3_dreamer/Counter-v0", entry_point="sb3_dreamer.common.envs.counter:CounterEnv")
     register("sb3_dreamer/TMaze-v0", entry_point="sb3_dreamer.common.envs.t_maze:TMazeEnv")
+    # Worlds of others under ids of their own, so that each can have its preset. They are imported when made.
+    register("sb3_dreamer/Crafter-v0", entry_point="sb3_dreamer.common.wrappers:CrafterEnv")
+    frozen_lake = "gymnasium.envs.toy_text.frozen_lake:FrozenLakeEnv"
+    for name, desc, steps in (("2x2", ["SF", "HG"], 100), ("4x4", None, 100), ("8x8", None, 200)):
+        kwargs = dict(map_name=name) if desc is None else dict(desc=desc)
+        register(
+            f"sb3_dreamer/FrozenLake{name}-v0",
+            entry_point=frozen_lake,
+            kwargs=dict(is_slippery=False, **kwargs),
+            max_episode_steps=steps,
+        )

@@ -1,0 +1,164 @@
+"""
+Wrappers that the presets name under ``env_wrapper`` and that gymnasium lacks.
+
+Functions that need other arguments of ``gymnasium.make`` make the environment anew (:func:`remake`), so that one line of
+YAML serves training, evaluation and every command of RL Zoo alike.
+"""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.wrappers import AddRenderObservation, AtariPreprocessing, ResizeObservation
+from stable_baselines3.common.monitor import Monitor
+
+
+def remake(env: gym.Env, **kwargs: Any) -> gym.Env:
+    """
+    The same environment with other arguments, under the same ``Monitor``.
+
+    :param env: made by ``gymnasium.make``, with or without a ``Monitor`` around it and nothing else
+    :param kwargs: arguments of ``gymnasium.make``
+    :return: the new environment
+    :raises ValueError: if the environment was not made by ``gymnasium.make``
+    """
+    inner = env.env if isinstance(env, Monitor) else env
+    if inner.spec is None:
+        raise ValueError(f"The environment must come from `gymnasium.make`, for it is made anew with {kwargs}; got {env}")
+    made = gym.make(inner.spec, **kwargs)
+    inner.close()
+    if not isinstance(env, Monitor):
+        return made
+    env.env = made
+    return env
+
+
+class ActionRepeat(gym.Wrapper):
+    """
+    Do each action several times: rewards add up, and the end of the episode ends the repetition.
+
+    :param env: environment
+    :param repeat: how often
+    :raises ValueError: if ``repeat`` is below 1
+    """
+
+    def __init__(self, env: gym.Env, repeat: int = 2):
+        super().__init__(env)
+        if repeat < 1:
+            raise ValueError(f"`repeat` must be at least 1, got {repeat}")
+        self.repeat = repeat
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """:return: the last observation and flags, the sum of the rewards"""
+        total, terminated, truncated = 0.0, False, False
+        for _ in range(self.repeat):
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return observation, total, terminated, truncated, info
+
+
+def atari(
+    env: gym.Env, screen_size: int = 64, grayscale: bool = False, sticky: float = 0.0, full_action_space: bool = False
+) -> gym.Env:
+    """
+    Atari as DreamerV3 sees it: 4 frames per action, the maximum of the last two, up to 30 no-ops at the start; lives are
+    ignored and rewards left alone. The defaults are the Atari100k protocol.
+
+    :param env: an ``ALE/...-v5`` environment
+    :param screen_size: height and width in pixels
+    :param grayscale: one channel instead of three
+    :param sticky: probability that the last action is done once more
+    :param full_action_space: all 18 actions instead of those the game knows
+    :return: images (screen_size, screen_size, 3 or 1)
+    """
+    raw = remake(env, frameskip=1, repeat_action_probability=sticky, full_action_space=full_action_space)
+    return AtariPreprocessing(
+        raw,
+        noop_max=30,
+        frame_skip=4,
+        screen_size=screen_size,
+        terminal_on_life_loss=False,
+        grayscale_obs=grayscale,
+        grayscale_newaxis=grayscale,
+    )
+
+
+def dm_control_pixels(env: gym.Env, size: int = 64, camera_id: int | None = None) -> gym.Env:
+    """
+    :param env: a ``dm_control/...`` environment of shimmy
+    :param size: height and width in pixels
+    :param camera_id: the camera; None: 2 for the quadruped, else 0, as in the published runs
+    :return: images (size, size, 3) instead of numbers
+    """
+    if camera_id is None:
+        camera_id = 2 if env.spec is not None and "quadruped" in env.spec.id else 0
+    render_kwargs = dict(width=size, height=size, camera_id=camera_id)
+    return AddRenderObservation(remake(env, render_mode="rgb_array", render_kwargs=render_kwargs))
+
+
+def flappy_bird_frames(env: gym.Env, size: int = 64) -> gym.Env:
+    """
+    :param env: ``FlappyBird-v0``
+    :param size: height and width in pixels
+    :return: images (size, size, 3) instead of numbers
+    """
+    frames = AddRenderObservation(remake(env, render_mode="rgb_array", use_lidar=False))
+    return ResizeObservation(frames, (size, size))
+
+
+class TupleToDict(gym.ObservationWrapper):
+    """Observations of a Tuple as a Dict with the keys ``"0"``, ``"1"``, ..., for SB3 knows no Tuple."""
+
+    def __init__(self, env: gym.Env):
+        super().__init__(env)
+        if not isinstance(env.observation_space, spaces.Tuple):
+            raise ValueError(f"`TupleToDict` needs a Tuple of observations, got {env.observation_space}")
+        self.observation_space = spaces.Dict({str(i): space for i, space in enumerate(env.observation_space.spaces)})
+
+    def observation(self, observation: tuple[Any, ...]) -> dict[str, Any]:
+        """:return: the parts by their position"""
+        return {str(i): part for i, part in enumerate(observation)}
+
+
+class CrafterEnv(gym.Env):
+    """
+    Crafter (Hafner 2021) for gymnasium: an episode terminates when the player dies, which Crafter tells by a discount of 0,
+    and is truncated after 10,000 steps.
+
+    :param size: height and width in pixels
+    :param render_mode: ``"rgb_array"`` or None
+    :param seed: of the first world; later ones follow from it
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+
+    def __init__(self, size: int = 64, render_mode: str | None = None, seed: int | None = None):
+        self.size, self.render_mode = size, render_mode
+        self._make(seed)
+        self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
+        self.action_space = spaces.Discrete(int(self.crafter.action_space.n))
+
+    def _make(self, seed: int | None) -> None:
+        import crafter  # optional, and slow to import
+
+        self.crafter = crafter.Env(size=(self.size, self.size), seed=seed)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """A new world; with a seed, the first one of that seed."""
+        super().reset(seed=seed, options=options)
+        if seed is not None:
+            self._make(seed)
+        return self.crafter.reset(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """One step; whoever lives at the last one is cut off, not dead."""
+        observation, reward, is_over, info = self.crafter.step(int(action))
+        is_dead = info["discount"] == 0
+        return observation, float(reward), bool(is_dead), bool(is_over and not is_dead), info
+
+    def render(self) -> np.ndarray:
+        """:return: the image that the agent sees"""
+        return self.crafter.render((self.size, self.size))

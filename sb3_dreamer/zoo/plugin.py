@@ -1,0 +1,55 @@
+"""What RL Zoo's modules get from us, each right after it has been imported (see ``startup/``), or by ``register_all``."""
+
+import functools
+import inspect
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from sb3_dreamer.dreamerv3 import DreamerV3
+from sb3_dreamer.zoo.presets import find_config
+
+NAME = "dreamerv3"
+
+
+def register_algorithm(utils: ModuleType) -> None:
+    """:param utils: ``rl_zoo3.utils``, whose table of algorithms all commands read"""
+    utils.ALGOS.setdefault(NAME, DreamerV3)
+
+
+def register_sampler(hyperparams_opt: ModuleType) -> None:
+    """:param hyperparams_opt: ``rl_zoo3.hyperparams_opt``"""
+    from sb3_dreamer.zoo.sampler import convert_dreamerv3_params, sample_dreamerv3_params
+
+    hyperparams_opt.HYPERPARAMS_SAMPLER.setdefault(NAME, sample_dreamerv3_params)
+    hyperparams_opt.HYPERPARAMS_CONVERTER.setdefault(NAME, convert_dreamerv3_params)
+
+
+def register_presets(exp_manager: ModuleType) -> None:
+    """
+    Let ``ExperimentManager`` find our YAML files for our algorithm, which RL Zoo would look for in its own package.
+
+    :param exp_manager: ``rl_zoo3.exp_manager``
+    """
+    manager = exp_manager.ExperimentManager
+    original = manager.__init__
+    if hasattr(original, "finds_dreamerv3"):
+        return
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def init(*args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(*args, **kwargs)
+        if bound.arguments["algo"] == NAME:
+            bound.arguments["config"] = find_config(bound.arguments.get("config"))
+        original(*bound.args, **bound.kwargs)
+
+    init.finds_dreamerv3 = True  # type: ignore[attr-defined]
+    manager.__init__ = init
+
+
+def register_all() -> None:
+    """Import RL Zoo and register everything, with or without the start-up files."""
+    register_algorithm(import_module("rl_zoo3.utils"))
+    register_sampler(import_module("rl_zoo3.hyperparams_opt"))
+    register_presets(import_module("rl_zoo3.exp_manager"))

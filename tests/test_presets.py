@@ -1,0 +1,153 @@
+"""Every preset: its numbers are numbers, its keys are arguments, its environment runs 200 steps through RL Zoo."""
+
+import argparse
+import importlib
+import inspect
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+import yaml
+
+from sb3_dreamer import DreamerV3
+from sb3_dreamer.dreamerv3.model_sizes import MODEL_SIZES, SIZE_FIELDS
+from sb3_dreamer.zoo.plugin import register_all
+from sb3_dreamer.zoo.presets import find_config, hyperparams_dir
+
+FOLDER = hyperparams_dir()
+FILES = sorted(FOLDER.rglob("*.yml"))
+PRESETS = yaml.safe_load((FOLDER / "dreamerv3.yml").read_text())
+ENVS = [name for name in PRESETS if name not in ("default", "atari") and not name.startswith(".")]
+# Keys that RL Zoo takes for itself.
+ZOO_KEYS = {"n_envs", "n_timesteps", "env_wrapper", "policy"}
+# Where an environment comes from: its package, by the beginning of its id.
+PACKAGES = {
+    "ALE/": "ale_py",
+    "dm_control/": "shimmy",
+    "MiniGrid-": "minigrid",
+    "FlappyBird-": "flappy_bird_gymnasium",
+    "highway-": "highway_env",
+    "roundabout-": "highway_env",
+    "intersection-": "highway_env",
+    "racetrack-": "highway_env",
+    "PointMaze_": "gymnasium_robotics",
+    "Adroit": "gymnasium_robotics",
+    "Franka": "gymnasium_robotics",
+    "popgym-": "popgym",
+    "LunarLander-": "Box2D",
+    "sb3_dreamer/Crafter": "crafter",
+    "HalfCheetah-": "mujoco",
+    "Hopper-": "mujoco",
+    "Walker2d-": "mujoco",
+    "Humanoid-": "mujoco",
+}
+LIGHT = ("ale_py", None)
+TINY = dict(
+    n_envs=2,
+    model_size="debug",
+    policy_kwargs={},
+    batch_size=2,
+    batch_length=8,
+    imagination_horizon=2,
+    imagine_last=0,
+    training_ratio=0.5,
+    learning_starts=0,
+    buffer_size=2000,
+)
+
+
+def package_of(env_id: str) -> str | None:
+    return next((package for start, package in PACKAGES.items() if env_id.startswith(start)), None)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_files(path):
+    arguments = set(inspect.signature(DreamerV3).parameters)
+    for name, preset in yaml.safe_load(path.read_text()).items():
+        assert set(preset) <= arguments | ZOO_KEYS, name
+        assert set(preset.get("policy_kwargs", {})) <= SIZE_FIELDS, name
+        assert name.startswith(".") or {"n_timesteps", "policy"} <= set(preset), name
+        for key, value in preset.items():
+            if key not in ("policy", "env_wrapper", "model_size", "policy_kwargs"):
+                assert isinstance(value, (int, float)), (name, key, value)  # YAML reads 1e-4 as a string
+
+
+def test_every_size_has_a_file():
+    sizes = {path.stem: yaml.safe_load(path.read_text())["default"] for path in (FOLDER / "sizes").glob("*.yml")}
+    assert set(sizes) == set(MODEL_SIZES)
+    for name, preset in sizes.items():
+        assert preset == {**PRESETS["default"], "model_size": name}
+
+
+def test_find_config(tmp_path):
+    assert find_config(None) == str(FOLDER / "dreamerv3.yml")
+    assert find_config("sizes/XL.yml") == str(FOLDER / "sizes" / "XL.yml")
+    own = tmp_path / "own.yml"
+    own.write_text("default: {}")
+    assert find_config(str(own)) == str(own)
+    assert find_config("my_package.hyperparams") == "my_package.hyperparams"
+
+
+def run_preset(env_id: str, tmp_path: Path, config: str | None = None, **overrides) -> DreamerV3:
+    """Through RL Zoo's own manager: the training and the evaluation environment, and 200 steps of learning."""
+    package = package_of(env_id)
+    if package is not None:
+        module = pytest.importorskip(package)
+        if package in ("ale_py", "shimmy", "gymnasium_robotics"):
+            gym.register_envs(module)
+    register_all()
+    exp_manager = importlib.import_module("rl_zoo3.exp_manager")
+    hyperparams = {**TINY, **overrides}
+    manager = exp_manager.ExperimentManager(
+        argparse.Namespace(),
+        "dreamerv3",
+        env_id,
+        str(tmp_path),
+        n_timesteps=200,
+        eval_freq=-1,
+        log_interval=-1,
+        hyperparams=hyperparams,
+        seed=1,
+        verbose=0,
+        device="cpu",
+        config=config,
+    )
+    model, _ = manager.setup_experiment()
+    evaluation = manager.create_envs(1, eval_env=True)
+    assert evaluation.observation_space == model.observation_space and evaluation.action_space == model.action_space
+    evaluation.close()
+    manager.learn(model)
+    assert model.num_timesteps >= 200 and model._n_updates > 0
+    return model
+
+
+@pytest.mark.parametrize("env_id", ["ALE/Pong-v5", *(name for name in ENVS if package_of(name) in LIGHT)])
+def test_light_presets(env_id, tmp_path):
+    run_preset(env_id, tmp_path)
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "FrozenLake-v1", "sb3_dreamer/PixelCatch-v0"])
+@pytest.mark.parametrize("n_envs", [1, 4])
+def test_default_serves_all(env_id, n_envs, tmp_path):
+    run_preset(env_id, tmp_path, config="sizes/debug.yml", n_envs=n_envs)
+
+
+def test_atari_200m(tmp_path):
+    model = run_preset("ALE/Breakout-v5", tmp_path, config="atari_200m.yml")
+    assert model.observation_space.shape == (1, 96, 96) and model.action_space.n == 18
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", [name for name in ENVS if package_of(name) not in LIGHT])
+def test_heavy_presets(env_id, tmp_path):
+    if env_id == "FrankaKitchen-v1":
+        mujoco = pytest.importorskip("mujoco")
+        if tuple(int(part) for part in mujoco.__version__.split(".")[:2]) >= (3, 17):
+            pytest.skip("gymnasium-robotics 1.4 cannot make it with MuJoCo 3.17")
+    run_preset(env_id, tmp_path)
+
+
+@pytest.mark.slow
+def test_dm_control_vision(tmp_path):
+    model = run_preset("dm_control/walker-walk-v0", tmp_path, config="dm_control_vision.yml")
+    assert model.observation_space.shape == (3, 64, 64)

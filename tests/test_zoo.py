@@ -1,0 +1,218 @@
+"""RL Zoo finds DreamerV3 by the start-up files of our wheel, through its own commands, and without a trace after."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import optuna
+import pytest
+
+from sb3_dreamer import DreamerV3
+from sb3_dreamer.common.utils import UnstableTrainingError
+from sb3_dreamer.zoo import plugin
+from sb3_dreamer.zoo.sampler import convert_dreamerv3_params, sample_dreamerv3_params
+from tests.helpers import counter_model
+
+ROOT = Path(__file__).parent.parent
+STARTUP = ROOT / "sb3_dreamer" / "zoo" / "startup"
+
+
+def python(code: str, *, path: Path | str = STARTUP, **environment: str) -> str:
+    """Run a line in an interpreter of its own, with this folder and no other packages; any line on stderr is a failure."""
+    result = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(path), **environment},
+        cwd="/",
+    )
+    assert result.returncode == 0 and not result.stderr, result.stderr
+    return result.stdout
+
+
+INSTALL = "import sys, _sb3_dreamer_zoo_hook as hook; hook.install(); "
+
+
+def test_the_hook_imports_nothing():
+    code = "import sys, os; before = set(sys.modules); import _sb3_dreamer_zoo_hook as h; h.install();"
+    assert python(code + "print(sorted(set(sys.modules) - before))") == "['_sb3_dreamer_zoo_hook']\n"
+
+
+def test_the_hook_is_installed_once_and_can_be_switched_off():
+    count = INSTALL + "hook.install(); print(sum(f is hook.PostImportFinder for f in sys.meta_path))"
+    assert python(count) == "1\n"
+    assert python(count, SB3_DREAMER_ZOO="0") == "0\n"
+
+
+def test_without_rl_zoo_nothing_happens():
+    """Other imports work as ever, and a missing RL Zoo is missing."""
+    code = INSTALL + (
+        "import json, importlib.util\n"
+        "try:\n import rl_zoo3.utils\nexcept ModuleNotFoundError as e: print(e.name)\n"
+        "print(hook.PostImportFinder.find_spec('json'), hook.PostImportFinder.find_spec('rl_zoo3.utils'))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(STARTUP)}
+    )
+    assert result.stdout == "rl_zoo3\nNone None\n" and not result.stderr
+
+
+def test_a_broken_plugin_costs_a_warning(tmp_path):
+    """RL Zoo goes on: a package of its name stands in for it, ours is missing."""
+    (tmp_path / "rl_zoo3").mkdir()
+    (tmp_path / "rl_zoo3" / "__init__.py").write_text("")
+    (tmp_path / "rl_zoo3" / "utils.py").write_text("ALGOS = {'ppo': 1}")
+    shutil.copy(STARTUP / "_sb3_dreamer_zoo_hook.py", tmp_path)
+    code = INSTALL + "import rl_zoo3.utils; print(rl_zoo3.utils.ALGOS)"
+    result = subprocess.run(
+        [sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(tmp_path)}
+    )
+    assert result.stdout == "{'ppo': 1}\n"
+    assert "RL Zoo goes on without DreamerV3: ModuleNotFoundError" in result.stderr
+
+
+def test_the_start_up_line_survives_a_missing_hook():
+    line = (STARTUP / "sb3_dreamer_zoo.pth").read_text()
+    assert line.startswith("import ") and len(line.splitlines()) == 1
+    assert python(line, path=ROOT / "docs") == ""
+
+
+def test_registration_adds_and_replaces_nothing():
+    own = object()
+    utils, opt = ModuleType("utils"), ModuleType("opt")
+    utils.ALGOS, opt.HYPERPARAMS_SAMPLER, opt.HYPERPARAMS_CONVERTER = {"ppo": 1}, {}, {"dreamerv3": own}
+    plugin.register_algorithm(utils)
+    plugin.register_sampler(opt)
+    assert utils.ALGOS == {"ppo": 1, "dreamerv3": DreamerV3}
+    assert opt.HYPERPARAMS_SAMPLER == {"dreamerv3": sample_dreamerv3_params}
+    assert opt.HYPERPARAMS_CONVERTER == {"dreamerv3": own}
+
+
+def test_presets_are_found_for_our_algorithm_only():
+    seen = []
+
+    class Manager:
+        def __init__(self, args, algo, env_id, config=None):
+            seen.append((algo, config))
+
+    module = SimpleNamespace(ExperimentManager=Manager)
+    plugin.register_presets(module)
+    plugin.register_presets(module)  # twice is once
+    Manager(None, "ppo", "CartPole-v1")
+    Manager(None, "dreamerv3", "CartPole-v1")
+    Manager(None, "dreamerv3", "CartPole-v1", config="sizes/S.yml")
+    Manager(None, "ppo", "CartPole-v1", config="sizes/S.yml")
+    folder = str(ROOT / "hyperparams")
+    assert seen == [
+        ("ppo", None),
+        ("dreamerv3", f"{folder}/dreamerv3.yml"),
+        ("dreamerv3", f"{folder}/sizes/S.yml"),
+        ("ppo", "sizes/S.yml"),
+    ]
+
+
+def test_sampler_draws_models_that_can_be_built():
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(10):
+        trial = study.ask()
+        params = sample_dreamerv3_params(trial, 0, 1, {})
+        assert convert_dreamerv3_params(trial.params) == params
+        assert {"model_size", "training_ratio", "learning_rate", "ent_coef", "batch_length", "imagination_horizon"} < set(
+            params
+        )
+        assert 32 <= params["training_ratio"] <= 1024 and 8 <= params["batch_length"] <= 64
+        DreamerV3("MlpPolicy", "CartPole-v1", device="cpu", **params)
+        study.tell(trial, 0.0)
+
+
+def test_unstable_training_is_pruned_not_crashed():
+    """RL Zoo prunes a trial at a ValueError."""
+    model = counter_model(training_ratio=8, learning_rate=1e30, lr_warmup_steps=0)
+    with pytest.raises(UnstableTrainingError, match=r"became (nan|inf): lower `learning_rate`") as error:
+        model.learn(300)
+    assert isinstance(error.value, ValueError)
+
+
+@pytest.fixture
+def installed(tmp_path) -> SimpleNamespace:
+    """Our wheel in an environment of its own, which sees the other packages of this one but none of our files."""
+    folder = tmp_path
+    build = folder / "source"
+    shutil.copytree(ROOT, build, ignore=shutil.ignore_patterns(".git", ".venv", "logs", "build", "*.egg-info", "__pycache__"))
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    subprocess.run([*pip, "wheel", "--no-deps", "-w", str(folder), str(build)], check=True)
+    home = folder / "env"
+    venv.create(home, with_pip=False, symlinks=True)
+    site_packages = Path(sysconfig.get_path("purelib", "venv", {"base": str(home), "platbase": str(home)}))
+    (site_packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    wheel = next(folder.glob("sb3_dreamer-*.whl"))
+    executable = home / "bin" / "python"
+    subprocess.run([*pip, "--python", str(executable), "install", "--no-deps", str(wheel)], check=True)
+    # RL Zoo's console script, as pip would write it for this environment.
+    script = Path(sys.executable).parent / "rl_zoo3"
+    own_script = home / "bin" / "rl_zoo3"
+    own_script.write_text(f"#!{executable}\n" + script.read_text().split("\n", 1)[1])
+    own_script.chmod(0o755)
+    return SimpleNamespace(folder=folder, python=str(executable), rl_zoo3=str(own_script), site=site_packages, pip=pip)
+
+
+def run(installed: SimpleNamespace, *command: str, code: int = 0, **environment: str) -> str:
+    result = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=installed.folder,
+        env={**os.environ, "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", **environment},
+    )
+    assert result.returncode == code, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+# A small model, two updates in ten steps.
+QUICK = "batch_size:2 batch_length:8 training_ratio:3 imagine_last:0 buffer_size:2000".split()
+CARTPOLE = ("--algo", "dreamerv3", "--env", "CartPole-v1", "-f", "logs")
+
+
+def test_unmodified_commands(installed):
+    """One after the other, as a user would: train, look, go on, search, plot; then without start-up files."""
+    zoo, logs = installed.rl_zoo3, installed.folder / "logs" / "dreamerv3"
+    train = (zoo, "train", *CARTPOLE, "-n", "100", "--seed", "1", "--eval-freq", "50", "--eval-episodes", "2")
+    output = run(installed, *train, "--save-replay-buffer", "-params", *QUICK)
+    presets = installed.site / "sb3_dreamer" / "hyperparams" / "dreamerv3.yml"
+    assert f"Loading hyperparameters from: {presets}" in output
+    model = DreamerV3.load(logs / "CartPole-v1_1" / "CartPole-v1.zip", device="cpu")
+    assert (model.num_timesteps, model.batch_size, model.seed) == (100, 2, 1)
+    assert len(np.load(logs / "CartPole-v1_1" / "evaluations.npz")["timesteps"]) == 2
+
+    assert "Mean reward" in run(installed, zoo, "enjoy", *CARTPOLE, "--no-render", "-n", "60")
+    trained = str(logs / "CartPole-v1_1" / "CartPole-v1.zip")
+    output = run(installed, zoo, "train", *CARTPOLE, "-n", "60", "-i", trained, "-params", *QUICK)
+    assert "Loading replay buffer" in output
+    continued = DreamerV3.load(logs / "CartPole-v1_2" / "CartPole-v1.zip", device="cpu")
+    assert continued._n_updates > model._n_updates
+
+    search = ("-optimize", "--n-trials", "2", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots")
+    output = run(installed, zoo, "train", *CARTPOLE, "-n", "60", *search, "-params", "batch_size:2", "buffer_size:2000")
+    assert "Number of finished trials:  2" in output and len(list(logs.glob("report_*.csv"))) == 1
+    run(installed, zoo, "plot_train", "-a", "dreamerv3", "-e", "CartPole-v1", "-f", "logs")
+
+    run(installed, zoo, "train", *CARTPOLE, "-n", "60", code=2, SB3_DREAMER_ZOO="0")  # argparse knows no dreamerv3
+    explicit = (installed.python, "-m", "sb3_dreamer.zoo", "train", *CARTPOLE, "-n", "60", "--conf-file", "sizes/debug.yml")
+    assert "sizes/debug.yml" in run(installed, *explicit, SB3_DREAMER_ZOO="0")
+
+
+def test_uninstall_leaves_nothing(installed):
+    """Files and start-up are gone, RL Zoo goes on without us."""
+    ours = [path for path in installed.site.iterdir() if "dreamer" in path.name]
+    assert {path.name for path in ours} >= {"sb3_dreamer", "sb3_dreamer_zoo.pth", "_sb3_dreamer_zoo_hook.py"}
+    subprocess.run([*installed.pip, "--python", installed.python, "uninstall", "-y", "sb3_dreamer"], check=True)
+    assert not [path.name for path in installed.site.rglob("*dreamer*")]
+    assert "invalid choice: 'dreamerv3'" in run(installed, installed.rl_zoo3, "train", *CARTPOLE, code=2)
