@@ -23,13 +23,21 @@ $(VENV)/.installed: setup.py $(CONSTRAINTS)
 
 demo:
 	@start=$$(date +%s); $(MAKE) --no-print-directory $(VENV)/.installed && echo "Installation: $$(( $$(date +%s) - start )) s"
-	$(BIN)/python examples/cartpole.py
+	$(BIN)/rl_zoo3 train --algo dreamerv3 --env CartPole-v1 --seed 0 -n 2000 --eval-freq 250 --eval-episodes 20 --n-eval-envs 10 \
+		--num-threads 1 --log-interval 10 --log-folder logs/demo
+	$(BIN)/rl_zoo3 enjoy --algo dreamerv3 --env CartPole-v1 --load-best --no-render -n 5000 --num-threads 1 --folder logs/demo
+	$(BIN)/python examples/plot_run.py logs/demo --bar 450
 
 test: $(VENV)/.installed
 	$(PYTEST)
 
-test-slow: $(VENV)/.installed
-	$(PYTEST) -m slow
+# With every environment that has a preset; without them, their checks are skipped.
+$(VENV)/.installed-envs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet $(PIP_CONSTRAINTS) -e ".[envs]"
+	touch $@
+
+test-slow: $(VENV)/.installed-envs
+	MUJOCO_GL=egl SDL_VIDEODRIVER=dummy SDL_AUDIODRIVER=dummy $(PYTEST) -m slow
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --select I --fix $(SOURCES)

@@ -51,11 +51,11 @@ TASKS: dict[str, dict[str, Any]] = {
     ),
     "tmaze": dict(
         env="sb3_dreamer/TMaze-v0",
-        env_kwargs=dict(length=4),
-        steps=5000,
-        every=500,
+        env_kwargs=dict(length=2),
+        steps=2400,
+        every=300,
         episodes=100,
-        model=dict(ent_coef=3e-2, learning_rate=3e-3, training_ratio=256),
+        model=dict(ent_coef=3e-3, learning_rate=3e-3, training_ratio=256),
         dimensions=dict(stoch=4, classes=4),
     ),
 }

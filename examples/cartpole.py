@@ -1,10 +1,10 @@
 """
-Solve CartPole-v1 with a small DreamerV3: train, evaluate the best model, plot the learning curve.
+Solve CartPole-v1 with a small DreamerV3, in Python: train, keep the best model, evaluate it.
 
     python examples/cartpole.py
+    python examples/plot_run.py logs/cartpole
 
-Exits with an error if the best model stays below 450 of 500. Everything is written to ``logs/cartpole/``: the best model,
-the TensorBoard log, ``learning_curve.png``.
+Exits with an error if the best model stays below 450 of 500. The best model and the logs are written to ``logs/cartpole/``.
 """
 
 import argparse
@@ -12,19 +12,12 @@ import sys
 import time
 from pathlib import Path
 
-import matplotlib
-import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import EvalCallback, StopTrainingOnRewardThreshold
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.monitor import load_results
-from stable_baselines3.common.results_plotter import ts2xy
 
 from sb3_dreamer import DreamerV3
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 BAR = 450.0
 N_ENVS = 4
@@ -52,22 +45,6 @@ def make_model(log_dir: Path, seed: int) -> DreamerV3:
     )
 
 
-def plot_learning_curve(log_dir: Path) -> Path:
-    """Episode returns in training, from the Monitor files, and the evaluations."""
-    steps, returns = ts2xy(load_results(str(log_dir)), "timesteps")
-    evaluations = np.load(log_dir / "evaluations.npz")
-    figure, axes = plt.subplots(figsize=(7, 4))
-    axes.plot(steps, returns, ".", markersize=3, alpha=0.5, label="training episodes")
-    axes.plot(evaluations["timesteps"], evaluations["results"].mean(axis=1), "o-", label="evaluation, mean of 20 episodes")
-    axes.axhline(BAR, color="grey", linestyle="--", linewidth=1, label=f"bar: {BAR:.0f}")
-    axes.set(title="DreamerV3 on CartPole-v1", xlabel="environment steps", ylabel="episode return", ylim=(0, 520))
-    axes.legend(loc="upper left")
-    figure.tight_layout()
-    path = log_dir / "learning_curve.png"
-    figure.savefig(path, dpi=120)
-    return path
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=6000, help="environment steps at most; training stops when solved")
@@ -93,11 +70,10 @@ def main() -> int:
     env = make_vec_env("CartPole-v1", n_envs=10, seed=args.seed + 2000)
     greedy, _ = evaluate_policy(best, env, n_eval_episodes=20, deterministic=True)
     sampled, _ = evaluate_policy(best, env, n_eval_episodes=20, deterministic=False)
-    curve = plot_learning_curve(args.log_dir)
     seconds = time.perf_counter() - start
     print(f"Training and evaluation: {seconds:.0f} s, {model.num_timesteps} steps, {model._n_updates} updates")
     print(f"Best model: greedy return {greedy:.1f}, sampled return {sampled:.1f} (of 500; 20 new episodes each)")
-    print(f"Learning curve: {curve}; TensorBoard: tensorboard --logdir {args.log_dir}")
+    print(f"TensorBoard: tensorboard --logdir {args.log_dir}")
     if greedy < BAR:  # the best model was chosen by its greedy return
         print(f"Not solved: the greedy return is below {BAR:.0f}", file=sys.stderr)
         return 1

@@ -79,6 +79,12 @@ def test_every_size_has_a_file():
         assert preset == {**PRESETS["default"], "model_size": name}
 
 
+def test_the_docs_name_every_preset():
+    text = (Path(__file__).parent.parent / "docs" / "presets.md").read_text()
+    assert [name for name in ENVS if f"`{name}`" not in text] == []
+    assert [path.name for path in FILES if path.parent == FOLDER and path.name not in text] == []
+
+
 def test_find_config(tmp_path):
     assert find_config(None) == str(FOLDER / "dreamerv3.yml")
     assert find_config("sizes/XL.yml") == str(FOLDER / "sizes" / "XL.yml")

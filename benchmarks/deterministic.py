@@ -1,0 +1,121 @@
+"""
+Which ``deterministic=True``? Train, and evaluate the same weights in three ways at fixed points.
+
+    python benchmarks/deterministic.py cartpole --seeds 0 1 2
+    python benchmarks/deterministic.py --report
+
+- ``sampled``: latent and action drawn, as in training;
+- ``posterior_mode``: the most likely latent, the most likely action;
+- ``counter_noise``: the latent drawn with noise that the number of the step in its episode decides, the same in every
+  episode, and the most likely action.
+
+The last two draw no global random number. One file for every task and seed under ``benchmarks/results/deterministic``; a
+complete one is kept.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from learning import TASKS, make_model
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from sb3_dreamer.common.preprocessing import decode_actions
+from sb3_dreamer.common.type_aliases import PolicyState
+from sb3_dreamer.dreamerv3.policies import DreamerPolicy
+
+RESULTS = Path(__file__).parent / "results" / "deterministic"
+WAYS = ("sampled", "posterior_mode", "counter_noise")
+N_EPISODES = 100
+
+
+class CounterNoiseAgent:
+    """Predicts with the actor's mode and latents whose noise is a function of the step; the step is part of the state."""
+
+    def __init__(self, policy: DreamerPolicy, longest_episode: int = 1001):
+        self.policy = policy
+        generator = th.Generator().manual_seed(0)
+        self.noise = th.rand(longest_episode, policy.size.stoch, generator=generator)  # (steps, S)
+
+    def predict(self, observation: Any, state: Any = None, episode_start: Any = None, **_: Any) -> Any:
+        tensors, _ = self.policy.obs_to_tensor(observation)
+        steps = np.zeros(len(observation), dtype=int) if state is None else np.where(episode_start, 0, state[-1] + 1)
+        latent = None if state is None else PolicyState(*state[:-1])
+        starts = None if state is None else th.as_tensor(np.array(episode_start))
+        actions, latent = self.policy.step(tensors, latent, starts, deterministic=True, noise=self.noise[steps])
+        return decode_actions(actions.numpy(), self.policy.action_space), (*latent, steps)
+
+
+class CompareWays(BaseCallback):
+    """Evaluates the current weights in all ways, on the same environments, and leaves training as it was."""
+
+    def __init__(self, env: Any, every: int):
+        super().__init__()
+        self.env, self.every, self.lines = env, every, []
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= self.every * (len(self.lines) + 1):
+            generator_state = th.get_rng_state()
+            line = dict(steps=self.num_timesteps, updates=self.model._n_updates)
+            for way in WAYS:
+                agent = CounterNoiseAgent(self.model.policy) if way == "counter_noise" else self.model
+                self.model.policy.set_training_mode(False)
+                self.env.seed(10_000)
+                returns, _ = evaluate_policy(
+                    agent, self.env, N_EPISODES, deterministic=way != "sampled", return_episode_rewards=True
+                )
+                line |= {way: round(float(np.mean(returns)), 3), f"{way}_std": round(float(np.std(returns)), 3)}
+            th.set_rng_state(generator_state)
+            self.lines.append(line)
+            print(line, flush=True)
+        return True
+
+
+def run(name: str, seed: int) -> None:
+    """Train once and write the evaluations."""
+    path = RESULTS / f"{name}_seed{seed}.json"
+    if path.exists():
+        return
+    task = TASKS[name]
+    comparison = CompareWays(
+        make_vec_env(task["env"], n_envs=10, seed=10_000, env_kwargs=task.get("env_kwargs", {})), task["steps"] // 8
+    )
+    make_model(task, seed).learn(task["steps"], callback=comparison, log_interval=None)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dict(task=name, seed=seed, episodes=N_EPISODES, evaluations=comparison.lines), indent=1) + "\n")
+
+
+def report() -> None:
+    """Print a Markdown table over all files: means over the evaluations, and how often each way was the best."""
+    print("| task | seed | " + " | ".join(WAYS) + " | mode better / worse / equal |")
+    print("|---|---|" + "---|" * (len(WAYS) + 1))
+    for path in sorted(RESULTS.glob("*.json")):
+        data = json.loads(path.read_text())
+        lines = data["evaluations"][2:]  # before, nothing is learnt
+        means = [f"{np.mean([line[way] for line in lines]):.2f}" for way in WAYS]
+        differences = np.sign([line["posterior_mode"] - line["counter_noise"] for line in lines])
+        counts = " / ".join(str(int((differences == sign).sum())) for sign in (1, -1, 0))
+        print(f"| {data['task']} | {data['seed']} | " + " | ".join(means) + f" | {counts} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*", choices=[[], *TASKS])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--report", action="store_true")
+    args = parser.parse_args()
+    th.set_num_threads(1)
+    for seed in args.seeds:
+        for name in args.tasks:
+            run(name, seed)
+    if args.report:
+        report()
+
+
+if __name__ == "__main__":
+    main()
