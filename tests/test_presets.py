@@ -3,16 +3,21 @@
 import argparse
 import importlib
 import inspect
+import sys
 from pathlib import Path
 
 import gymnasium as gym
 import pytest
 import yaml
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 
-from sb3_dreamer import DreamerV3
+from sb3_dreamer import DreamerPolicy, DreamerV3
 from sb3_dreamer.dreamerv3.model_sizes import MODEL_SIZES, SIZE_FIELDS
 from sb3_dreamer.zoo.plugin import register_all
 from sb3_dreamer.zoo.presets import find_config, hyperparams_dir
+from tests.helpers import MIXED
+from tests.test_run import NoiseEnv
 
 FOLDER = hyperparams_dir()
 FILES = sorted(FOLDER.rglob("*.yml"))
@@ -41,6 +46,7 @@ PACKAGES = {
     "Walker2d-": "mujoco",
     "Humanoid-": "mujoco",
 }
+MIXED_ENV = EnvSpec("Mixed-v0", entry_point=lambda **_: NoiseEnv(MIXED, spaces.Discrete(3)))
 LIGHT = ("ale_py", None)
 TINY = dict(
     n_envs=2,
@@ -132,10 +138,33 @@ def test_light_presets(env_id, tmp_path):
     run_preset(env_id, tmp_path)
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "FrozenLake-v1", "sb3_dreamer/PixelCatch-v0"])
+def command(name: str, monkeypatch, *arguments: str) -> None:
+    """One of RL Zoo's commands, in this process."""
+    monkeypatch.setattr(sys, "argv", [name, "--algo", "dreamerv3", *arguments])
+    getattr(importlib.import_module(f"rl_zoo3.{name}"), name)()
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "FrozenLake-v1", "sb3_dreamer/PixelCatch-v0", "Mixed-v0"])
 @pytest.mark.parametrize("n_envs", [1, 4])
-def test_default_serves_all(env_id, n_envs, tmp_path):
-    run_preset(env_id, tmp_path, config="sizes/debug.yml", n_envs=n_envs)
+def test_default_serves_all(env_id, n_envs, tmp_path, monkeypatch, capsys):
+    """Numbers, integers, images and Dicts, with the one preset: train, enjoy, go on with the replay buffer."""
+    register_all()
+    monkeypatch.setitem(gym.envs.registry, "Mixed-v0", MIXED_ENV)
+    (tmp_path / "default.yml").write_text(yaml.safe_dump({"default": PRESETS["default"]}))
+    small = {**TINY, "n_envs": n_envs}
+    common = ("--env", env_id, "-f", str(tmp_path), "--device", "cpu")
+    train = (*common, "-n", "100", "--eval-freq", "-1", "--conf-file", str(tmp_path / "default.yml"))
+    train = (*train, "-params", *(f"{key}:{value!r}" for key, value in small.items()))
+    command("train", monkeypatch, *train, "--save-replay-buffer")
+    run = tmp_path / "dreamerv3" / f"{env_id.replace('/', '-')}_1"
+    trained = DreamerV3.load(run / f"{env_id.replace('/', '-')}.zip", device="cpu")
+    assert trained.num_timesteps >= 100 and trained._n_updates > 0 and trained.n_envs == n_envs
+    assert isinstance(trained.policy, DreamerPolicy) and trained.model_size == "debug"
+    command("enjoy", monkeypatch, *common, "--no-render", "-n", "40", "--n-envs", "1")
+    command("train", monkeypatch, *train, "-i", str(run / f"{env_id.replace('/', '-')}.zip"))
+    assert "Loading replay buffer" in capsys.readouterr().out
+    again = DreamerV3.load(f"{str(run)[:-1]}2/{env_id.replace('/', '-')}.zip", device="cpu")
+    assert again._n_updates > trained._n_updates
 
 
 def test_atari_200m(tmp_path):
