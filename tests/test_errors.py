@@ -50,6 +50,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "agc_clip=0.0": dict(agc_clip=0.0),
     "lr_warmup_steps=-5": dict(lr_warmup_steps=-5),
     "learning_rate='lin_1e-3'": dict(learning_rate="lin_1e-3"),
+    "learning_rate=True": dict(learning_rate=True),
     "learning_rate=-1e-3": dict(learning_rate=-1e-3),
     "learning_rate=[(0, 1e-3), (0, 1e-4)]": dict(learning_rate=[(0, 1e-3), (0, 1e-4)]),
     "loss_scales=dict(rewards=1.0)": dict(loss_scales=dict(rewards=1.0)),
@@ -58,6 +59,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "compile='yes'": dict(compile="yes"),
     "model_size='huge'": dict(model_size="huge"),
     "train_freq=('1', 'step')": dict(train_freq=("1", "step")),
+    "train_freq=0": dict(train_freq=0),
+    "train_freq=(1, 'epoch')": dict(train_freq=(1, "epoch")),
     "train_freq=(1, 'episode'), 3 environments": dict(train_freq=(1, "episode")),
     "replay_buffer_class=ReplayBuffer": dict(replay_buffer_class=ReplayBuffer),
     "replay_buffer_class=HerReplayBuffer": dict(replay_buffer_class=HerReplayBuffer),
@@ -179,6 +182,10 @@ USES: dict[str, Callable[[], Any]] = {
     "learn after a load without an environment": load_model(then=lambda model: model.learn(10)),
     "set_env with another number of environments": lambda: counter_model().set_env(make_vec_env("CartPole-v1", 2)),
     "load with other policy_kwargs": load_model(policy_kwargs=dict(deter=16)),
+    "load with another model_size": load_model(model_size="nano"),
+    "set_parameters of another size": lambda: counter_model().set_parameters(
+        counter_model(policy_kwargs=dict(deter=16)).get_parameters()
+    ),
     "load into an environment of other spaces": lambda: load_model(env=make_vec_env("CartPole-v1", 3))(),
     "replay buffer of another model_size": load_buffer({}, dict(policy_kwargs=dict(deter=16))),
     "replay buffer of another replay_context": load_buffer({}, dict(replay_context=False)),

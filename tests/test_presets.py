@@ -79,10 +79,10 @@ def test_files(path):
 
 
 def test_every_size_has_a_file():
-    sizes = {path.stem: yaml.safe_load(path.read_text())["default"] for path in (FOLDER / "sizes").glob("*.yml")}
+    sizes = {path.stem: yaml.safe_load(path.read_text()) for path in (FOLDER / "sizes").glob("*.yml")}
     assert set(sizes) == set(MODEL_SIZES)
-    for name, preset in sizes.items():
-        assert preset == {**PRESETS["default"], "model_size": name}
+    for name, presets in sizes.items():  # RL Zoo takes `atari` for every ALE game and falls back on nothing
+        assert presets == {kind: {**PRESETS[kind], "model_size": name} for kind in ("default", "atari")}
 
 
 def test_the_docs_name_every_preset():
@@ -165,6 +165,10 @@ def test_default_serves_all(env_id, n_envs, tmp_path, monkeypatch, capsys):
     assert "Loading replay buffer" in capsys.readouterr().out
     again = DreamerV3.load(f"{str(run)[:-1]}2/{env_id.replace('/', '-')}.zip", device="cpu")
     assert again._n_updates > trained._n_updates
+
+
+def test_atari_of_another_size(tmp_path):
+    run_preset("ALE/Breakout-v5", tmp_path, config="sizes/debug.yml")
 
 
 def test_atari_200m(tmp_path):

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from torch import nn
 
 from sb3_dreamer import DreamerV3
-from tests.helpers import counter_envs, counter_model
+from sb3_dreamer.common.distributions import SymlogMSE
+from tests.helpers import VECTOR, counter_envs, counter_model, make_policy
 
 
 class NormAndDropout(nn.Module):
@@ -74,3 +76,23 @@ def test_the_checks_of_own_networks_leave_them_as_they_were():
         "MlpPolicy", counter_envs(), model_size="debug", device="cpu", policy_kwargs=dict(encoder_class=NormAndDropout)
     )
     assert not statistics(model).any()
+
+
+def test_a_part_that_is_frozen_at_construction_stays_so_in_the_check():
+    class Frozen(NormAndDropout):
+        def __init__(self, observation_space):
+            super().__init__(observation_space)
+            self.norm.eval()
+
+    class Decoder(nn.Module):
+        def __init__(self, observation_space, deter, stoch, classes):
+            super().__init__()
+            self.norm, self.layer = nn.BatchNorm1d(deter), nn.Linear(deter, 3)
+
+        def forward(self, deter, stoch):
+            return {"obs": SymlogMSE(self.layer(self.norm(deter)))}
+
+    policy = make_policy(VECTOR, spaces.Discrete(2), encoder_class=Frozen)
+    assert not policy.world_model.encoder.norm.training and policy.world_model.encoder.dropout.training
+    policy = make_policy(VECTOR, spaces.Discrete(2), decoder_class=Decoder)
+    assert not policy.world_model.decoder.norm.num_batches_tracked and policy.world_model.decoder.norm.training

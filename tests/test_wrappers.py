@@ -9,7 +9,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_dreamer.common.envs import CounterEnv
-from sb3_dreamer.common.wrappers import ActionRepeat, TupleToDict, atari, flappy_bird_frames, remake
+from sb3_dreamer.common.wrappers import ActionRepeat, TupleToDict, atari, dm_control_pixels, flappy_bird_frames, remake
 
 
 @pytest.mark.parametrize("truncates", [False, True])
@@ -26,8 +26,9 @@ def test_action_repeat(truncates):
 
 def test_remake_keeps_the_monitor():
     env = Monitor(gym.make("FrozenLake-v1", is_slippery=True))
+    assert env.spec.kwargs["is_slippery"] is True
     again = remake(env, is_slippery=False)
-    assert again is env and env.unwrapped.spec.kwargs["is_slippery"] is False
+    assert again is env and env.spec.kwargs["is_slippery"] is env.unwrapped.spec.kwargs["is_slippery"] is False
     assert env.spec.max_episode_steps == 100
     env.reset(seed=0)
     for action in (2, 2, 1, 1, 1, 2):  # the way to the goal, on firm ground
@@ -76,13 +77,17 @@ def test_atari_truncates_at_its_limit():
 
 
 def test_atari_under_make_vec_env():
-    """As RL Zoo builds it: the Monitor inside sees the whole episode."""
+    """As RL Zoo builds it: the Monitor inside sees the whole episode, in frames, and the limit is a truncation."""
     gym.register_envs(pytest.importorskip("ale_py"))
-    env = make_vec_env("ALE/Boxing-v5", 1, seed=0, wrapper_class=atari)
+    limit = dict(max_num_frames_per_episode=400)
+    env = make_vec_env("ALE/Boxing-v5", 1, seed=0, env_kwargs=limit, wrapper_class=atari)
     env.reset()
     assert env.observation_space.shape == (64, 64, 3)
-    _, _, _, infos = env.step(np.array([1]))
-    assert "episode" not in infos[0]
+    for _ in range(110):
+        _, _, dones, infos = env.step(np.array([1]))
+        if dones[0]:
+            break
+    assert infos[0]["TimeLimit.truncated"] and 395 <= infos[0]["episode"]["l"] <= 401
     env.close()
 
 
@@ -128,6 +133,21 @@ def test_crafter():
         if terminated or truncated:
             break
     assert terminated == (info["discount"] == 0) and not truncated
+    env.unwrapped.crafter._length = 5  # instead of ten thousand
+    env.reset()
+    flags = [env.step(0)[2:4] for _ in range(5)]
+    assert flags == [(False, False)] * 4 + [(False, True)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "camera"), [("walker-walk", 0), ("quadruped-walk", 2)])
+def test_dm_control_pixels(task, camera):
+    gym.register_envs(pytest.importorskip("shimmy"))
+    env = dm_control_pixels(Monitor(gym.make(f"dm_control/{task}-v0")))
+    assert env.unwrapped.spec.kwargs["render_kwargs"] == dict(width=64, height=64, camera_id=camera)
+    obs, _ = env.reset(seed=0)
+    assert obs.shape == (64, 64, 3) and obs.dtype == np.uint8 and obs.std() > 10
+    env.close()
 
 
 @pytest.mark.slow

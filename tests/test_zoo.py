@@ -6,6 +6,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -72,10 +73,36 @@ def test_a_broken_plugin_costs_a_warning(tmp_path):
     shutil.copy(STARTUP / "_sb3_dreamer_zoo_hook.py", tmp_path)
     code = INSTALL + "import rl_zoo3.utils; print(rl_zoo3.utils.ALGOS)"
     result = subprocess.run(
-        [sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(tmp_path)}
+        [sys.executable, "-S", "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(tmp_path)},
     )
     assert result.stdout == "{'ppo': 1}\n"
     assert "RL Zoo goes on without DreamerV3: ModuleNotFoundError" in result.stderr
+
+
+def test_odd_loaders_are_left_alone(tmp_path):
+    """From a zip archive, whose one loader serves all its modules; and by a loader that cannot be changed."""
+    archive = tmp_path / "zoo.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for name in ("__init__", "utils", "other"):
+            file.writestr(f"rl_zoo3/{name}.py", "ALGOS = {}")
+    code = INSTALL + "import rl_zoo3.utils, rl_zoo3.other"
+    path = f"{STARTUP}{os.pathsep}{archive}"
+    result = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, env={"PYTHONPATH": path})
+    assert result.returncode == 0 and result.stderr.count("RL Zoo goes on") == 1, result.stderr  # ours is not on the path
+    fixed = (
+        "from importlib.machinery import ModuleSpec\n"
+        "class Fixed:\n"
+        "  __slots__ = ()\n"
+        "  def create_module(self, spec): return None\n"
+        "  def exec_module(self, module): module.ALGOS = {}\n"
+        "  def find_spec(self, name, path=None, target=None):\n"
+        "    return ModuleSpec(name, Fixed(), is_package=name == 'rl_zoo3') if name.startswith('rl_zoo3') else None\n"
+    )
+    assert python(fixed + INSTALL + "sys.meta_path.append(Fixed())\nimport rl_zoo3.utils as u; print(u.ALGOS)") == "{}\n"
 
 
 def test_the_start_up_line_survives_a_missing_hook():
@@ -138,6 +165,10 @@ def test_unstable_training_is_pruned_not_crashed():
     with pytest.raises(UnstableTrainingError, match=r"became (nan|inf): lower `learning_rate`") as error:
         model.learn(300)
     assert isinstance(error.value, ValueError)
+    model.set_parameters(counter_model().get_parameters())
+    model.learning_rate = 1e-4
+    model._setup_lr_schedule()
+    assert model.learn(60)._n_updates > 0  # mended, it goes on
 
 
 @pytest.fixture
@@ -203,6 +234,13 @@ def test_unmodified_commands(installed):
     output = run(installed, zoo, "train", *CARTPOLE, "-n", "60", *search, "-params", "batch_size:2", "buffer_size:2000")
     assert "Number of finished trials:  2" in output and len(list(logs.glob("report_*.csv"))) == 1
     run(installed, zoo, "plot_train", "-a", "dreamerv3", "-e", "CartPole-v1", "-f", "logs")
+    shutil.rmtree(logs / "CartPole-v1_3", ignore_errors=True)  # the search's, which holds no model
+    record = (installed.python, "-m", "rl_zoo3.record_video", *CARTPOLE, "--exp-id", "1", "-n", "20")
+    run(installed, *record)
+    assert list((logs / "CartPole-v1_1").rglob("*.mp4"))
+    shutil.rmtree(logs / "CartPole-v1_2")  # too short for an evaluation
+    run(installed, zoo, "all_plots", "-a", "dreamerv3", "-e", "CartPole-v1", "-f", "logs/", "-o", "all")
+    assert (installed.folder / "all.pkl").exists()
 
     run(installed, zoo, "train", *CARTPOLE, "-n", "60", code=2, SB3_DREAMER_ZOO="0")  # argparse knows no dreamerv3
     explicit = (installed.python, "-m", "sb3_dreamer.zoo", "train", *CARTPOLE, "-n", "60", "--conf-file", "sizes/debug.yml")

@@ -53,7 +53,8 @@ def make_schedule(learning_rate: float | Schedule | list[tuple[float, float]]) -
     """
     if isinstance(learning_rate, list):
         return PiecewiseSchedule(learning_rate)
-    if not callable(learning_rate) and not (isinstance(learning_rate, Real) and 0 <= learning_rate < float("inf")):
+    is_number = isinstance(learning_rate, Real) and not isinstance(learning_rate, bool)
+    if not callable(learning_rate) and not (is_number and 0 <= learning_rate < float("inf")):
         raise ValueError(
             "`learning_rate` must be a number of at least 0, a function of the remaining progress, or a list of "
             f"(environment step, value) pairs, got {learning_rate!r}"
@@ -191,6 +192,7 @@ class MetricAverager:
         for name, value in self.means().items():
             logger.record(name, value)
             if not math.isfinite(value):
+                self.flush()  # whoever mends the model starts anew
                 raise UnstableTrainingError(f"`{name}` became {value}: lower `learning_rate`, or use `precision='fp32'`")
 
     def flush(self) -> dict[str, float]:

@@ -31,6 +31,7 @@ def remake(env: gym.Env, **kwargs: Any) -> gym.Env:
     if not isinstance(env, Monitor):
         return made
     env.env = made
+    env._cached_spec = None  # gymnasium would go on to show the old one
     return env
 
 
@@ -94,7 +95,8 @@ def dm_control_pixels(env: gym.Env, size: int = 64, camera_id: int | None = None
     :return: images (size, size, 3) instead of numbers
     """
     if camera_id is None:
-        camera_id = 2 if env.spec is not None and "quadruped" in env.spec.id else 0
+        spec = env.unwrapped.spec
+        camera_id = 2 if spec is not None and "quadruped" in spec.id else 0
     render_kwargs = dict(width=size, height=size, camera_id=camera_id)
     return AddRenderObservation(remake(env, render_mode="rgb_array", render_kwargs=render_kwargs))
 

@@ -111,10 +111,15 @@ def check_number(name: str, value: Any, low: float, high: float, is_whole: bool)
 
 
 def check_train_freq(model: "DreamerV3") -> None:
-    """:raises ValueError: if whole episodes are asked for with several environments, which end theirs at different times"""
-    train_freq = model.train_freq
-    unit = train_freq[1] if isinstance(train_freq, tuple) and len(train_freq) == 2 else "step"
-    if getattr(unit, "value", unit) == "episode" and (model.n_envs or 1) > 1:
+    """:raises ValueError: if it is no frequency, or in episodes with several environments, whose ends differ"""
+    train_freq: Any = model.train_freq
+    frequency, unit = train_freq if isinstance(train_freq, tuple) and len(train_freq) == 2 else (train_freq, "step")
+    unit = getattr(unit, "value", unit)
+    if not is_number(frequency) or not isinstance(frequency, Integral) or frequency < 1 or unit not in ("step", "episode"):
+        raise ValueError(
+            "`train_freq` must be a whole number of steps of at least 1, (n, 'step') or (n, 'episode'), " f"got {train_freq!r}"
+        )
+    if unit == "episode" and (model.n_envs or 1) > 1:
         raise ValueError(f"`train_freq` in episodes needs one environment, got {model.n_envs}: use (n, 'step')")
 
 

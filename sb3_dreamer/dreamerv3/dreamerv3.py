@@ -216,9 +216,11 @@ class DreamerV3(OffPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> SelfDreamerV3:
         """As :meth:`OffPolicyAlgorithm.learn`."""
-        return super().learn(
+        super().learn(
             total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar  # type: ignore[arg-type]
         )
+        self._metrics.record(self.logger)  # no run ends without a look at its losses, on no device
+        return self
 
     def _setup_learn(
         self,

@@ -1,5 +1,6 @@
 """The policy: owns every network and the optimiser, acts with a recurrent state."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from typing import Any
@@ -119,6 +120,21 @@ class DreamerPolicy(BasePolicy):
     def trainable_parameters(self) -> list[nn.Parameter]:
         """:return: every parameter that the one optimiser trains: all but those of the critic target"""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """
+        As torch's, with one line where torch lists every tensor.
+
+        :param state_dict: of a policy of the same size
+        :raises RuntimeError: if it is of another size
+        """
+        for name, parameter in self.state_dict().items():
+            if name in state_dict and state_dict[name].shape != parameter.shape:
+                raise RuntimeError(
+                    f"The parameters belong to a model of another size: `{name}` has shape {tuple(state_dict[name].shape)}, "
+                    f"that of model_size={self.model_size!r}, policy_kwargs={self.dimensions} has {tuple(parameter.shape)}"
+                )
+        return super().load_state_dict(state_dict, *args, **kwargs)
 
     def update_target(self, tau: float) -> None:
         """

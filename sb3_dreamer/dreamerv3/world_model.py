@@ -1,5 +1,7 @@
 """The world model: encoder, RSSM, decoder, reward and continue heads, and the loss that trains them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,18 @@ def flatten_time(observations: TensorObs) -> TensorObs:
     return observations.flatten(0, 1)
 
 
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """A look at a module that leaves its running statistics and the mode of each of its parts as they are."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
 @th.no_grad()
 def check_encoder(encoder: nn.Module, observation_space: spaces.Space) -> None:
     """:raises ValueError: if a user's encoder lacks ``features_dim`` or returns another width for two observations"""
@@ -37,8 +51,8 @@ def check_encoder(encoder: nn.Module, observation_space: spaces.Space) -> None:
         batch: TensorObs = {key: th.as_tensor(np.stack([s[key] for s in samples])) for key in observation_space.spaces}
     else:
         batch = th.as_tensor(np.stack(samples))
-    shape = tuple(encoder.eval()(batch).shape)  # a look, which leaves running statistics as they are
-    encoder.train()
+    with eval_mode(encoder):
+        shape = tuple(encoder(batch).shape)
     if shape != (2, width):
         raise ValueError(
             f"`encoder_class` {name} must return (N, features_dim) = (2, {width}) for 2 observations, got {shape}"
@@ -49,8 +63,8 @@ def check_encoder(encoder: nn.Module, observation_space: spaces.Space) -> None:
 def check_decoder(decoder: nn.Module, observation_space: spaces.Space, size: ModelSize) -> None:
     """:raises ValueError: if a user's decoder returns no dict of distributions over keys of the space"""
     name, keys = type(decoder).__name__, sorted(as_space_dict(observation_space))
-    result = decoder.eval()(th.zeros(2, size.deter), th.zeros(2, size.stoch, size.classes))
-    decoder.train()
+    with eval_mode(decoder):
+        result = decoder(th.zeros(2, size.deter), th.zeros(2, size.stoch, size.classes))
     if not isinstance(result, dict) or not result or not set(result) <= set(keys):
         came = sorted(result) if isinstance(result, dict) else type(result).__name__
         raise ValueError(f"`decoder_class` {name} must return a dict with keys among {keys}, got {came}")

@@ -18,15 +18,16 @@ REGISTRATIONS = {
 
 
 def register(module):
-    """:param module: one of RL Zoo's, just imported"""
+    """:param module: just imported; some loaders serve other modules than RL Zoo's three as well"""
+    if module.__name__ not in REGISTRATIONS:
+        return
     try:
         from importlib import import_module
 
         getattr(import_module("sb3_dreamer.zoo.plugin"), REGISTRATIONS[module.__name__])(module)
     except Exception as error:
-        import warnings
-
-        warnings.warn(f"RL Zoo goes on without DreamerV3: {error!r}")
+        # No warning, which a program may have turned into an error.
+        print(f"RL Zoo goes on without DreamerV3: {error!r}", file=sys.stderr)
 
 
 class PostImportFinder:
@@ -54,7 +55,10 @@ def with_registration(spec):
             run(module)
             register(module)
 
-        spec.loader.exec_module = run_and_register
+        try:
+            spec.loader.exec_module = run_and_register
+        except AttributeError:  # a loader that cannot be changed: RL Zoo goes on without us
+            pass
     return spec
 
 
