@@ -62,7 +62,17 @@ EXTRAS = {
     "video": ["imageio[ffmpeg]", "moviepy>=2.0"],
     "wandb": ["wandb"],
     "docs": ["mkdocs", "mkdocs-material"],
-    "tests": ["pytest>=8", "pytest-xdist", "ruff>=0.5.6", "black>=26.1,<27", "mypy>=1.9", "psutil", "hypothesis>=6"],
+    "tests": [
+        "pytest>=8",
+        "pytest-xdist",
+        "ruff>=0.5.6",
+        "black>=26.1,<27",
+        "mypy>=1.9",
+        "psutil",
+        "hypothesis>=6",
+        "ale-py>=0.10",
+        "opencv-python",
+    ],
 }
 
 setup(
