@@ -39,8 +39,9 @@ class BuildWithZoo(build_py):
 
 
 EXTRAS = {
-    # The stock ``rl_zoo3`` command imports its plotting modules and ``requests``, which nothing else installs.
-    "zoo": ["rl_zoo3[plots]>=2.9,<3", "sb3-contrib>=2.9,<3", "requests"],
+    # The stock ``rl_zoo3`` command imports its plotting modules and ``requests``, which nothing else installs; ``enjoy``
+    # draws classic control with pygame, ``record_video`` writes with moviepy.
+    "zoo": ["rl_zoo3[plots]>=2.9,<3", "sb3-contrib>=2.9,<3", "requests", "gymnasium[classic-control]", "moviepy>=2.0"],
     "atari": ["ale-py>=0.10", "opencv-python"],
     # dm_control 1.0.50 breaks with MuJoCo 4.
     "dmc": ["shimmy[dm-control]>=2.0", "mujoco>=3.17,<4"],
