@@ -17,6 +17,7 @@ FLOORS = [
         "common.wrappers",
         "common.envs.counter",
         "common.envs.pixel_catch",
+        "common.envs.pixel_reach",
         "common.envs.t_maze",
     },
     {"common.buffers", "common.envs", "dreamerv3.model_sizes"},

@@ -1,9 +1,12 @@
 """The test worlds: SB3's check, and the bounds that make them tests."""
 
+import warnings
+
 import gymnasium as gym
 import numpy as np
 import pytest
 from stable_baselines3.common.env_checker import check_env
+from stable_baselines3.common.env_util import make_vec_env
 
 
 @pytest.mark.parametrize("image_size", [16, 32, 64])
@@ -27,6 +30,48 @@ def test_pixel_catch(image_size):
     assert abs(np.mean(returns["blind"]) + 0.75) < 0.12
     with pytest.raises(ValueError, match="`image_size` must be a multiple of `grid`=8, got 20"):
         gym.make("sb3_dreamer/PixelCatch-v0", image_size=20)
+
+
+@pytest.mark.parametrize("observations", ["image", "dict"])
+def test_pixel_reach(observations):
+    env = gym.make("sb3_dreamer/PixelReach-v0", observations=observations)
+    check_env(env.unwrapped)
+    returns = {"straight": [], "middle": []}
+    for seed in range(300):
+        for player in returns:
+            env.reset(seed=seed)
+            world, done, total = env.unwrapped, False, 0.0
+            while not done:
+                target = world.goal if player == "straight" else np.zeros(2)
+                action = np.clip((target - world.point) / world.STEP, -1, 1).astype(np.float32)
+                obs, reward, terminated, done, _ = env.step(action)
+                assert not terminated
+                total += reward
+            assert world.steps == 25
+            returns[player].append(total)
+    assert abs(np.mean(returns["straight"]) + 2.33) < 0.25 and abs(np.mean(returns["middle"]) + 19.4) < 0.8
+    image = obs if observations == "image" else obs["image"]
+    assert image[..., 0].any() and image[..., 1].any() == (observations == "image")
+    if observations == "image":  # from the picture alone: the marks are where point and goal are
+        for channel, position in ((0, world.point), (1, world.goal)):
+            y, x = np.argwhere(image[..., channel]).mean(0)
+            assert np.abs(np.array([x, y]) / 63 * 2 - 1 - position).max() < 0.1
+    else:
+        np.testing.assert_allclose(obs["goal"], world.goal, rtol=1e-6)
+    for bad in (dict(observations="text"), dict(image_size=8)):
+        with pytest.raises(ValueError, match=f"`{next(iter(bad))}` must be"):
+            gym.make("sb3_dreamer/PixelReach-v0", **bad)
+
+
+@pytest.mark.parametrize("name", ["Counter", "PixelCatch", "PixelReach", "TMaze"])
+def test_worlds_can_be_drawn_and_built_without_a_warning(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        env = make_vec_env(f"sb3_dreamer/{name}-v0", 2, seed=0)
+        env.reset()
+        first = env.render()
+        env.step(np.array([env.action_space.sample() for _ in range(2)]))
+        assert first.dtype == np.uint8 and first.ndim == 3 and (env.render() != first).any()
 
 
 def test_counter():

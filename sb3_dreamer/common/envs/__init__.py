@@ -4,14 +4,16 @@ from gymnasium.envs.registration import register
 
 from sb3_dreamer.common.envs.counter import CounterEnv
 from sb3_dreamer.common.envs.pixel_catch import PixelCatchEnv
+from sb3_dreamer.common.envs.pixel_reach import PixelReachEnv
 from sb3_dreamer.common.envs.t_maze import TMazeEnv
 
-__all__ = ["CounterEnv", "PixelCatchEnv", "TMazeEnv", "register_envs"]
+__all__ = ["CounterEnv", "PixelCatchEnv", "PixelReachEnv", "TMazeEnv", "register_envs"]
 
 
 def register_envs() -> None:
     """Make the worlds known to gymnasium, with their options as keyword arguments of ``gymnasium.make``."""
     register("sb3_dreamer/PixelCatch-v0", entry_point="sb3_dreamer.common.envs.pixel_catch:PixelCatchEnv")
+    register("sb3_dreamer/PixelReach-v0", entry_point="sb3_dreamer.common.envs.pixel_reach:PixelReachEnv")
     register("sb3_dreamer/Counter-v0", entry_point="sb3_dreamer.common.envs.counter:CounterEnv")
     register("sb3_dreamer/TMaze-v0", entry_point="sb3_dreamer.common.envs.t_maze:TMazeEnv")
     # Worlds of others under ids of their own, so that each can have its preset. They are imported when made.

@@ -16,11 +16,20 @@ class CounterEnv(gym.Env):
     :param truncates: end episodes by truncation instead of termination
     :param n_actions: number of actions, which change nothing else
     :param first_episode: number of the first episode; sets environments apart
+    :param render_mode: ``"rgb_array"`` or None
     """
 
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012
 
-    def __init__(self, episode_length: int = 7, truncates: bool = False, n_actions: int = 4, first_episode: int = 0):
+    def __init__(
+        self,
+        episode_length: int = 7,
+        truncates: bool = False,
+        n_actions: int = 4,
+        first_episode: int = 0,
+        render_mode: str | None = None,
+    ):
+        self.render_mode = render_mode
         self.observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float32)
         self.action_space = spaces.Discrete(n_actions)
         self.episode_length = episode_length
@@ -30,6 +39,12 @@ class CounterEnv(gym.Env):
 
     def _observation(self, action: int) -> np.ndarray:
         return np.array([self.episode, self.steps, action], dtype=np.float32)
+
+    def render(self) -> np.ndarray:
+        """:return: a bar that grows with the steps, 16 pixels a cell"""
+        cells = np.zeros((1, self.episode_length, 3), dtype=np.uint8)
+        cells[:, : self.steps] = 255
+        return cells.repeat(16, axis=0).repeat(16, axis=1)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin the next episode; the last action reads -1."""

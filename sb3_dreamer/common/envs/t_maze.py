@@ -16,21 +16,30 @@ class TMazeEnv(gym.Env):
     The best return is 1; an agent without memory scores exactly 0 on average.
 
     :param length: N, steps between the cue and the junction
+    :param render_mode: ``"rgb_array"`` or None
     :raises ValueError: if ``length`` is below 1
     """
 
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012
 
-    def __init__(self, length: int = 4):
+    def __init__(self, length: int = 4, render_mode: str | None = None):
         if length < 1:
             raise ValueError(f"`length` must be at least 1, got {length}")
-        self.length = length
+        self.length, self.render_mode = length, render_mode
         self.observation_space = spaces.Box(-1.0, 1.0, (3,), np.float32)
         self.action_space = spaces.Discrete(2)
         self.cue, self.steps = 1, 0
 
     def _observation(self) -> np.ndarray:
         return np.array([self.cue if self.steps == 0 else 0, self.steps == self.length, 1], dtype=np.float32)
+
+    def render(self) -> np.ndarray:
+        """:return: the corridor, the agent in white, the way that is right in green, 16 pixels a cell"""
+        cells = np.full((3, self.length + 1, 3), 40, dtype=np.uint8)
+        cells[[0, 2], :-1] = 0  # the corridor leads to the crossing at the right
+        cells[0 if self.cue > 0 else 2, -1] = (0, 160, 0)
+        cells[1, self.steps] = 255
+        return cells.repeat(16, axis=0).repeat(16, axis=1)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Draw a cue and show it."""
