@@ -49,6 +49,14 @@ TASKS: dict[str, dict[str, Any]] = {
         model=dict(ent_coef=3e-2),
         dimensions=dict(depth=4, cnn_multipliers=(2, 4)),
     ),
+    "frozenlake": dict(
+        env="sb3_dreamer/FrozenLake4x4-v0",
+        steps=6000,
+        every=500,
+        episodes=20,
+        model=dict(ent_coef=1e-2),
+        dimensions={},
+    ),
     "tmaze": dict(
         env="sb3_dreamer/TMaze-v0",
         env_kwargs=dict(length=2),
