@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.save_util import load_from_zip_file
 
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
@@ -141,8 +142,9 @@ def test_exclude_and_include(trained, tmp_path):
     loaded = DreamerV3.load(tmp_path / "model")
     assert (trained.learning_rate, loaded.learning_rate) == (1e-3, 4e-5)
     assert loaded.ent_coef == trained.ent_coef and loaded.num_timesteps == 90
-    trained.save(tmp_path / "more", include=["_vec_normalize_env"])
-    assert DreamerV3.load(tmp_path / "more")._vec_normalize_env is None
+    trained.save(tmp_path / "more", include=["_last_state"])
+    for name, holds_it in (("model", False), ("more", True)):
+        assert ("_last_state" in load_from_zip_file(tmp_path / name)[0]) == holds_it
 
 
 @pytest.mark.parametrize("kind", [str, pathlib.Path, "open file", "memory"], ids=["str", "Path", "file", "memory"])
