@@ -1,7 +1,7 @@
 """
 Which ``deterministic=True``? Train, and evaluate the same weights in three ways at fixed points.
 
-    python benchmarks/deterministic.py cartpole --seeds 0 1 2
+    python benchmarks/deterministic.py cartpole --seeds 0 1 2 --steps 4000
     python benchmarks/deterministic.py --report
 
 - ``sampled``: latent and action drawn, as in training;
@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from learning import TASKS, make_model
+from harness import Run, build
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from tasks import TASKS
 
 from sb3_dreamer.common.preprocessing import decode_actions
 from sb3_dreamer.common.type_aliases import PolicyState
@@ -76,16 +76,14 @@ class CompareWays(BaseCallback):
         return True
 
 
-def run(name: str, seed: int) -> None:
+def run(name: str, seed: int, steps: int) -> None:
     """Train once and write the evaluations."""
     path = RESULTS / f"{name}_seed{seed}.json"
     if path.exists():
         return
-    task = TASKS[name]
-    comparison = CompareWays(
-        make_vec_env(task["env"], n_envs=10, seed=10_000, env_kwargs=task.get("env_kwargs", {})), task["steps"] // 8
-    )
-    make_model(task, seed).learn(task["steps"], callback=comparison, log_interval=None)
+    model, eval_env, _ = build(Run(name, "dreamerv3", seed, steps, "", {}, RESULTS))
+    comparison = CompareWays(eval_env, steps // 8)
+    model.learn(steps, callback=comparison, log_interval=None)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(dict(task=name, seed=seed, episodes=N_EPISODES, evaluations=comparison.lines), indent=1) + "\n")
 
@@ -107,12 +105,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", choices=[[], *TASKS])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, help="environment steps, default: the task's")
     parser.add_argument("--report", action="store_true")
     args = parser.parse_args()
     th.set_num_threads(1)
     for seed in args.seeds:
         for name in args.tasks:
-            run(name, seed)
+            run(name, seed, args.steps or TASKS[name].steps)
     if args.report:
         report()
 

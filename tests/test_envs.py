@@ -63,6 +63,19 @@ def test_pixel_reach(observations):
             gym.make("sb3_dreamer/PixelReach-v0", **bad)
 
 
+@pytest.mark.parametrize("name", ["PixelCatch16", "PixelReachDict", "TMaze10"])
+def test_variants_under_ids_of_their_own(name):
+    env = gym.make(f"sb3_dreamer/{name}-v0")
+    check_env(env.unwrapped)
+    world = env.unwrapped
+    option = dict(
+        PixelCatch16=lambda: world.observation_space.shape == (16, 16, 3),
+        PixelReachDict=lambda: set(world.observation_space.spaces) == {"image", "goal"},
+        TMaze10=lambda: world.length == 10,
+    )[name]
+    assert option()
+
+
 @pytest.mark.parametrize("name", ["Counter", "PixelCatch", "PixelReach", "TMaze"])
 def test_worlds_can_be_drawn_and_built_without_a_warning(name):
     with warnings.catch_warnings():

@@ -1,0 +1,273 @@
+"""One run of the learning benchmark: build the model through its preset, train, evaluate, save checkpoints, go on from one."""
+
+import argparse
+import contextlib
+import io
+import json
+import platform
+import random
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cloudpickle
+import gymnasium
+import numpy as np
+import rl_zoo3
+import stable_baselines3
+import torch as th
+import yaml
+from rl_zoo3.exp_manager import ExperimentManager
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
+from tasks import TASKS, Task
+
+import sb3_dreamer
+from sb3_dreamer.zoo import plugin
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "learning"
+# As the command line says it: as RL Zoo does.
+ALGORITHMS = {"dreamerv3": "dreamerv3", "ppo": "ppo", "sac": "sac", "dqn": "dqn", "recurrentppo": "ppo_lstm"}
+CHECKPOINT_SECONDS = 60.0
+
+
+class Run(NamedTuple):
+    """One file of results."""
+
+    task: str
+    algorithm: str
+    seed: int
+    steps: int
+    trial: str
+    hyperparams: dict[str, Any]
+    folder: Path
+
+    @property
+    def path(self) -> Path:
+        name = f"{self.algorithm}-{self.trial}" if self.trial else self.algorithm
+        return self.folder / self.task / f"{name}-seed{self.seed}.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path.with_suffix(".checkpoint")
+
+    def is_complete(self) -> bool:
+        """The last evaluation is there."""
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        return len(lines) > 1 and bool(json.loads(lines[-1])["complete"])
+
+
+# ---- what is trained ----
+
+
+def find_config(run: Run, task: Task) -> str | None:
+    """:return: the YAML file with the preset; None where RL Zoo finds it by itself"""
+    if task.config:
+        return str(HERE / task.config)
+    presets = yaml.safe_load((HERE / "baselines.yml").read_text()).get(run.algorithm, {})
+    if task.env not in presets:
+        return None
+    file = Path(tempfile.mkdtemp()) / "preset.yml"
+    file.write_text(yaml.safe_dump({task.env: presets[task.env]}))
+    return str(file)
+
+
+def build(run: Run) -> tuple[BaseAlgorithm, VecEnv, dict[str, Any]]:
+    """:return: the model and the environments for evaluation, as RL Zoo makes them, and the preset as it was read"""
+    plugin.register_all()
+    task = TASKS[run.task]
+    with tempfile.TemporaryDirectory() as log_folder, contextlib.redirect_stdout(io.StringIO()):
+        manager = ExperimentManager(
+            argparse.Namespace(),
+            ALGORITHMS[run.algorithm],
+            task.env,
+            log_folder,
+            n_timesteps=run.steps,
+            eval_freq=-1,
+            hyperparams=run.hyperparams,
+            seed=run.seed,
+            log_interval=-1,
+            verbose=0,
+            device="cpu",
+            config=find_config(run, task),
+        )
+        model, preset = manager.setup_experiment()
+        # The same without Monitor's files, which no checkpoint could hold.
+        model.set_env(manager.create_envs(manager.n_envs, no_log=True))
+        eval_env = manager.create_envs(task.eval_envs, eval_env=True, no_log=True)
+    return model, eval_env, dict(preset)
+
+
+def describe(run: Run, model: BaseAlgorithm, preset: dict[str, Any]) -> dict[str, Any]:
+    """The first line of the file."""
+    modules = dict(sb3_dreamer=sb3_dreamer, torch=th, stable_baselines3=stable_baselines3)
+    modules |= dict(gymnasium=gymnasium, rl_zoo3=rl_zoo3, numpy=np)
+    return dict(
+        task=run.task,
+        algorithm=run.algorithm,
+        seed=run.seed,
+        trial=run.trial,
+        env=TASKS[run.task].env,
+        steps=run.steps,
+        episodes=TASKS[run.task].episodes,
+        preset=preset,
+        overrides=run.hyperparams,
+        parameters=sum(parameter.numel() for parameter in model.policy.parameters()),
+        versions={"python": platform.python_version(), **{name: module.__version__ for name, module in modules.items()}},
+    )
+
+
+def commit() -> str:
+    """:return: the commit that is run, with a + where the sources differ from it"""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "../sb3_dreamer", "../hyperparams", ".", ":!results")
+    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+
+
+# ---- how it is watched ----
+
+
+class LastValues(KVWriter):
+    """Keeps what was logged last."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+
+    def write(self, key_values: dict[str, Any], *_: Any, **__: Any) -> None:
+        self.values = dict(key_values)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@dataclass
+class Progress:
+    """How far a run is; part of its checkpoint."""
+
+    lines: list[str] = field(default_factory=list)
+    train_cpu: float = 0.0
+    train_wall: float = 0.0
+    eval_cpu: float = 0.0
+
+
+def random_states() -> tuple[Any, ...]:
+    return th.get_rng_state(), np.random.get_state(), random.getstate()
+
+
+def restore_random_states(states: tuple[Any, ...]) -> None:
+    th.set_rng_state(states[0])
+    np.random.set_state(states[1])
+    random.setstate(states[2])
+
+
+class Recorder(BaseCallback):
+    """Evaluates at fixed points without disturbing training, and saves checkpoints between two rollouts."""
+
+    def __init__(self, run: Run, eval_env: VecEnv, progress: Progress):
+        super().__init__()
+        self.run, self.task, self.eval_env, self.progress = run, TASKS[run.task], eval_env, progress
+        self.is_over = False
+        self.saved_lines, self.saved_at = len(progress.lines), time.perf_counter()
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        self.cpu, self.wall = time.process_time(), time.perf_counter()
+
+    def stop_clock(self) -> None:
+        """Credit training with the time since the clock was started."""
+        self.progress.train_cpu += time.process_time() - self.cpu
+        self.progress.train_wall += time.perf_counter() - self.wall
+        self.restart_clock()
+
+    def _on_rollout_start(self) -> None:
+        is_due = time.perf_counter() - self.saved_at > CHECKPOINT_SECONDS
+        if is_due or len(self.progress.lines) > self.saved_lines:
+            self.save()
+
+    def save(self) -> None:
+        """Everything that the rest of the run depends on, in one file that is either whole or the one before."""
+        self.stop_clock()
+        state = dict(model=self.model, progress=self.progress, random_states=random_states())
+        unfinished = self.run.checkpoint.with_suffix(".unfinished")
+        with unfinished.open("wb") as file:
+            cloudpickle.dump(state, file)
+        unfinished.replace(self.run.checkpoint)
+        self.saved_lines, self.saved_at = len(self.progress.lines), time.perf_counter()
+        self.restart_clock()
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= self.task.every * len(self.progress.lines):
+            self.stop_clock()
+            limit = self.task.train_seconds
+            is_late = limit is not None and self.progress.train_cpu > limit
+            self.is_over = self.num_timesteps >= self.run.steps or is_late
+            self.evaluate()
+            self.restart_clock()
+        return not self.is_over
+
+    def evaluate(self) -> None:
+        """Append one line."""
+        started, states = time.process_time(), random_states()
+        line: dict[str, Any] = dict(steps=self.num_timesteps, updates=self.model._n_updates)
+        for name, deterministic in (("deterministic", True), ("sampled", False)):
+            returns = self.returns(deterministic)
+            line |= {name: round(float(np.mean(returns)), 4), f"{name}_std": round(float(np.std(returns)), 4)}
+        restore_random_states(states)
+        self.progress.eval_cpu += time.process_time() - started
+        for name in ("train_cpu", "train_wall", "eval_cpu"):
+            line[f"{name}_s"] = round(getattr(self.progress, name), 1)
+        self.progress.lines.append(json.dumps(line | dict(complete=self.is_over, commit=commit(), metrics=self.metrics())))
+        self.run.path.write_text("\n".join(self.progress.lines) + "\n")
+        print(self.run.path.relative_to(self.run.folder), line, flush=True)
+
+    def returns(self, deterministic: bool) -> list[float]:
+        """:return: of the same episodes each time"""
+        self.eval_env.seed(10_000)
+        th.manual_seed(10_000)
+        np.random.seed(10_000)
+        if self.model.get_vec_normalize_env() is not None:
+            sync_envs_normalization(self.model.get_env(), self.eval_env)
+        episodes = self.task.episodes
+        returns, _ = evaluate_policy(
+            self.model, self.eval_env, episodes, deterministic=deterministic, return_episode_rewards=True
+        )
+        return list(returns)
+
+    def metrics(self) -> dict[str, float]:
+        """:return: what the algorithm logs; for DreamerV3 means over the updates since the last line"""
+        self.model.dump_logs()
+        (values,) = self.model.logger.output_formats
+        return {
+            name: float(f"{value:.4g}")
+            for name, value in values.values.items()
+            if isinstance(value, int | float | np.number) and not name.startswith("time/")
+        }
+
+
+def execute(run: Run) -> None:
+    """Start or go on, until the run is complete."""
+    if run.is_complete():
+        return
+    th.set_num_threads(1)
+    run.path.parent.mkdir(parents=True, exist_ok=True)
+    model, eval_env, preset = build(run)
+    if run.checkpoint.exists():
+        state = cloudpickle.loads(run.checkpoint.read_bytes())
+        model, progress = state["model"], state["progress"]
+        restore_random_states(state["random_states"])
+    else:
+        progress = Progress([json.dumps(describe(run, model, preset), default=str)])
+        model.set_logger(Logger(None, [LastValues()]))
+    recorder = Recorder(run, eval_env, progress)
+    model.learn(run.steps - model.num_timesteps, callback=recorder, log_interval=None, reset_num_timesteps=False)
+    run.checkpoint.unlink(missing_ok=True)

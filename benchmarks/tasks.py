@@ -1,0 +1,111 @@
+"""What the learning benchmark trains on, and the bars that DreamerV3 is held to."""
+
+from typing import NamedTuple
+
+
+class Bar(NamedTuple):
+    """
+    :param measure: ``"best"`` evaluation, ``"last"`` one, or the lowest of the ``"last three"``; a seed's number
+    :param must: the mean over the seeds is at least this
+    :param aim: what we would like it to be
+    :param steps: only evaluations until then count, default: all
+    """
+
+    measure: str
+    must: float | None = None
+    aim: float | None = None
+    steps: int | None = None
+
+
+class Task(NamedTuple):
+    """
+    :param claim: what learning it shows
+    :param env: id; its preset is the one trained with
+    :param steps: environment steps
+    :param every: steps between evaluations
+    :param episodes: per evaluation, of every kind
+    :param bars: for DreamerV3
+    :param references: scores to compare with, by name
+    :param eval_envs: environments that evaluate beside each other
+    :param train_seconds: stop after so much processor time
+    :param config: YAML file to take the preset from, relative to this folder
+    """
+
+    claim: str
+    env: str
+    steps: int
+    every: int
+    episodes: int
+    bars: tuple[Bar, ...]
+    references: dict[str, float]
+    eval_envs: int = 10
+    train_seconds: float | None = None
+    config: str | None = None
+
+
+PIXELCATCH = dict(steps=6000, every=500, episodes=100, references={"random": -0.74, "blind": -0.75, "best possible": 1.0})
+PIXELREACH = dict(
+    steps=8000,
+    every=500,
+    episodes=100,
+    bars=(Bar("best", must=-12, aim=-8),),
+    references={"random": -26.4, "goal unseen": -19.4, "best possible": -2.33},
+)
+TMAZE = dict(every=500, episodes=100, references={"random": 0.0, "without memory": 0.0, "best possible": 1.0})
+
+TASKS: dict[str, Task] = {
+    "cartpole": Task(
+        "vectors, discrete actions",
+        "CartPole-v1",
+        steps=10_000,
+        every=500,
+        episodes=20,
+        bars=(Bar("best", must=495, steps=4000), Bar("last three", aim=450)),
+        references={"random": 25, "best possible": 500},
+    ),
+    "cartpole_defaults": Task(
+        "the untouched defaults, for an hour on one core",
+        "CartPole-v1",
+        steps=100_000,
+        every=100,
+        episodes=20,
+        bars=(),
+        references={"random": 25, "best possible": 500},
+        train_seconds=3600,
+        config="untouched.yml",
+    ),
+    "pendulum": Task(
+        "vectors, continuous actions",
+        "Pendulum-v1",
+        steps=6000,
+        every=500,
+        episodes=20,
+        bars=(Bar("best", must=-180),),
+        references={"random": -1197, "best possible": -150},
+    ),
+    "frozenlake": Task(
+        "integer observations, sparse reward",
+        "sb3_dreamer/FrozenLake4x4-v0",
+        steps=6000,
+        every=500,
+        episodes=100,
+        bars=(Bar("last", must=0.95),),
+        references={"random": 0.014, "best possible": 1.0},
+    ),
+    "pixelcatch16": Task(
+        "pixels (16x16), discrete actions",
+        "sb3_dreamer/PixelCatch16-v0",
+        bars=(Bar("best", must=0.6, aim=0.9),),
+        **PIXELCATCH,
+    ),
+    "pixelcatch64": Task(
+        "pixels (64x64), discrete actions",
+        "sb3_dreamer/PixelCatch-v0",
+        bars=(Bar("best", must=0.6, aim=0.9),),
+        **PIXELCATCH,
+    ),
+    "pixelreach": Task("pixels, continuous actions", "sb3_dreamer/PixelReach-v0", **PIXELREACH),
+    "pixelreach_dict": Task("Dict of pixels and numbers", "sb3_dreamer/PixelReachDict-v0", **PIXELREACH),
+    "tmaze4": Task("memory of 4 steps", "sb3_dreamer/TMaze-v0", steps=5000, bars=(Bar("last", must=0.95),), **TMAZE),
+    "tmaze10": Task("memory of 10 steps", "sb3_dreamer/TMaze10-v0", steps=20_000, bars=(Bar("last", aim=0.95),), **TMAZE),
+}

@@ -1,0 +1,124 @@
+"""The learning benchmark: a killed run goes on with the same numbers, and the page of results says what the files say."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gymnasium
+import pytest
+import report
+import yaml
+from tasks import TASKS, Bar, Task
+
+from sb3_dreamer.zoo.presets import hyperparams_dir
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["training_ratio:16", "policy_kwargs:dict(deter=16,hidden=8,units=8,stoch=2,classes=4,blocks=2)"]
+COMMAND = [sys.executable, "benchmarks/learning.py", "tmaze4", "--seeds", "3", "--steps", "1500", "--trial", "small"]
+# What depends on the machine, not on the run.
+TIMES = ("train_cpu_s", "train_wall_s", "eval_cpu_s")
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    command = [*COMMAND, "--hyperparams", *SMALL, "--results", str(folder)]
+    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL)
+
+
+def read(folder: Path) -> list[dict]:
+    path = folder / "tmaze4" / "dreamerv3-small-seed3.jsonl"
+    lines = map(json.loads, path.read_text().splitlines()) if path.exists() else []
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+
+
+def test_a_killed_run_goes_on_with_the_same_numbers(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(whole).wait(120) == 0
+    process = start(killed)
+    checkpoint = killed / "tmaze4" / "dreamerv3-small-seed3.checkpoint"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert checkpoint.exists() and not read(killed)[-1]["complete"]
+    assert start(killed).wait(120) == 0
+    assert not checkpoint.exists()
+    head, *lines = read(killed)
+    assert [head, *lines] == read(whole)
+    assert head["preset"]["training_ratio"] == 16 and head["overrides"]["training_ratio"] == 16
+    assert [line["steps"] for line in lines] == [500, 1000, 1500]
+    assert [line["complete"] for line in lines] == [False, False, True]
+    assert {"world_model/reward_loss", "world_model/dynamics_loss", "actor_critic/entropy"} <= lines[-1]["metrics"].keys()
+
+    content = (whole / "tmaze4" / "dreamerv3-small-seed3.jsonl").read_text()
+    assert start(whole).wait(120) == 0  # nothing is left to do
+    assert (whole / "tmaze4" / "dreamerv3-small-seed3.jsonl").read_text() == content
+
+
+def test_a_variant_needs_a_name():
+    command = [*COMMAND[:-2], "--hyperparams", "gamma:0.9"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 2 and "--hyperparams and --trial go together" in result.stderr
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_has_an_environment_and_presets(name):
+    env_id = TASKS[name].env
+    gymnasium.make(env_id).close()
+    ours = yaml.safe_load((hyperparams_dir() / "dreamerv3.yml").read_text())
+    assert env_id in ours
+    if env_id.startswith("sb3_dreamer/"):
+        others = yaml.safe_load((ROOT / "benchmarks" / "baselines.yml").read_text())
+        assert sum(env_id in presets for presets in others.values()) >= 1 or name == "pixelcatch16"
+
+
+def test_the_page_is_the_report():
+    assert (ROOT / "docs" / "results.md").read_text() == report.render(report.load()), "run benchmarks/report.py"
+
+
+# ---- verdicts, on results made up here ----
+
+TASK = Task("claim", "CartPole-v1", steps=1000, every=250, episodes=20, bars=(), references={})
+
+
+def made_up(returns: list[float], seed: int = 0, complete: bool = True) -> report.Result:
+    lines = [
+        dict(steps=252 * (k + 1), deterministic=value, sampled=value - 1, complete=complete and k == len(returns) - 1)
+        for k, value in enumerate(returns)
+    ]
+    return report.Result("cartpole", "dreamerv3", "", seed, 1000, {}, lines)
+
+
+@pytest.mark.parametrize(
+    "bar, score",
+    [
+        (Bar("best", must=400), "500"),
+        (Bar("best", must=400, steps=500), "60.0"),  # a grid of four environments ends at 504
+        (Bar("last", must=400), "400"),
+        (Bar("last three", must=400), "60.0"),
+    ],
+)
+def test_measures(bar, score):
+    group = [made_up([10.0, 60.0, 500.0, 400.0], seed) for seed in range(3)]
+    verdict = "must met" if float(score) >= 400 else "**missed**"
+    assert report.bar_row("name", TASK, bar, group)[-3::2] == [score, verdict]
+
+
+def test_verdicts():
+    bar = Bar("last", must=0.6, aim=0.9)
+    groups = {
+        "aim met": [0.8, 0.9, 1.0],
+        "must met": [0.5, 0.9, 1.0],
+        "**missed**": [0.5, 0.5, 0.6],
+        "aim met (2 seeds, unfinished)": [0.9, 0.9],
+    }
+    for verdict, scores in groups.items():
+        group = [made_up([score], seed) for seed, score in enumerate(scores)]
+        assert report.bar_row("name", TASK, bar, group)[-1] == verdict
+    assert report.bar_row("name", TASK, bar, [])[-1] == "not run"
+    stopped = [made_up([1.0], seed, complete=False) for seed in range(3)]
+    assert report.bar_row("name", TASK, bar, stopped)[-1] == "aim met (3 seeds, unfinished)"
