@@ -170,6 +170,24 @@ def restore_random_states(states: tuple[Any, ...]) -> None:
     random.setstate(states[2])
 
 
+# What ties the parts together: rebuilt, not saved. (SB3's wrappers also keep members of their class, which do not pickle.)
+LINKS = ("env", "_vec_normalize_env", "venv", "class_attributes")
+
+
+def parts(model: BaseAlgorithm) -> list[Any]:
+    """:return: the objects that change while a model trains: itself, and its environments from the outermost wrapper in"""
+    found: list[Any] = [model]
+    layer = model.get_env()
+    while layer is not None:
+        found.append(layer)
+        layer = getattr(layer, "venv", None)
+    return found
+
+
+def states(model: BaseAlgorithm) -> list[dict[str, Any]]:
+    return [{name: value for name, value in vars(part).items() if name not in LINKS} for part in parts(model)]
+
+
 class Recorder(BaseCallback):
     """Evaluates at fixed points without disturbing training, and saves checkpoints between two rollouts."""
 
@@ -197,7 +215,7 @@ class Recorder(BaseCallback):
     def save(self) -> None:
         """Everything that the rest of the run depends on, in one file that is either whole or the one before."""
         self.stop_clock()
-        state = dict(model=self.model, progress=self.progress, random_states=random_states())
+        state = dict(parts=states(self.model), progress=self.progress, random_states=random_states())
         unfinished = self.run.checkpoint.with_suffix(".unfinished")
         with unfinished.open("wb") as file:
             cloudpickle.dump(state, file)
@@ -217,12 +235,12 @@ class Recorder(BaseCallback):
 
     def evaluate(self) -> None:
         """Append one line."""
-        started, states = time.process_time(), random_states()
+        started, randomness = time.process_time(), random_states()
         line: dict[str, Any] = dict(steps=self.num_timesteps, updates=self.model._n_updates)
         for name, deterministic in (("deterministic", True), ("sampled", False)):
             returns = self.returns(deterministic)
             line |= {name: round(float(np.mean(returns)), 4), f"{name}_std": round(float(np.std(returns)), 4)}
-        restore_random_states(states)
+        restore_random_states(randomness)
         self.progress.eval_cpu += time.process_time() - started
         for name in ("train_cpu", "train_wall", "eval_cpu"):
             line[f"{name}_s"] = round(getattr(self.progress, name), 1)
@@ -262,9 +280,11 @@ def execute(run: Run) -> None:
     run.path.parent.mkdir(parents=True, exist_ok=True)
     model, eval_env, preset = build(run)
     if run.checkpoint.exists():
-        state = cloudpickle.loads(run.checkpoint.read_bytes())
-        model, progress = state["model"], state["progress"]
-        restore_random_states(state["random_states"])
+        checkpoint = cloudpickle.loads(run.checkpoint.read_bytes())
+        for part, state in zip(parts(model), checkpoint["parts"], strict=True):
+            vars(part).update(state)
+        progress = checkpoint["progress"]
+        restore_random_states(checkpoint["random_states"])
     else:
         progress = Progress([json.dumps(describe(run, model, preset), default=str)])
         model.set_logger(Logger(None, [LastValues()]))

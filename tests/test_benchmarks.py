@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import gymnasium
+import harness
 import pytest
 import report
 import yaml
@@ -30,8 +31,11 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
 
 def read(folder: Path) -> list[dict]:
     path = folder / "tmaze4" / "dreamerv3-small-seed3.jsonl"
-    lines = map(json.loads, path.read_text().splitlines()) if path.exists() else []
-    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+    return [without_times(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def without_times(line: str) -> dict:
+    return {name: value for name, value in json.loads(line).items() if name not in TIMES}
 
 
 def test_a_killed_run_goes_on_with_the_same_numbers(tmp_path):
@@ -57,6 +61,35 @@ def test_a_killed_run_goes_on_with_the_same_numbers(tmp_path):
     content = (whole / "tmaze4" / "dreamerv3-small-seed3.jsonl").read_text()
     assert start(whole).wait(120) == 0  # nothing is left to do
     assert (whole / "tmaze4" / "dreamerv3-small-seed3.jsonl").read_text() == content
+
+
+@pytest.mark.parametrize(
+    "task, algorithm, hyperparams",
+    [
+        ("tmaze4", "recurrentppo", {}),  # normalised by VecNormalize
+        ("pendulum", "sac", dict(learning_starts=50, train_freq=64, gradient_steps=1)),
+        ("pixelcatch16", "dreamerv3", dict(training_ratio=2)),  # transposed by VecTransposeImage
+    ],
+)
+def test_other_runs_go_on_too(task, algorithm, hyperparams, tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setitem(harness.TASKS, task, TASKS[task]._replace(every=200, episodes=2))
+    runs = [harness.Run(task, algorithm, 0, 600, "short", hyperparams, tmp_path / name) for name in ("whole", "stopped")]
+    harness.execute(runs[0])
+    evaluate = harness.Recorder.evaluate
+
+    def stop_at_the_third(recorder):
+        if recorder.num_timesteps >= 600:
+            raise KeyboardInterrupt
+        evaluate(recorder)
+
+    monkeypatch.setattr(harness.Recorder, "evaluate", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        harness.execute(runs[1])
+    monkeypatch.setattr(harness.Recorder, "evaluate", evaluate)
+    harness.execute(runs[1])
+    whole, stopped = ([without_times(line) for line in run.path.read_text().splitlines()] for run in runs)
+    assert len(whole) == 4 and whole == stopped
 
 
 def test_a_variant_needs_a_name():

@@ -1,15 +1,17 @@
-"""It learns, with the example's settings. One check in the fast suite; longer ones are marked slow."""
+"""It learns, with the example's settings and with presets. One check in the fast suite; longer ones are marked slow."""
 
 from pathlib import Path
 
 import pytest
 import torch as th
+import yaml
 from stable_baselines3.common.callbacks import EvalCallback, StopTrainingOnRewardThreshold
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from examples.cartpole import make_model
 from sb3_dreamer import DreamerV3
+from sb3_dreamer.zoo.presets import hyperparams_dir
 
 
 def best_evaluation(log_dir: Path, steps: int, seed: int, stop_at: float) -> float:
@@ -51,3 +53,25 @@ def test_untrained_models_stay_low():
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_cartpole_is_solved(seed, tmp_path):
     assert best_evaluation(tmp_path, 4000, seed, stop_at=475.0) >= 475.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_tmaze_is_remembered(seed):
+    """An agent that forgets scores 0; the preset is that of N=4."""
+    th.set_num_threads(1)
+    preset = yaml.safe_load((hyperparams_dir() / "dreamerv3.yml").read_text())["sb3_dreamer/TMaze-v0"]
+    arguments = {name: value for name, value in preset.items() if name not in ("policy", "n_envs", "n_timesteps")}
+    make = dict(env_id="sb3_dreamer/TMaze-v0", env_kwargs=dict(length=5))
+    model = DreamerV3(
+        "MlpPolicy", make_vec_env(n_envs=preset["n_envs"], seed=seed, **make), seed=seed, device="cpu", **arguments
+    )
+    evaluation = EvalCallback(
+        make_vec_env(n_envs=10, seed=1000, **make),
+        eval_freq=63,
+        n_eval_episodes=100,
+        callback_on_new_best=StopTrainingOnRewardThreshold(0.95, verbose=0),
+        verbose=0,
+    )
+    model.learn(preset["n_timesteps"], callback=evaluation, log_interval=None)
+    assert evaluation.best_mean_reward >= 0.95
