@@ -174,17 +174,17 @@ def render(results: list[Result], plots: Path | None = None) -> str:
     for name, task in TASKS.items():
         groups = {NAMES[algorithm]: select(name, algorithm) for algorithm in NAMES}
         groups = {label: group for label, group in groups.items() if group}
-        if not groups:
-            continue
-        parts.append(f"## {name}\n\n`{task.env}`: {task.claim}. {references(task)}\n")
-        parts.append(table(SUMMARY_HEAD, [summary_row(label, group) for label, group in groups.items()]))
-        if plots:
-            plot(name, task, groups, plots / f"{name}.png")
-        parts.append(f"![learning curves](images/learning/{name}.png)\n")
         trials = sorted({result.trial for result in results if result.task == name and result.trial})
+        if groups or trials:
+            parts.append(f"## {name}\n\n`{task.env}`: {task.claim}. {references(task)}\n")
+        if groups:
+            parts.append(table(SUMMARY_HEAD, [summary_row(label, group) for label, group in groups.items()]))
+            parts.append(f"![learning curves](images/learning/{name}.png)\n")
+        if groups and plots:
+            plot(name, task, groups, plots / f"{name}.png")
         if trials:
-            groups = {trial: select(name, OURS, trial) for trial in trials}
-            rows = [summary_row(f"{trial}: `{group[0].overrides}`", group) for trial, group in groups.items()]
+            dropped = {trial: select(name, OURS, trial) for trial in trials}
+            rows = [summary_row(f"{trial}: `{group[0].overrides}`", group) for trial, group in dropped.items()]
             parts.append("Tried and dropped, what differed from the preset of that day:\n\n" + table(SUMMARY_HEAD, rows))
     return "\n".join(parts)
 
