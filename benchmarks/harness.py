@@ -67,14 +67,14 @@ class Run(NamedTuple):
 # ---- what is trained ----
 
 
-def find_config(run: Run, task: Task) -> str | None:
-    """:return: the YAML file with the preset; None where RL Zoo finds it by itself"""
+def find_config(run: Run, task: Task, folder: str) -> str | None:
+    """:return: the YAML file with the preset, in the folder if it must be written; None where RL Zoo finds it by itself"""
     if task.config:
         return str(HERE / task.config)
     presets = yaml.safe_load((HERE / "baselines.yml").read_text()).get(run.algorithm, {})
     if task.env not in presets:
         return None
-    file = Path(tempfile.mkdtemp()) / "preset.yml"
+    file = Path(folder) / "preset.yml"
     file.write_text(yaml.safe_dump({task.env: presets[task.env]}))
     return str(file)
 
@@ -96,7 +96,7 @@ def build(run: Run) -> tuple[BaseAlgorithm, VecEnv, dict[str, Any]]:
             log_interval=-1,
             verbose=0,
             device="cpu",
-            config=find_config(run, task),
+            config=find_config(run, task, log_folder),
         )
         model, preset = manager.setup_experiment()
         # The same without Monitor's files, which no checkpoint could hold.
