@@ -195,6 +195,7 @@ class Recorder(BaseCallback):
         super().__init__()
         self.run, self.task, self.eval_env, self.progress = run, TASKS[run.task], eval_env, progress
         self.is_over = False
+        self.commit = commit()  # of the code that is loaded now; the checkout may move on
         self.saved_lines, self.saved_at = len(progress.lines), time.perf_counter()
         self.restart_clock()
 
@@ -244,7 +245,7 @@ class Recorder(BaseCallback):
         self.progress.eval_cpu += time.process_time() - started
         for name in ("train_cpu", "train_wall", "eval_cpu"):
             line[f"{name}_s"] = round(getattr(self.progress, name), 1)
-        self.progress.lines.append(json.dumps(line | dict(complete=self.is_over, commit=commit(), metrics=self.metrics())))
+        self.progress.lines.append(json.dumps(line | dict(complete=self.is_over, commit=self.commit, metrics=self.metrics())))
         self.run.path.write_text("\n".join(self.progress.lines) + "\n")
         print(self.run.path.relative_to(self.run.folder), line, flush=True)
 

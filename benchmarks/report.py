@@ -24,13 +24,21 @@ NAMES = {"dreamerv3": "DreamerV3", "ppo": "PPO", "sac": "SAC", "dqn": "DQN", "re
 HEAD = """<!-- Written by benchmarks/report.py from benchmarks/results/learning: run that instead of editing this. -->
 # Results on small tasks
 
-Every number here comes from a file under [`benchmarks/results/learning`](../benchmarks/results/learning), and every file from
-one command: `python benchmarks/learning.py TASK --algo ALGO`. A seed trains on one CPU core with the preset of its environment
+Every number here comes from a file under [`benchmarks/results/learning`](../benchmarks/results/learning), written by
+`python benchmarks/learning.py TASK --algo ALGO`. A seed trains on one CPU core with the preset of its environment
 (ours: [`hyperparams/dreamerv3.yml`](../hyperparams/dreamerv3.yml); the others': RL Zoo's, or for our own worlds
 [its nearest kin](../benchmarks/baselines.yml)), and is evaluated at fixed points on the same episodes, once with
-`deterministic=True` and once with sampled actions. No seed is left out.
+`deterministic=True` and once with sampled actions.
 
-`best` is the best evaluation of a seed, `last` its last one, `last three` the lowest of its last three.
+`best` is the best evaluation of a seed, `last` its last one, `last three` the lowest of its last three. `best` is a maximum
+over noisy numbers, and one before the first update counts too. CPU minutes were taken with two or three runs beside each other.
+
+How far to trust the trials: most have one seed, and were stopped by hand when they looked bad (or, `recon20ent3e-3`, just as
+it reached 500); five starts of less than 5,000 steps were deleted. Where a setting became or ceased to be the preset, name and
+`overrides` in the first line of its file were edited by hand, the evaluations were not: all of `tmaze4` but its seeds 1 and 2
+without a name, the trials of `pixelreach`, `continue20ent1e-2` seed 1 and `continue20all128` of `cartpole`. `constant` was
+converted from files of an older benchmark and is what the preset of CartPole still is. In files of before this paragraph
+`commit` is where the checkout stood at the evaluation, not at the start of the run; the settings in the first line are those run.
 """
 MEASURES: dict[str, Callable[[list[float]], float]] = {
     "best": max,
@@ -185,7 +193,7 @@ def render(results: list[Result], plots: Path | None = None) -> str:
         if trials:
             dropped = {trial: select(name, OURS, trial) for trial in trials}
             rows = [summary_row(f"{trial}: `{group[0].overrides}`", group) for trial, group in dropped.items()]
-            parts.append("Tried and dropped, what differed from the preset of that day:\n\n" + table(SUMMARY_HEAD, rows))
+            parts.append("Trials, and what they set over the preset of that day:\n\n" + table(SUMMARY_HEAD, rows))
     return "\n".join(parts)
 
 
