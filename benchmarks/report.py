@@ -31,14 +31,15 @@ Every number here comes from a file under [`benchmarks/results/learning`](../ben
 `deterministic=True` and once with sampled actions.
 
 `best` is the best evaluation of a seed, `last` its last one, `last three` the lowest of its last three. `best` is a maximum
-over noisy numbers, and one before the first update counts too. CPU minutes were taken with two or three runs beside each other.
+over noisy numbers, and one before the first update counts too. CPU minutes were taken with two or three runs beside each
+other.
 
-How far to trust the trials: most have one seed, and were stopped by hand when they looked bad (or, `recon20ent3e-3`, just as
-it reached 500); five starts of less than 5,000 steps were deleted. Where a setting became or ceased to be the preset, name and
-`overrides` in the first line of its file were edited by hand, the evaluations were not: all of `tmaze4` but its seeds 1 and 2
-without a name, the trials of `pixelreach`, `continue20ent1e-2` seed 1 and `continue20all128` of `cartpole`. `constant` was
-converted from files of an older benchmark and is what the preset of CartPole still is. In files of before this paragraph
-`commit` is where the checkout stood at the evaluation, not at the start of the run; the settings in the first line are those run.
+How far to trust the trials: most have one seed, and were stopped by hand when they looked bad (`recon20ent3e-3` just as it
+reached 500); six starts of less than 5,000 steps were deleted. Where a setting became or ceased to be the preset, name and
+`overrides` in the first line of its file were edited by hand, the evaluations were not: the trials of `tmaze4` and
+`pixelreach`, and of `cartpole` `continue20ent1e-2` seed 1 and `continue20all128`. `constant` was converted from files of an
+older benchmark and is what the preset of CartPole still is. In files older than this paragraph `commit` is where the checkout
+stood at the evaluation, not at the start of the run; the settings in the first line are those that ran.
 """
 MEASURES: dict[str, Callable[[list[float]], float]] = {
     "best": max,
