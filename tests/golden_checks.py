@@ -20,7 +20,7 @@ from sb3_dreamer.common.distributions import (
 )
 from sb3_dreamer.common.optimizers import LaProp, clip_grad_agc_
 from sb3_dreamer.common.returns import ReturnNormalizer, lambda_return
-from sb3_dreamer.common.torch_layers import BlockLinear, Linear, RMSNorm, create_mlp
+from sb3_dreamer.common.torch_layers import MLP, BlockLinear, Linear, RMSNorm
 from sb3_dreamer.common.type_aliases import LatentState
 from sb3_dreamer.common.utils import warmup_factor
 from sb3_dreamer.dreamerv3.losses import actor_loss, critic_loss
@@ -97,7 +97,7 @@ def check_layers(g: Golden) -> None:
     weights = g.with_prefix("w:")
     n_in, n_out = weights["linear.kernel"].shape
     linear, block = Linear(n_in, n_out), BlockLinear(n_in, n_out, int(g.input("blocks")))
-    norm, mlp = RMSNorm(n_in), create_mlp(n_in, n_out, gm.count_layers(weights, "mlp.linear{}.kernel"))
+    norm, mlp = RMSNorm(n_in), MLP(n_in, n_out, gm.count_layers(weights, "mlp.linear{}.kernel"))
     gm.load_weights(gm.layer("linear", linear), weights)
     gm.load_weights(gm.layer("block", block), weights)
     gm.load_weights(gm.scale("rms", norm), weights)

@@ -39,6 +39,11 @@ def test_golden(path):
     run_check(path.stem, load(path))
 
 
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem.startswith("full_loss")], ids=lambda path: path.stem)
+def test_golden_of_the_plain_model(path, plain_model):
+    run_check(path.stem, load(path))
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_golden_notices(path):
     """

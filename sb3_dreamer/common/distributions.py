@@ -6,6 +6,7 @@ deterministic. Everything here is computed in float32 at least, whatever the pre
 """
 
 from functools import cached_property
+from typing import Any
 
 import torch as th
 from torch.nn import functional as F
@@ -169,38 +170,79 @@ class SymexpTwoHot:
         self.logits = at_least_float32(logits)
         self.bins = bins
 
+    @cached_property
+    def log_probs(self) -> th.Tensor:
+        """Log-probabilities without gradient (..., n_bins)."""
+        return F.log_softmax(self.logits.detach(), dim=-1)
+
+    @cached_property
+    def probs(self) -> th.Tensor:
+        """Probabilities without gradient (..., n_bins)."""
+        return self.log_probs.exp()
+
     def mean(self) -> th.Tensor:
         """
-        :return: (...)
+        :return: (...), without gradient: predictions are targets here, never trained through
         """
-        # Sum from both ends: with uniform probabilities the mean is then exactly zero at initialisation
-        # (a left-to-right sum of values up to 5e8 leaves rounding noise that the return normaliser would amplify).
-        weighted = F.softmax(self.logits, dim=-1) * self.bins
-        half = weighted.shape[-1] // 2
-        lower, upper = weighted[..., :half], weighted[..., -half:]
-        mean = (lower.flip(-1) + upper).sum(-1)
-        return mean + weighted[..., half] if weighted.shape[-1] % 2 else mean
+        # Bins are antisymmetric, so the two halves are subtracted before they are weighted: with uniform probabilities the
+        # mean is then exactly zero at initialisation (a left-to-right sum of values up to 5e8 leaves rounding noise that
+        # the return normaliser would amplify). The middle bin is zero.
+        half = self.bins.shape[0] // 2
+        odd = self.probs[..., -half:] - self.probs[..., :half].flip(-1)  # (..., half)
+        with th.autocast(odd.device.type, enabled=False):  # a product of float32, not of 16 bits
+            return odd @ self.bins[-half:]
 
     mode = mean
 
-    def loss(self, target: th.Tensor) -> th.Tensor:
+    def two_hot(self, target: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
-        Cross-entropy with the two-hot target, which is never built: two logits are gathered.
-
         :param target: raw values (...)
-        :return: (...)
+        :return: indices of the bins around each target, and their weights (..., 2) both
         """
         target = target.detach().to(self.bins.dtype).contiguous()
         n_bins = self.bins.shape[0]
         upper = th.searchsorted(self.bins, target, right=True)  # number of bins <= target
-        below, above = (upper - 1).clamp(0, n_bins - 1), upper.clamp(0, n_bins - 1)
-        is_outside = below == above
-        to_below = th.where(is_outside, 1.0, (self.bins[below] - target).abs())
-        to_above = th.where(is_outside, 1.0, (self.bins[above] - target).abs())
-        weight_below = to_above / (to_below + to_above)
-        picked = self.logits.gather(-1, th.stack([below, above], dim=-1))  # (..., 2)
-        expected = picked[..., 0] * weight_below + picked[..., 1] * (1.0 - weight_below)
-        return th.logsumexp(self.logits, dim=-1) - expected
+        around = th.stack([(upper - 1).clamp(0, n_bins - 1), upper.clamp(0, n_bins - 1)], dim=-1)  # (..., 2)
+        is_outside = around[..., :1] == around[..., 1:]  # (..., 1)
+        distances = th.where(is_outside, 1.0, (self.bins[around] - target.unsqueeze(-1)).abs())  # (..., 2)
+        return around, distances.flip(-1) / distances.sum(-1, keepdim=True)
+
+    def loss(self, *targets: th.Tensor) -> th.Tensor:
+        """
+        Cross-entropy with two-hot targets, which are never built: two logits of each are gathered.
+
+        :param targets: raw values, (...) each
+        :return: sum over the targets (...)
+        """
+        indices, weights = (th.cat(parts, dim=-1) for parts in zip(*map(self.two_hot, targets), strict=True))
+        return CrossEntropy.apply(self.logits, self.log_probs, self.probs, indices, weights)
+
+
+class CrossEntropy(th.autograd.Function):
+    """Cross-entropy with sparse targets, from probabilities that are there already."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, _logits: th.Tensor, log_probs: th.Tensor, probs: th.Tensor, indices: th.Tensor, weights: th.Tensor
+    ) -> th.Tensor:
+        """
+        :param ctx: for the backward pass
+        :param _logits: take the gradient (..., n)
+        :param log_probs: (..., n)
+        :param probs: (..., n)
+        :param indices: (..., m)
+        :param weights: of these classes in the targets (..., m), each target's sum to one
+        :return: (...)
+        """
+        ctx.save_for_backward(probs, indices, weights)
+        return -(log_probs.gather(-1, indices) * weights).sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor, None, None, None, None]:
+        probs, indices, weights = ctx.saved_tensors
+        grad = grad.unsqueeze(-1)  # (..., 1)
+        grad_logits = probs * (grad * weights.sum(-1, keepdim=True))  # (..., n)
+        return grad_logits.scatter_add_(-1, indices, -grad * weights), None, None, None, None
 
 
 class BoundedNormal:

@@ -6,7 +6,7 @@ from torch import nn
 
 from sb3_dreamer.common.distributions import Bernoulli, BoundedNormal, MultiCategorical, SymexpTwoHot, symexp_bins
 from sb3_dreamer.common.preprocessing import class_counts, encoded_dim
-from sb3_dreamer.common.torch_layers import Linear, create_mlp
+from sb3_dreamer.common.torch_layers import MLP, Linear
 from sb3_dreamer.dreamerv3.model_sizes import ModelSize
 
 
@@ -22,7 +22,7 @@ class TwoHotHead(nn.Module):
 
     def __init__(self, size: ModelSize, n_layers: int):
         super().__init__()
-        self.mlp = create_mlp(size.features_dim, size.units, n_layers)
+        self.mlp = MLP(size.features_dim, size.units, n_layers)
         self.output = Linear(size.units, size.bins, outscale=0.0)
         self.register_buffer("bins", symexp_bins(size.bins), persistent=False)
 
@@ -43,7 +43,7 @@ class ContinueHead(nn.Module):
 
     def __init__(self, size: ModelSize):
         super().__init__()
-        self.mlp = create_mlp(size.features_dim, size.units, size.continue_layers)
+        self.mlp = MLP(size.features_dim, size.units, size.continue_layers)
         self.output = Linear(size.units, 1)
 
     def forward(self, features: th.Tensor) -> Bernoulli:
@@ -68,7 +68,7 @@ class ActorHead(nn.Module):
         self.unimix = size.actor_unimix
         width = encoded_dim(action_space)
         self.noise_dim = width if self.sizes is None else len(self.sizes)
-        self.mlp = create_mlp(size.features_dim, size.units, size.actor_layers)
+        self.mlp = MLP(size.features_dim, size.units, size.actor_layers)
         # Discrete: logits. Box: the mean; the standard deviation has a layer of its own.
         self.output = Linear(size.units, width, outscale=0.01)
         self.output_std = Linear(size.units, width, outscale=0.01) if self.sizes is None else None
@@ -78,7 +78,13 @@ class ActorHead(nn.Module):
         :param features: (..., F)
         :return: distribution over actions (..., action_dim); log-probability and entropy come per dimension
         """
-        x = self.mlp(features)  # (..., U)
+        return self.distribution(self.mlp(features))
+
+    def distribution(self, x: th.Tensor) -> BoundedNormal | MultiCategorical:
+        """
+        :param x: what the hidden layers made of features (..., U)
+        :return: as :meth:`forward`
+        """
         if self.sizes is None:
             assert self.output_std is not None
             return BoundedNormal(self.output(x), self.output_std(x))

@@ -1,10 +1,26 @@
 """Dreaming: roll the actor out inside the world model."""
 
+from typing import NamedTuple
+
 import torch as th
+from torch import nn
+from torch.nn import functional as F
 
 from sb3_dreamer.common.preprocessing import encode_actions
 from sb3_dreamer.common.type_aliases import ImaginationNoise, ImaginedTrajectory, LatentState
 from sb3_dreamer.dreamerv3.heads import ActorHead
+from sb3_dreamer.dreamerv3.steps import (
+    CoreWeights,
+    affine,
+    compute_dtype,
+    core_step,
+    core_weights,
+    is_covered,
+    norm_silu,
+    product,
+    sample_one_hot,
+    sampling_thresholds,
+)
 from sb3_dreamer.dreamerv3.world_model import WorldModel
 
 
@@ -24,9 +40,17 @@ def imagine(world_model: WorldModel, actor: ActorHead, start: LatentState, noise
     :param noise: of H steps, which sets the horizon
     :return: the dream, (N, H + 1, ...)
     """
+    if is_covered(world_model.rssm) and type(actor) is ActorHead:
+        return imagine_fused(world_model, actor, start.detach(), noise)
+    return imagine_plainly(world_model, actor, start.detach(), noise)
+
+
+def imagine_plainly(
+    world_model: WorldModel, actor: ActorHead, state: LatentState, noise: ImaginationNoise
+) -> ImaginedTrajectory:
+    """As :func:`imagine`, by the verbs of the model: what it means, and what a model of one's own takes."""
     rssm = world_model.rssm
     horizon = noise.stoch.shape[1]
-    state = start.detach()
     states, features, actions = [], [], []
     for k in range(horizon + 1):
         states.append(state)
@@ -37,3 +61,119 @@ def imagine(world_model: WorldModel, actor: ActorHead, start: LatentState, noise
             state = rssm.img_step(state, action, noise.stoch[:, k])
     latents = LatentState(th.stack([s.deter for s in states], dim=1), th.stack([s.stoch for s in states], dim=1))
     return ImaginedTrajectory(th.stack(features, dim=1), th.stack(actions, dim=1), latents)
+
+
+class DreamWeights(NamedTuple):
+    """First layers, prior and the actor's first layer; R is the hidden width of the RSSM. See :mod:`steps`."""
+
+    read: th.Tensor  # (D, 2R + U), deter to [the core's input of the next step | the prior | the actor]
+    deter_bias: th.Tensor  # (R,)
+    stoch: th.Tensor  # (S * K, R + U), stoch to [the core's input of the next step | the actor]
+    stoch_bias: th.Tensor  # (R + U,)
+    action: th.Tensor  # (A, R)
+    action_bias: th.Tensor  # (R,)
+    core_bias: th.Tensor  # (D,)
+    prior_bias: th.Tensor  # (R,)
+    prior_scale: th.Tensor  # (R,)
+
+
+def dream_weights(world_model: WorldModel, actor: ActorHead, dtype: th.dtype) -> DreamWeights:
+    """
+    :param world_model: with an RSSM that is covered
+    :param actor: the policy
+    :param dtype: of matrix products
+    :return: its weights as :func:`dream_step` reads them
+    """
+    core, deter = world_model.rssm.core, world_model.rssm.size.deter
+    from_deter, from_stoch, from_action = core.from_deter.linear, core.from_stoch.linear, core.from_action.linear
+    prior, actor_in = world_model.rssm.prior_net.mlp.first, actor.mlp.first.linear
+    return DreamWeights(
+        read=th.cat([from_deter.weight, prior.linear.weight, actor_in.weight[:, :deter]]).t().to(dtype),
+        deter_bias=from_deter.bias,
+        stoch=th.cat([from_stoch.weight, actor_in.weight[:, deter:]]).t().to(dtype),
+        stoch_bias=th.cat([from_stoch.bias, actor_in.bias]),
+        action=from_action.weight.t().to(dtype),
+        action_bias=from_action.bias,
+        core_bias=core.block.bias,
+        prior_bias=prior.linear.bias,
+        prior_scale=prior.norm.weight,
+    )
+
+
+class DreamState(NamedTuple):
+    """A state of the dream, and what is read of it (N, ...)."""
+
+    deter: th.Tensor  # (N, D)
+    stoch: th.Tensor  # (N, S * K)
+    from_deter: th.Tensor  # (N, R)
+    from_stoch: th.Tensor  # (N, R)
+    actor_in: th.Tensor  # pre-activations of the actor's first layer (N, U)
+
+
+def read_stoch(stoch: th.Tensor, w: DreamWeights) -> tuple[th.Tensor, ...]:
+    """:return: what core (N, R) and actor (N, U) read of stoch (N, S * K)"""
+    n_core = w.deter_bias.shape[0]
+    return affine(stoch, w.stoch, w.stoch_bias).split([n_core, w.stoch.shape[1] - n_core], dim=-1)
+
+
+def read_deter(deter: th.Tensor, w: DreamWeights) -> tuple[th.Tensor, ...]:
+    """:return: what core (N, R), prior (N, R) and actor (N, U) read of deter (N, D)"""
+    n_core = w.deter_bias.shape[0]
+    return product(deter, w.read).split([n_core, n_core, w.read.shape[1] - 2 * n_core], dim=-1)
+
+
+def dream_step(
+    state: DreamState,
+    action: th.Tensor,
+    noise: th.Tensor,
+    core: CoreWeights,
+    w: DreamWeights,
+    rest_of_prior: nn.Module,
+) -> DreamState:
+    """
+    :param state: (N, ...)
+    :param action: encoded (N, A)
+    :param noise: as for :func:`sample_one_hot`
+    :param core: weights of the core
+    :param w: all other weights
+    :param rest_of_prior: the prior behind its first layer
+    :return: the next state
+    """
+    action = (action / action.abs().clamp_min(1.0)).to(state.deter.dtype)  # as in BlockGRU
+    from_action = affine(action, w.action, w.action_bias)  # (N, R)
+    inputs = th.stack([state.from_deter + w.deter_bias, state.from_stoch, from_action], dim=1)  # (N, 3, R)
+    deter, _, _ = core_step(state.deter, inputs, w.core_bias, core)  # (N, D)
+    from_deter, prior, actor_in = read_deter(deter, w)
+    logits = rest_of_prior(norm_silu(prior + w.prior_bias, w.prior_scale)).to(deter.dtype)  # (N, S * K)
+    probs = F.softmax(logits.unflatten(-1, (noise.shape[1], -1)), dim=-1)  # (N, S, K)
+    stoch = sample_one_hot(probs, noise).flatten(1)  # (N, S * K)
+    from_stoch, actor_too = read_stoch(stoch, w)
+    return DreamState(deter, stoch, from_deter, from_stoch, actor_in + actor_too)
+
+
+def imagine_fused(
+    world_model: WorldModel, actor: ActorHead, start: LatentState, noise: ImaginationNoise
+) -> ImaginedTrajectory:
+    """As :func:`imagine_plainly`, with one product for all that reads a state."""
+    rssm = world_model.rssm
+    n, horizon = noise.stoch.shape[:2]
+    deter_dim, groups, classes = rssm.size.latent_shape
+    dtype = compute_dtype(start.deter)
+    core, w = core_weights(rssm, dtype, 3), dream_weights(world_model, actor, dtype)
+    rest_of_prior = nn.Sequential(*rssm.prior_net.mlp.rest, rssm.prior_net.logits)
+    rest_of_actor = nn.Sequential(*actor.mlp.rest)
+    thresholds = sampling_thresholds(noise.stoch, classes, rssm.size.unimix)  # (N, H, S, K)
+    features = start.deter.new_empty(n, horizon + 1, rssm.size.features_dim)
+    stoch = start.stoch.flatten(1)
+    (from_deter, _, actor_in), (from_stoch, actor_too) = read_deter(start.deter, w), read_stoch(stoch, w)
+    state = DreamState(start.deter, stoch, from_deter, from_stoch, actor_in + actor_too)
+    actions: list[th.Tensor] = []
+    for k in range(horizon + 1):
+        features[:, k, :deter_dim], features[:, k, deter_dim:] = state.deter, state.stoch
+        hidden = rest_of_actor(norm_silu(state.actor_in, actor.mlp.first.norm.weight))  # (N, U)
+        actions.append(actor.distribution(hidden).sample(noise.actions[:, k]))  # (N, action_dim)
+        if k < horizon:
+            action = encode_actions(actions[-1], world_model.action_space)  # (N, A)
+            state = dream_step(state, action, thresholds[:, k], core, w, rest_of_prior)
+    latents = LatentState(features[..., :deter_dim], features[..., deter_dim:].unflatten(-1, (groups, classes)))
+    return ImaginedTrajectory(features, th.stack(actions, dim=1), latents)

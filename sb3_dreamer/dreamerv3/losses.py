@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch as th
 from torch import nn
+from torch.nn import functional as F
 
 from sb3_dreamer.common.distributions import BoundedNormal, MultiCategorical, SymexpTwoHot
 from sb3_dreamer.common.returns import lambda_return
@@ -46,7 +47,7 @@ def critic_loss(value: SymexpTwoHot, returns: th.Tensor, target_value: th.Tensor
     :param target_value: (N, L)
     :return: (N, L)
     """
-    return value.loss(returns.detach()) + value.loss(target_value.detach())
+    return value.loss(returns, target_value)
 
 
 class DreamReturns(NamedTuple):
@@ -144,8 +145,9 @@ class DreamerLoss(nn.Module):
         self.policy.return_normalizer.update(dream.returns)
         terms["actor"], actor_metrics = self.actor_terms(trajectory, dream)
         target_value = self._target_value(trajectory.features)  # (N, H + 1)
-        kept = SymexpTwoHot(value.logits[:, :-1], value.bins)  # the last state has no return
-        terms["critic"] = dream.weights[:, :-1] * critic_loss(kept, dream.returns, target_value[:, :-1])  # (N, H)
+        # The last state has no return; cut off after the loss, for a cut through the logits would copy them.
+        padded = F.pad(dream.returns, (0, 1))  # (N, H + 1)
+        terms["critic"] = dream.weights[:, :-1] * critic_loss(value, padded, target_value)[:, :-1]  # (N, H)
         terms["replay_critic"] = self.replay_critic_term(batch, recent, dream.returns[:, 0])
 
         assert terms.keys() == self.loss_scales.keys(), (sorted(terms), sorted(self.loss_scales))

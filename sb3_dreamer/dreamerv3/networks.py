@@ -21,7 +21,16 @@ from sb3_dreamer.common.preprocessing import (
     is_image,
     one_hot_groups,
 )
-from sb3_dreamer.common.torch_layers import BlockLinear, Conv2dSame, Linear, RMSNorm, RMSNorm2d, create_mlp, hidden_layer
+from sb3_dreamer.common.torch_layers import (
+    MLP,
+    BlockLinear,
+    Conv2dSame,
+    HiddenLayer,
+    Linear,
+    RMSNorm,
+    RMSNorm2d,
+    UpsampledConv2d,
+)
 from sb3_dreamer.common.type_aliases import TensorObs
 from sb3_dreamer.dreamerv3.model_sizes import ModelSize
 
@@ -185,7 +194,7 @@ class MultiEncoder(BaseFeaturesExtractor):
         super().__init__(observation_space, features_dim)
         self.spaces = space_dict
         self.vector_keys = vector_keys
-        self.mlp = create_mlp(vector_dim, size.units, size.encoder_layers) if vector_keys else None
+        self.mlp = MLP(vector_dim, size.units, size.encoder_layers) if vector_keys else None
         self.towers = nn.ModuleList(ConvEncoder(tower) for tower in towers)
 
     def forward(self, observations: TensorObs) -> th.Tensor:
@@ -225,14 +234,14 @@ class ConvDecoder(nn.Module):
         self.blocks = math.gcd(size.blocks, tower.channels[-1])
         self.from_deter = BlockLinear(size.deter, tower.features_dim, self.blocks)
         self.from_stoch = nn.Sequential(
-            hidden_layer(size.stoch * size.classes, 2 * size.units), Linear(2 * size.units, tower.features_dim)
+            HiddenLayer(size.stoch * size.classes, 2 * size.units), Linear(2 * size.units, tower.features_dim)
         )
         self.norm = RMSNorm(tower.channels[-1])
         channels = tower.channels[::-1]
         self.stages = nn.ModuleList(
-            nn.Sequential(Conv2dSame(n_in, n_out), RMSNorm2d(n_out), nn.SiLU()) for n_in, n_out in pairwise(channels)
+            nn.Sequential(UpsampledConv2d(n_in, n_out), RMSNorm2d(n_out), nn.SiLU()) for n_in, n_out in pairwise(channels)
         )
-        self.output = Conv2dSame(channels[-1], sum(tower.key_channels))
+        self.output = UpsampledConv2d(channels[-1], sum(tower.key_channels))
 
     def forward(self, deter: th.Tensor, stoch: th.Tensor) -> dict[str, ImageMSE]:
         """
@@ -246,8 +255,8 @@ class ConvDecoder(nn.Module):
         from_stoch = self.from_stoch(stoch).unflatten(-1, (*coarse, -1))  # (N, h', w', C')
         x = F.silu(self.norm(from_deter + from_stoch)).permute(0, 3, 1, 2)  # (N, C', h', w')
         for stage in self.stages:
-            x = stage(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # (N, C'', 2h', 2w')
-        x = self.output(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # (N, C, h + pad, w + pad)
+            x = stage(x)  # (N, C'', 2h', 2w')
+        x = self.output(x)  # (N, C, h + pad, w + pad)
         pixels = th.sigmoid(x[..., : self.tower.height, : self.tower.width].float())  # (N, C, h, w)
         parts = pixels.split(self.tower.key_channels, dim=1)
         return {key: ImageMSE(part) for key, part in zip(self.tower.keys, parts, strict=True)}
@@ -269,7 +278,7 @@ class MultiDecoder(nn.Module):
         self.towers = nn.ModuleList(ConvDecoder(tower, size) for tower in towers)
         self.image_keys = [key for tower in towers for key in tower.keys]
         self.to_unit = nn.ModuleList(UnitPixels(space) for tower in towers for space in tower.spaces)
-        self.mlp = create_mlp(size.features_dim, size.units, size.decoder_layers) if self.vector_keys else None
+        self.mlp = MLP(size.features_dim, size.units, size.decoder_layers) if self.vector_keys else None
         # A list, not a dict by key: users choose the keys, and a ModuleDict refuses dots and names such as "values".
         widths = [encoded_dim(self.spaces[key]) for key in self.vector_keys]
         self.vector_outputs = nn.ModuleList(Linear(size.units, width) for width in widths)

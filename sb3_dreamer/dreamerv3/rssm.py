@@ -1,10 +1,12 @@
 """Recurrent state-space model of 2025: a block-diagonal GRU with a categorical latent (paper, world model learning)."""
 
+from typing import cast
+
 import torch as th
 from torch import nn
 
 from sb3_dreamer.common.distributions import OneHotCategoricalST, at_least_float32
-from sb3_dreamer.common.torch_layers import BlockLinear, Linear, RMSNorm, create_mlp, hidden_layer
+from sb3_dreamer.common.torch_layers import MLP, BlockLinear, HiddenLayer, Linear, RMSNorm
 from sb3_dreamer.common.type_aliases import LatentState
 from sb3_dreamer.dreamerv3.model_sizes import ModelSize
 
@@ -20,9 +22,9 @@ class BlockGRU(nn.Module):
     def __init__(self, action_dim: int, size: ModelSize):
         super().__init__()
         self.blocks = size.blocks
-        self.from_deter = hidden_layer(size.deter, size.hidden)
-        self.from_stoch = hidden_layer(size.stoch * size.classes, size.hidden)
-        self.from_action = hidden_layer(action_dim, size.hidden)
+        self.from_deter = HiddenLayer(size.deter, size.hidden)
+        self.from_stoch = HiddenLayer(size.stoch * size.classes, size.hidden)
+        self.from_action = HiddenLayer(action_dim, size.hidden)
         layers: list[nn.Module] = []
         width = size.deter + 3 * size.hidden * size.blocks
         for _ in range(size.dynamics_layers):
@@ -30,6 +32,16 @@ class BlockGRU(nn.Module):
             width = size.deter
         self.hidden = nn.Sequential(*layers)
         self.gates = BlockLinear(size.deter, 3 * size.deter, size.blocks)
+
+    @property
+    def block(self) -> BlockLinear:
+        """The first block layer."""
+        return cast(BlockLinear, self.hidden[0])
+
+    @property
+    def block_norm(self) -> RMSNorm:
+        """The norm behind it."""
+        return cast(RMSNorm, self.hidden[1])
 
     def forward(self, deter: th.Tensor, stoch: th.Tensor, action: th.Tensor) -> th.Tensor:
         """
@@ -39,7 +51,7 @@ class BlockGRU(nn.Module):
         :return: next deter (N, D)
         """
         # Values beyond [-1, 1] become +-1: the sampled and the clipped action are the same to the model.
-        action = action / action.detach().abs().clamp_min(1.0)  # (N, A)
+        action = (action / action.detach().abs().clamp_min(1.0)).to(deter.dtype)  # (N, A)
         inputs = th.cat([self.from_deter(deter), self.from_stoch(stoch.flatten(-2)), self.from_action(action)], dim=-1)
         # Every block reads its own slice of deter and all of the inputs (N, 3 * hidden).
         per_block = inputs.unsqueeze(1).expand(-1, self.blocks, -1)  # (N, G, 3 * hidden)
@@ -51,6 +63,30 @@ class BlockGRU(nn.Module):
         candidate = th.tanh(th.sigmoid(reset) * candidate)  # (N, D)
         update = th.sigmoid(update - 1.0)  # (N, D)
         return update * candidate + (1.0 - update) * deter  # (N, D)
+
+
+class LatentNet(nn.Sequential):
+    """
+    Hidden layers and the logits of a latent, (..., in_features) -> (..., n_logits).
+
+    :param in_features: width of the input
+    :param units: of the hidden layers
+    :param n_layers: hidden layers
+    :param n_logits: S * K
+    """
+
+    def __init__(self, in_features: int, units: int, n_layers: int, n_logits: int):
+        super().__init__(MLP(in_features, units, n_layers), Linear(units, n_logits))
+
+    @property
+    def mlp(self) -> MLP:
+        """The hidden layers."""
+        return cast(MLP, self[0])
+
+    @property
+    def logits(self) -> Linear:
+        """The layer behind them."""
+        return cast(Linear, self[1])
 
 
 class RSSM(nn.Module):
@@ -67,10 +103,8 @@ class RSSM(nn.Module):
         self.size = size
         self.core = BlockGRU(action_dim, size)
         n_logits = size.stoch * size.classes
-        self.prior_net = nn.Sequential(create_mlp(size.deter, size.hidden, size.prior_layers), Linear(size.hidden, n_logits))
-        self.posterior_net = nn.Sequential(
-            create_mlp(size.deter + embed_dim, size.hidden, size.posterior_layers), Linear(size.hidden, n_logits)
-        )
+        self.prior_net = LatentNet(size.deter, size.hidden, size.prior_layers, n_logits)
+        self.posterior_net = LatentNet(size.deter + embed_dim, size.hidden, size.posterior_layers, n_logits)
 
     def initial(self, batch_size: int) -> LatentState:
         """:return: zeros, (batch_size, ...)"""

@@ -16,6 +16,7 @@ from sb3_dreamer.dreamerv3.heads import ContinueHead, TwoHotHead
 from sb3_dreamer.dreamerv3.model_sizes import ModelSize
 from sb3_dreamer.dreamerv3.networks import MultiDecoder, MultiEncoder
 from sb3_dreamer.dreamerv3.rssm import RSSM
+from sb3_dreamer.dreamerv3.scan import observe
 
 
 def flatten_time(observations: TensorObs) -> TensorObs:
@@ -135,7 +136,8 @@ class WorldModel(nn.Module):
         :return: posterior states (B, T, ...) and the distribution they were drawn from
         """
         prev_actions = encode_actions(batch.prev_actions, self.action_space)  # (B, T, A)
-        return self.rssm.observe(self.encode(batch.observations), prev_actions, batch.is_first, batch.initial, noise)
+        embed = self.encode(batch.observations)  # (B, T, E)
+        return observe(self.rssm, embed, prev_actions, batch.is_first, batch.initial, noise)
 
     def loss(
         self, batch: SequenceBatch, noise: th.Tensor, *, free_nats: float, gamma: float

@@ -1,0 +1,148 @@
+"""Pieces of a recurrent step as pure functions of tensors and weights, for the loops of observing and dreaming."""
+
+from typing import NamedTuple
+
+import torch as th
+from torch.nn import functional as F
+
+from sb3_dreamer.common.torch_layers import NORM_EPS
+from sb3_dreamer.dreamerv3.rssm import RSSM
+
+# Weights as the loops read them: inputs times weights, R is the hidden width of the RSSM. Matrices are in the dtype of the
+# products, all else in that of the state. Every field is a view, slice or copy of stored parameters, made inside the graph:
+# autograd leads the gradients back to them.
+
+
+class CoreWeights(NamedTuple):
+    """Of the recurrent core behind its first layers, for I inputs."""
+
+    input_scale: th.Tensor  # (I, R), norms of the first layers
+    inputs: th.Tensor  # (I * R, D), all blocks' weights of the inputs
+    blocks: th.Tensor  # (G, D/G, D/G), weights of the blocks' own slices
+    scale: th.Tensor  # (D,)
+    gates: th.Tensor  # (G, D/G, 3 D/G)
+    gates_bias: th.Tensor  # (G, 1, 3 D/G)
+
+
+def is_covered(rssm: RSSM) -> bool:
+    """:return: whether the loops know this model: our own class, with one hidden layer in core and posterior"""
+    return type(rssm) is RSSM and rssm.size.dynamics_layers == rssm.size.posterior_layers == 1
+
+
+def compute_dtype(like: th.Tensor) -> th.dtype:
+    """:return: of matrix products: autocast's where it is on, else the tensor's own"""
+    device_type = like.device.type
+    return th.get_autocast_dtype(device_type) if th.is_autocast_enabled(device_type) else like.dtype
+
+
+def affine(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
+    """
+    :param x: (N, I)
+    :param weight: (I, O), its dtype is that of the product
+    :param bias: (O,) or (N, O), its dtype is that of the result
+    :return: (N, O)
+    """
+    if weight.dtype == bias.dtype:
+        return th.addmm(bias, x, weight)
+    return (x.to(weight.dtype) @ weight).to(bias.dtype) + bias
+
+
+def product(x: th.Tensor, weight: th.Tensor) -> th.Tensor:
+    """(N, I) times (I, O), computed in the dtype of the weight and returned in that of ``x``."""
+    return (x.to(weight.dtype) @ weight).to(x.dtype)
+
+
+def to_blocks(x: th.Tensor, blocks: int) -> th.Tensor:
+    """(N, G * n) to (G, N, n), a view."""
+    return x.unflatten(-1, (blocks, -1)).transpose(0, 1)
+
+
+def from_blocks(x: th.Tensor) -> th.Tensor:
+    """(G, N, n) to (N, G * n)."""
+    return x.transpose(0, 1).flatten(1)
+
+
+def block_product(x: th.Tensor, weight: th.Tensor) -> th.Tensor:
+    """(G, N, I/G) times (G, I/G, O/G), computed in the dtype of the weight and returned in that of ``x``."""
+    return th.bmm(x.to(weight.dtype), weight).to(x.dtype)
+
+
+def norm_silu(x: th.Tensor, scale: th.Tensor) -> th.Tensor:
+    """RMSNorm over the last axis, then SiLU; ``scale`` may have leading axes."""
+    return F.silu(F.rms_norm(x, x.shape[-1:], None, NORM_EPS) * scale)
+
+
+def core_step(
+    deter: th.Tensor, inputs: th.Tensor, bias: th.Tensor, core: CoreWeights
+) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    """
+    The recurrent core behind its first layers: hidden block layer and gates.
+
+    :param deter: (N, D)
+    :param inputs: pre-activations of the first layers (N, I, R)
+    :param bias: of the hidden layer, (D,) or, with the shares of other inputs, (N, D)
+    :param core: weights
+    :return: next deter (N, D), pre-activations of the hidden layer (N, D) and of the gates (G, N, 3 D/G)
+    """
+    blocks = core.blocks.shape[0]
+    by_block = to_blocks(deter, blocks)  # (G, N, D/G)
+    hidden = affine(norm_silu(inputs, core.input_scale).flatten(1), core.inputs, bias)  # (N, D)
+    hidden = hidden + from_blocks(block_product(by_block, core.blocks))  # (N, D)
+    active = to_blocks(norm_silu(hidden, core.scale), blocks)  # (G, N, D/G)
+    if core.gates.dtype == deter.dtype:
+        gates = th.baddbmm(core.gates_bias, active, core.gates)  # (G, N, 3 D/G)
+    else:
+        gates = block_product(active, core.gates) + core.gates_bias
+    reset, candidate, update = gates.unflatten(-1, (3, -1)).unbind(2)  # 3 x (G, N, D/G)
+    candidate = th.tanh(th.sigmoid(reset) * candidate)
+    return from_blocks(th.lerp(by_block, candidate, th.sigmoid(update - 1.0))), hidden, gates
+
+
+def sample_one_hot(probs: th.Tensor, noise: th.Tensor) -> th.Tensor:
+    """
+    :param probs: before mixing with the uniform (N, S, K)
+    :param noise: from :func:`sampling_thresholds`, (N, S, K) or class indices (N, S)
+    :return: one-hot (N, S, K)
+    """
+    indices = noise
+    if noise.is_floating_point():
+        # The cumulative sum may end a rounding error below 1.
+        indices = (probs.cumsum(-1) <= noise).sum(-1).clamp_(max=probs.shape[-1] - 1)  # (N, S)
+    return th.zeros_like(probs).scatter_(-1, indices.unsqueeze(-1), 1.0)
+
+
+def sampling_thresholds(noise: th.Tensor, classes: int, unimix: float) -> th.Tensor:
+    """
+    Inverse CDF sampling from the mixture asks where its cumulative sum passes the noise; solved here, for a whole sequence,
+    for the cumulative sum of the unmixed probabilities.
+
+    :param noise: uniform (..., S), or class indices, which are returned as they are
+    :param classes: K
+    :param unimix: share of the uniform distribution
+    :return: (..., S, K)
+    """
+    if not noise.is_floating_point():
+        return noise.long()
+    uniform = th.arange(1, classes + 1, device=noise.device, dtype=noise.dtype) * (unimix / classes)  # (K,)
+    return (noise.unsqueeze(-1) - uniform) / (1.0 - unimix)
+
+
+def core_weights(rssm: RSSM, dtype: th.dtype, n_inputs: int) -> CoreWeights:
+    """
+    :param rssm: a model that is covered
+    :param dtype: of matrix products
+    :param n_inputs: 2 for deter and stoch, 3 with the action
+    :return: weights of the core
+    """
+    core, size = rssm.core, rssm.size
+    own = size.deter // size.blocks
+    norms: list[th.Tensor] = [layer.norm.weight for layer in (core.from_deter, core.from_stoch, core.from_action)[:n_inputs]]
+    return CoreWeights(
+        input_scale=th.stack(norms),
+        # Every block reads all inputs through weights of its own: seen from the inputs, one dense layer.
+        inputs=core.block.weight[:, own : own + n_inputs * size.hidden].transpose(0, 1).flatten(1).to(dtype),
+        blocks=core.block.weight[:, :own].to(dtype),
+        scale=core.block_norm.weight,
+        gates=core.gates.weight.to(dtype),
+        gates_bias=core.gates.bias.unflatten(0, (size.blocks, 1, -1)),
+    )
