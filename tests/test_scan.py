@@ -1,4 +1,4 @@
-"""The fast path takes the same numbers as the plain model: loss, states, and the gradient of every parameter, in float64."""
+"""Fast path, plain path and reference give the same numbers: loss, terms, the gradient of every parameter, in float64."""
 
 from types import SimpleNamespace
 
@@ -10,8 +10,10 @@ from sb3_dreamer.common.type_aliases import ImaginationNoise, LatentState, Updat
 from sb3_dreamer.dreamerv3 import imagination, scan, steps, world_model
 from sb3_dreamer.dreamerv3.rssm import RSSM
 from tests.helpers import ACTION_SPACES, IMAGE, MIXED, VECTOR, make_loss, make_policy, random_batch, randomize_outputs
+from tests.reference import Reference
 
 LENGTH, BATCH = 7, 3
+SETTINGS = dict(imagination_horizon=3, gamma=0.99, return_lambda=0.95, ent_coef=3e-2, free_nats=0.1)
 CASES = [
     (VECTOR, "discrete"),
     (VECTOR, "box"),
@@ -31,7 +33,7 @@ def double(value):
     return value
 
 
-def problem(observation_space, action_space, **dimensions):
+def problem(observation_space, action_space, settings=None, **dimensions):
     """A model of random weights in float64, a batch with resets inside, latents to start from, and noise."""
     policy = make_policy(observation_space, action_space, **dimensions)
     randomize_outputs(policy)
@@ -43,18 +45,27 @@ def problem(observation_space, action_space, **dimensions):
     deter, stoch = policy.world_model.rssm.initial(BATCH)
     filled = LatentState(th.randn_like(deter).tanh(), stoch.clone())
     filled.stoch[..., 1] = 1.0
-    loss = make_loss(policy, free_nats=0.1)
-    noise = loss.draw_noise(BATCH, LENGTH)
-    return SimpleNamespace(policy=policy, loss=loss, batch=batch._replace(initial=filled), noise=double(noise))
+    settings = {**SETTINGS, **(settings or {})}
+    loss = make_loss(policy, **settings)
+    noise = double(loss.draw_noise(BATCH, LENGTH))
+    return SimpleNamespace(policy=policy, loss=loss, batch=batch._replace(initial=filled), noise=noise, settings=settings)
+
+
+def reset_normalizer(policy):
+    for buffer in (policy.return_normalizer.low, policy.return_normalizer.high):
+        buffer.zero_()
+
+
+def gradients(loss, policy):
+    names, parameters = zip(*((n, q) for n, q in policy.named_parameters() if q.requires_grad), strict=True)
+    return dict(zip(names, th.autograd.grad(loss, parameters), strict=True))
 
 
 def result_of(p):
     """Everything one evaluation of the objective gives; the return normaliser starts anew."""
-    for buffer in (p.policy.return_normalizer.low, p.policy.return_normalizer.high):
-        buffer.zero_()
+    reset_normalizer(p.policy)
     output = p.loss(p.batch, p.noise)
-    names, parameters = zip(*((n, q) for n, q in p.policy.named_parameters() if q.requires_grad), strict=True)
-    return output, dict(zip(names, th.autograd.grad(output.loss, parameters), strict=True))
+    return output, gradients(output.loss, p.policy)
 
 
 def relative_error(ours, reference):
@@ -64,21 +75,27 @@ def relative_error(ours, reference):
 @pytest.mark.parametrize(
     ("space", "action"), CASES, ids=lambda value: value if isinstance(value, str) else type(value).__name__
 )
-@pytest.mark.parametrize("dimensions", [{}, dict(prior_layers=1, actor_layers=1, blocks=2)], ids=["debug", "shallow"])
-def test_both_paths_give_the_same_loss_and_gradients(space, action, dimensions, request):
-    p = problem(space, ACTION_SPACES[action], **dimensions)
+@pytest.mark.parametrize(
+    ("dimensions", "settings"),
+    [({}, {}), (dict(prior_layers=1, actor_layers=1, blocks=2, actor_unimix=0.1), dict(imagine_last=4))],
+    ids=["debug", "other layers"],
+)
+def test_all_paths_give_the_same_loss_and_gradients(space, action, dimensions, settings, request):
+    p = problem(space, ACTION_SPACES[action], settings, **dimensions)
     assert steps.is_covered(p.policy.world_model.rssm)
-    fast, fast_gradients = result_of(p)
+    ours = {"fast": result_of(p)}
     request.getfixturevalue("plain_model")
-    plain, plain_gradients = result_of(p)
-    assert fast.loss.dtype == th.float64
-    assert th.equal(fast.posterior.stoch, plain.posterior.stoch)
-    assert th.equal(fast.trajectory.actions.long(), plain.trajectory.actions.long())
-    assert relative_error(fast.loss, plain.loss) < 1e-12
-    for name in plain.terms:
-        assert relative_error(fast.terms[name], plain.terms[name]) < 1e-9, name
-    wrong = {name: relative_error(fast_gradients[name], gradient) for name, gradient in plain_gradients.items()}
-    assert max(wrong.values()) < 1e-9, max(wrong.items(), key=lambda item: item[1])
+    ours["plain"] = result_of(p)
+    reset_normalizer(p.policy)
+    loss, terms = Reference(p.policy, **p.settings).loss(p.batch, p.noise)
+    expected = gradients(loss, p.policy)
+    assert loss.dtype == th.float64
+    for path, (output, got) in ours.items():
+        assert relative_error(output.loss, loss) < 1e-9, path
+        for name, term in terms.items():
+            assert relative_error(output.terms[name], term) < 1e-9, (path, name)
+        wrong = {name: relative_error(got[name], gradient) for name, gradient in expected.items()}
+        assert max(wrong.values()) < 1e-9, (path, max(wrong.items(), key=lambda item: item[1]))
 
 
 def test_the_comparison_notices_a_reset_that_is_ignored(monkeypatch, request):

@@ -66,7 +66,7 @@ class Categorical:
         if self.sizes is None:
             return (1.0 - self.unimix) * probs + self.unimix / probs.shape[-1]
         is_real = th.arange(probs.shape[-1], device=probs.device) < self.sizes.unsqueeze(-1)  # (G, K)
-        return (1.0 - self.unimix) * probs + self.unimix * is_real / self.sizes.unsqueeze(-1)
+        return (1.0 - self.unimix) * probs + self.unimix * is_real.to(probs.dtype) / self.sizes.unsqueeze(-1)
 
     @cached_property
     def log_probs(self) -> th.Tensor:

@@ -11,7 +11,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_dreamer.common.distributions import ImageMSE, MultiCategorical, SymlogMSE, symlog
+from sb3_dreamer.common.distributions import ImageMSE, MultiCategorical, SymlogMSE, at_least_float32, symlog
 from sb3_dreamer.common.preprocessing import (
     as_space_dict,
     as_tensor_dict,
@@ -257,7 +257,7 @@ class ConvDecoder(nn.Module):
         for stage in self.stages:
             x = stage(x)  # (N, C'', 2h', 2w')
         x = self.output(x)  # (N, C, h + pad, w + pad)
-        pixels = th.sigmoid(x[..., : self.tower.height, : self.tower.width].float())  # (N, C, h, w)
+        pixels = th.sigmoid(at_least_float32(x[..., : self.tower.height, : self.tower.width]))  # (N, C, h, w)
         parts = pixels.split(self.tower.key_channels, dim=1)
         return {key: ImageMSE(part) for key, part in zip(self.tower.keys, parts, strict=True)}
 
