@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import torch as th
 from torch import nn
-from torch.nn import functional as F
 
 from sb3_dreamer.common.preprocessing import encode_actions
 from sb3_dreamer.common.type_aliases import ImaginationNoise, ImaginedTrajectory, LatentState
@@ -20,6 +19,7 @@ from sb3_dreamer.dreamerv3.steps import (
     product,
     sample_one_hot,
     sampling_thresholds,
+    softmax,
 )
 from sb3_dreamer.dreamerv3.world_model import WorldModel
 
@@ -145,7 +145,7 @@ def dream_step(
     deter, _, _ = core_step(state.deter, inputs, w.core_bias, core)  # (N, D)
     from_deter, prior, actor_in = read_deter(deter, w)
     logits = rest_of_prior(norm_silu(prior + w.prior_bias, w.prior_scale)).to(deter.dtype)  # (N, S * K)
-    probs = F.softmax(logits.unflatten(-1, (noise.shape[1], -1)), dim=-1)  # (N, S, K)
+    probs = softmax(logits.unflatten(-1, (noise.shape[1], -1)))  # (N, S, K)
     stoch = sample_one_hot(probs, noise).flatten(1)  # (N, S * K)
     from_stoch, actor_too = read_stoch(stoch, w)
     return DreamState(deter, stoch, from_deter, from_stoch, actor_in + actor_too)

@@ -30,6 +30,8 @@ LOSS_SCALES: dict[str, float] = {
     "replay_critic": 0.3,
 }
 
+CACHED_ROWS = 1024
+
 
 def actor_loss(
     log_prob: th.Tensor, entropy: th.Tensor, advantage: th.Tensor, weight: th.Tensor, *, ent_coef: float
@@ -51,11 +53,12 @@ def critic_loss(value: SymexpTwoHot, returns: th.Tensor, target_value: th.Tensor
 
 
 class DreamReturns(NamedTuple):
-    """What the heads say of a dream: rewards, continues, values, weights (N, H + 1) and lambda returns (N, H)."""
+    """What the heads say of a dream: rewards, continues, both critics' values, weights (N, H + 1), lambda returns (N, H)."""
 
     rewards: th.Tensor
     continues: th.Tensor
     values: th.Tensor
+    target_values: th.Tensor
     weights: th.Tensor
     returns: th.Tensor
 
@@ -144,10 +147,9 @@ class DreamerLoss(nn.Module):
         # ---- actor and critic ----
         self.policy.return_normalizer.update(dream.returns)
         terms["actor"], actor_metrics = self.actor_terms(trajectory, dream)
-        target_value = self._target_value(trajectory.features)  # (N, H + 1)
         # The last state has no return; cut off after the loss, for a cut through the logits would copy them.
         padded = F.pad(dream.returns, (0, 1))  # (N, H + 1)
-        terms["critic"] = dream.weights[:, :-1] * critic_loss(value, padded, target_value)[:, :-1]  # (N, H)
+        terms["critic"] = dream.weights[:, :-1] * critic_loss(value, padded, dream.target_values)[:, :-1]  # (N, H)
         terms["replay_critic"] = self.replay_critic_term(batch, recent, dream.returns[:, 0])
 
         assert terms.keys() == self.loss_scales.keys(), (sorted(terms), sorted(self.loss_scales))
@@ -168,11 +170,16 @@ class DreamerLoss(nn.Module):
         :param value: the critic's distribution over (N, H + 1)
         :return: what the heads say of it
         """
-        rewards = self.policy.world_model.reward_head(trajectory.features).mean()  # (N, H + 1)
-        continues = self.policy.world_model.continue_head(trajectory.features).mean()  # includes the discount
+        world_model = self.policy.world_model
+        heads = world_model.reward_head, world_model.continue_head, self.policy.critic_target
+        # On a CPU in pieces that stay in its cache.
+        n_rows = trajectory.features.shape[1]
+        size = len(trajectory.features) if trajectory.features.is_cuda else max(1, CACHED_ROWS // n_rows)
+        pieces = [[head(piece).mean() for head in heads] for piece in trajectory.features.split(size)]
+        rewards, continues, target_values = (th.cat(parts) for parts in zip(*pieces, strict=True))  # 3 x (N, H + 1)
         values = value.mean()
         returns = lambda_return(rewards, continues, values, return_lambda=self.return_lambda)  # (N, H)
-        return DreamReturns(rewards, continues, values, continues.cumprod(dim=1), returns)
+        return DreamReturns(rewards, continues, values, target_values, continues.cumprod(dim=1), returns)
 
     def actor_terms(self, trajectory: ImaginedTrajectory, dream: DreamReturns) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         """
@@ -221,12 +228,9 @@ class DreamerLoss(nn.Module):
             is_last=is_last,
         )  # (B, K - 1)
         value = self.policy.critic(features[:, :-1])
-        target_value = self._target_value(features[:, :-1])
+        with th.no_grad():
+            target_value = self.policy.critic_target(features[:, :-1]).mean()
         return (1.0 - is_last[:, :-1].to(rewards.dtype)) * critic_loss(value, returns, target_value)
-
-    @th.no_grad()
-    def _target_value(self, features: th.Tensor) -> th.Tensor:
-        return self.policy.critic_target(features).mean()
 
     @staticmethod
     def _loss_metrics(loss: th.Tensor, terms: dict[str, th.Tensor]) -> dict[str, th.Tensor]:

@@ -209,7 +209,9 @@ class RSSM(nn.Module):
         :param free_nats: below this many nats there is no gradient
         :return: both (B, T)
         """
-        unimix = posterior.unimix
-        dynamics = OneHotCategoricalST(posterior.logits.detach(), unimix).kl(prior).sum(-1)  # (B, T)
-        representation = posterior.kl(OneHotCategoricalST(prior.logits.detach(), unimix)).sum(-1)  # (B, T)
+        # As ``kl`` of two distributions, one of them detached, in turn: from the same probabilities.
+        log_ratio = posterior.log_probs.detach() - prior.log_probs  # (B, T, S, K)
+        dynamics = (posterior.probs.detach() * log_ratio).sum((-2, -1))  # (B, T)
+        log_ratio = posterior.log_probs - prior.log_probs.detach()  # (B, T, S, K)
+        representation = (posterior.probs * log_ratio).sum((-2, -1))  # (B, T)
         return dynamics.clamp_min(free_nats), representation.clamp_min(free_nats)

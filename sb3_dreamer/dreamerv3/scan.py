@@ -29,6 +29,7 @@ from sb3_dreamer.dreamerv3.steps import (
     product,
     sample_one_hot,
     sampling_thresholds,
+    softmax,
     to_blocks,
 )
 
@@ -89,7 +90,7 @@ def forward_step(
     read, posterior = (deter.to(w.read.dtype) @ w.read).to(deter.dtype).chunk(2, dim=-1)  # 2 x (B, R)
     posterior = posterior + embed_in  # (B, R)
     logits = affine(norm_silu(posterior, w.posterior_scale), w.logits, w.logits_bias)  # (B, S * K)
-    probs = F.softmax(logits.unflatten(-1, (noise.shape[1], -1)), dim=-1)  # (B, S, K)
+    probs = softmax(logits.unflatten(-1, (noise.shape[1], -1)))  # (B, S, K)
     stoch = sample_one_hot(probs, noise).flatten(1)  # (B, S * K)
     return StepResult(deter, stoch, read, logits, inputs, hidden, gates, posterior, probs)
 

@@ -98,6 +98,17 @@ def core_step(
     return from_blocks(th.lerp(by_block, candidate, th.sigmoid(update - 1.0))), hidden, gates
 
 
+def softmax(logits: th.Tensor) -> th.Tensor:
+    """
+    Over the last axis, without gradient. Written out, for the library's kernel is slow where classes are few.
+
+    :param logits: (N, S, K)
+    :return: (N, S, K)
+    """
+    weights = (logits - logits.amax(-1, keepdim=True)).exp_()
+    return weights / weights.sum(-1, keepdim=True)
+
+
 def sample_one_hot(probs: th.Tensor, noise: th.Tensor) -> th.Tensor:
     """
     :param probs: before mixing with the uniform (N, S, K)
