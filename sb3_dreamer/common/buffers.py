@@ -9,10 +9,10 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
-from torch.nn import functional as F
 
 from sb3_dreamer.common.preprocessing import SINGLE_KEY
 from sb3_dreamer.common.type_aliases import LatentState, NumpyObs, SequenceBatch, SequenceIndices, TensorObs
+from sb3_dreamer.common.utils import one_hot
 
 try:
     # As SB3 does: check the memory when possible
@@ -305,7 +305,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         # A row without a latent gives zeros, also for the one-hots: class 0 would be something else.
         known = self._to_device(self.has_latent[rows, envs]).float()  # (B,)
         deter = self._to_device(self.deter[rows, envs]).float() * known[:, None]  # (B, D)
-        stoch = F.one_hot(self._to_device(self.stoch[rows, envs]).long(), classes).float()  # (B, S, K)
+        stoch = one_hot(self._to_device(self.stoch[rows, envs]), classes)  # (B, S, K)
         return LatentState(deter, stoch * known[:, None, None])
 
     # ---- reading ----

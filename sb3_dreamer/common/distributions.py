@@ -11,7 +11,7 @@ from typing import Any
 import torch as th
 from torch.nn import functional as F
 
-from sb3_dreamer.common.utils import device_constant
+from sb3_dreamer.common.utils import device_constant, one_hot
 
 
 def at_least_float32(x: th.Tensor) -> th.Tensor:
@@ -129,8 +129,8 @@ class OneHotCategoricalST(Categorical):
         :param indices: (..., G)
         :return: one-hot (..., G, K), exactly 0 or 1, whose gradient is that of the probabilities
         """
-        one_hot = F.one_hot(indices.long(), self.logits.shape[-1]).to(self.probs.dtype)
-        return one_hot + (self.probs - self.probs.detach())
+        sample = one_hot(indices, self.logits.shape[-1], self.probs.dtype)
+        return sample + (self.probs - self.probs.detach())
 
     def rsample(self, noise: th.Tensor) -> th.Tensor:
         """

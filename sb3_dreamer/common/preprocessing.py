@@ -9,10 +9,9 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
-from torch.nn import functional as F
 
 from sb3_dreamer.common.type_aliases import TensorObs
-from sb3_dreamer.common.utils import device_constant
+from sb3_dreamer.common.utils import device_constant, one_hot
 
 SINGLE_KEY = "obs"
 
@@ -64,10 +63,9 @@ def one_hot_groups(indices: th.Tensor, sizes: list[int]) -> th.Tensor:
     :param sizes: classes of each group
     :return: the groups' one-hots one after the other, (..., sum(sizes)) float32
     """
-    indices = indices.long()
     if len(set(sizes)) == 1:
-        return F.one_hot(indices, sizes[0]).flatten(-2).float()  # (..., G * K)
-    return th.cat([F.one_hot(indices[..., i], size) for i, size in enumerate(sizes)], dim=-1).float()
+        return one_hot(indices, sizes[0]).flatten(-2)  # (..., G * K)
+    return th.cat([one_hot(indices[..., i], size) for i, size in enumerate(sizes)], dim=-1)
 
 
 def class_indices(observation: th.Tensor, space: spaces.Space) -> th.Tensor:

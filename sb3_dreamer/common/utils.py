@@ -20,6 +20,19 @@ def device_constant(values: tuple[int, ...], device: th.device) -> th.Tensor:
     return th.tensor(values, device=device)
 
 
+def one_hot(indices: th.Tensor, classes: int, dtype: th.dtype = th.float32) -> th.Tensor:
+    """
+    As torch's, without its look at the indices, which would wait for the device.
+
+    :param indices: (...) of integers, each below ``classes``
+    :param classes: K
+    :param dtype: of the result
+    :return: (..., K)
+    """
+    zeros = th.zeros((*indices.shape, classes), dtype=dtype, device=indices.device)
+    return zeros.scatter_(-1, indices.long().unsqueeze(-1), 1.0)
+
+
 class PiecewiseSchedule:
     """
     Linear between points, constant before the first and after the last: for instance to prime a run with a low rate.

@@ -6,6 +6,7 @@ import torch as th
 from torch.nn import functional as F
 
 from sb3_dreamer.common.torch_layers import NORM_EPS
+from sb3_dreamer.common.utils import one_hot
 from sb3_dreamer.dreamerv3.rssm import RSSM
 
 # Weights as the loops read them: inputs times weights, R is the hidden width of the RSSM. Matrices are in the dtype of the
@@ -119,7 +120,7 @@ def sample_one_hot(probs: th.Tensor, noise: th.Tensor) -> th.Tensor:
     if noise.is_floating_point():
         # The cumulative sum may end a rounding error below 1.
         indices = (probs.cumsum(-1) <= noise).sum(-1).clamp_(max=probs.shape[-1] - 1)  # (N, S)
-    return th.zeros_like(probs).scatter_(-1, indices.unsqueeze(-1), 1.0)
+    return one_hot(indices, probs.shape[-1], probs.dtype)
 
 
 def sampling_thresholds(noise: th.Tensor, classes: int, unimix: float) -> th.Tensor:
