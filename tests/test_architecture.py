@@ -22,6 +22,7 @@ FLOORS = [
     },
     {"common.buffers", "common.envs", "dreamerv3.model_sizes"},
     {"dreamerv3.networks", "dreamerv3.heads", "dreamerv3.rssm"},
+    {"dreamerv3.fused_weights"},
     {"dreamerv3.steps"},
     {"dreamerv3.scan"},
     {"dreamerv3.world_model"},

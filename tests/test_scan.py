@@ -82,7 +82,7 @@ def relative_error(ours, reference):
 )
 def test_all_paths_give_the_same_loss_and_gradients(space, action, dimensions, settings, request):
     p = problem(space, ACTION_SPACES[action], settings, **dimensions)
-    assert steps.is_covered(p.policy.world_model.rssm)
+    assert scan.is_covered(p.policy.world_model.rssm)
     ours = {"fast": result_of(p)}
     request.getfixturevalue("plain_model")
     ours["plain"] = result_of(p)
@@ -124,8 +124,8 @@ def test_a_subclass_of_the_recurrent_model_takes_the_plain_path():
         pass
 
     policy = make_policy(VECTOR, spaces.Discrete(2))
-    assert steps.is_covered(policy.world_model.rssm)
-    assert not steps.is_covered(Mine(8, 2, policy.size))
+    assert scan.is_covered(policy.world_model.rssm)
+    assert not scan.is_covered(Mine(8, 2, policy.size))
 
 
 def test_class_indices_as_noise_are_taken_as_they_are():

@@ -7,14 +7,12 @@ from torch import nn
 
 from sb3_dreamer.common.preprocessing import encode_actions
 from sb3_dreamer.common.type_aliases import ImaginationNoise, ImaginedTrajectory, LatentState
+from sb3_dreamer.dreamerv3.fused_weights import CoreWeights, DreamWeights, core_weights, dream_weights, is_covered
 from sb3_dreamer.dreamerv3.heads import ActorHead
 from sb3_dreamer.dreamerv3.steps import (
-    CoreWeights,
     affine,
     compute_dtype,
     core_step,
-    core_weights,
-    is_covered,
     norm_silu,
     product,
     sample_one_hot,
@@ -61,43 +59,6 @@ def imagine_plainly(
             state = rssm.img_step(state, action, noise.stoch[:, k])
     latents = LatentState(th.stack([s.deter for s in states], dim=1), th.stack([s.stoch for s in states], dim=1))
     return ImaginedTrajectory(th.stack(features, dim=1), th.stack(actions, dim=1), latents)
-
-
-class DreamWeights(NamedTuple):
-    """First layers, prior and the actor's first layer; R is the hidden width of the RSSM. See :mod:`steps`."""
-
-    read: th.Tensor  # (D, 2R + U), deter to [the core's input of the next step | the prior | the actor]
-    deter_bias: th.Tensor  # (R,)
-    stoch: th.Tensor  # (S * K, R + U), stoch to [the core's input of the next step | the actor]
-    stoch_bias: th.Tensor  # (R + U,)
-    action: th.Tensor  # (A, R)
-    action_bias: th.Tensor  # (R,)
-    core_bias: th.Tensor  # (D,)
-    prior_bias: th.Tensor  # (R,)
-    prior_scale: th.Tensor  # (R,)
-
-
-def dream_weights(world_model: WorldModel, actor: ActorHead, dtype: th.dtype) -> DreamWeights:
-    """
-    :param world_model: with an RSSM that is covered
-    :param actor: the policy
-    :param dtype: of matrix products
-    :return: its weights as :func:`dream_step` reads them
-    """
-    core, deter = world_model.rssm.core, world_model.rssm.size.deter
-    from_deter, from_stoch, from_action = core.from_deter.linear, core.from_stoch.linear, core.from_action.linear
-    prior, actor_in = world_model.rssm.prior_net.mlp.first, actor.mlp.first.linear
-    return DreamWeights(
-        read=th.cat([from_deter.weight, prior.linear.weight, actor_in.weight[:, :deter]]).t().to(dtype),
-        deter_bias=from_deter.bias,
-        stoch=th.cat([from_stoch.weight, actor_in.weight[:, deter:]]).t().to(dtype),
-        stoch_bias=th.cat([from_stoch.bias, actor_in.bias]),
-        action=from_action.weight.t().to(dtype),
-        action_bias=from_action.bias,
-        core_bias=core.block.bias,
-        prior_bias=prior.linear.bias,
-        prior_scale=prior.norm.weight,
-    )
 
 
 class DreamState(NamedTuple):
@@ -159,7 +120,7 @@ def imagine_fused(
     n, horizon = noise.stoch.shape[:2]
     deter_dim, groups, classes = rssm.size.latent_shape
     dtype = compute_dtype(start.deter)
-    core, w = core_weights(rssm, dtype, 3), dream_weights(world_model, actor, dtype)
+    core, w = core_weights(rssm, dtype, 3), dream_weights(rssm, actor, dtype)
     rest_of_prior = nn.Sequential(*rssm.prior_net.mlp.rest, rssm.prior_net.logits)
     rest_of_actor = nn.Sequential(*actor.mlp.rest)
     thresholds = sampling_thresholds(noise.stoch, classes, rssm.size.unimix)  # (N, H, S, K)

@@ -15,16 +15,14 @@ from torch.nn import functional as F
 from sb3_dreamer.common.distributions import OneHotCategoricalST
 from sb3_dreamer.common.torch_layers import NORM_EPS
 from sb3_dreamer.common.type_aliases import LatentState
+from sb3_dreamer.dreamerv3.fused_weights import CoreWeights, ScanWeights, core_weights, is_covered, scan_weights
 from sb3_dreamer.dreamerv3.rssm import RSSM
 from sb3_dreamer.dreamerv3.steps import (
-    CoreWeights,
     affine,
     block_product,
     compute_dtype,
     core_step,
-    core_weights,
     from_blocks,
-    is_covered,
     norm_silu,
     product,
     sample_one_hot,
@@ -32,18 +30,6 @@ from sb3_dreamer.dreamerv3.steps import (
     softmax,
     to_blocks,
 )
-
-
-class ScanWeights(NamedTuple):
-    """Of the first layers and of the posterior."""
-
-    read: th.Tensor  # (D, 2R), deter to [the core's input of the next step | the posterior's hidden layer]
-    deter_bias: th.Tensor  # (R,)
-    stoch: th.Tensor  # (S * K, R)
-    stoch_bias: th.Tensor  # (R,)
-    posterior_scale: th.Tensor  # (R,)
-    logits: th.Tensor  # (R, S * K)
-    logits_bias: th.Tensor  # (S * K,)
 
 
 class StepResult(NamedTuple):
@@ -336,25 +322,6 @@ def gate_tables(gates: th.Tensor, deter: th.Tensor, keep: th.Tensor) -> tuple[th
         (tanh - before) * update * (1.0 - update),
     ]
     return th.stack(by_gate, dim=3), (1.0 - update) * keep.unsqueeze(1)
-
-
-def scan_weights(rssm: RSSM, dtype: th.dtype) -> ScanWeights:
-    """
-    :param rssm: a model that is covered
-    :param dtype: of matrix products
-    :return: weights of first layers and posterior
-    """
-    from_deter, from_stoch = rssm.core.from_deter.linear, rssm.core.from_stoch.linear
-    posterior, logits = rssm.posterior_net.mlp.first, rssm.posterior_net.logits
-    return ScanWeights(
-        read=th.cat([from_deter.weight, posterior.linear.weight[:, : rssm.size.deter]]).t().to(dtype),
-        deter_bias=from_deter.bias,
-        stoch=from_stoch.weight.t().to(dtype),
-        stoch_bias=from_stoch.bias,
-        posterior_scale=posterior.norm.weight,
-        logits=logits.weight.t().to(dtype),
-        logits_bias=logits.bias,
-    )
 
 
 def action_share(rssm: RSSM, action: th.Tensor) -> th.Tensor:

@@ -1,33 +1,11 @@
 """Pieces of a recurrent step as pure functions of tensors and weights, for the loops of observing and dreaming."""
 
-from typing import NamedTuple
-
 import torch as th
 from torch.nn import functional as F
 
 from sb3_dreamer.common.torch_layers import NORM_EPS
 from sb3_dreamer.common.utils import one_hot
-from sb3_dreamer.dreamerv3.rssm import RSSM
-
-# Weights as the loops read them: inputs times weights, R is the hidden width of the RSSM. Matrices are in the dtype of the
-# products, all else in that of the state. Every field is a view, slice or copy of stored parameters, made inside the graph:
-# autograd leads the gradients back to them.
-
-
-class CoreWeights(NamedTuple):
-    """Of the recurrent core behind its first layers, for I inputs."""
-
-    input_scale: th.Tensor  # (I, R), norms of the first layers
-    inputs: th.Tensor  # (I * R, D), all blocks' weights of the inputs
-    blocks: th.Tensor  # (G, D/G, D/G), weights of the blocks' own slices
-    scale: th.Tensor  # (D,)
-    gates: th.Tensor  # (G, D/G, 3 D/G)
-    gates_bias: th.Tensor  # (G, 1, 3 D/G)
-
-
-def is_covered(rssm: RSSM) -> bool:
-    """:return: whether the loops know this model: our own class, with one hidden layer in core and posterior"""
-    return type(rssm) is RSSM and rssm.size.dynamics_layers == rssm.size.posterior_layers == 1
+from sb3_dreamer.dreamerv3.fused_weights import CoreWeights
 
 
 def compute_dtype(like: th.Tensor) -> th.dtype:
@@ -137,24 +115,3 @@ def sampling_thresholds(noise: th.Tensor, classes: int, unimix: float) -> th.Ten
         return noise.long()
     uniform = th.arange(1, classes + 1, device=noise.device, dtype=noise.dtype) * (unimix / classes)  # (K,)
     return (noise.unsqueeze(-1) - uniform) / (1.0 - unimix)
-
-
-def core_weights(rssm: RSSM, dtype: th.dtype, n_inputs: int) -> CoreWeights:
-    """
-    :param rssm: a model that is covered
-    :param dtype: of matrix products
-    :param n_inputs: 2 for deter and stoch, 3 with the action
-    :return: weights of the core
-    """
-    core, size = rssm.core, rssm.size
-    own = size.deter // size.blocks
-    norms: list[th.Tensor] = [layer.norm.weight for layer in (core.from_deter, core.from_stoch, core.from_action)[:n_inputs]]
-    return CoreWeights(
-        input_scale=th.stack(norms),
-        # Every block reads all inputs through weights of its own: seen from the inputs, one dense layer.
-        inputs=core.block.weight[:, own : own + n_inputs * size.hidden].transpose(0, 1).flatten(1).to(dtype),
-        blocks=core.block.weight[:, :own].to(dtype),
-        scale=core.block_norm.weight,
-        gates=core.gates.weight.to(dtype),
-        gates_bias=core.gates.bias.unflatten(0, (size.blocks, 1, -1)),
-    )
