@@ -113,3 +113,14 @@ def random_batch(policy: DreamerPolicy, batch_size: int = 4, length: int = 8, se
         initial=policy.world_model.rssm.initial(batch_size),
         indices=SequenceIndices(np.zeros(lead, np.int64), np.zeros(batch_size, np.int64)),
     )
+
+
+def double(value):
+    """Floats of a nested structure in float64."""
+    if isinstance(value, th.Tensor):
+        return value.double() if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: double(part) for key, part in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(double(part) for part in value))
+    return value

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from sb3_dreamer.common.type_aliases import ImaginationNoise, LatentState, UpdateNoise
 from sb3_dreamer.dreamerv3 import imagination, scan, steps, world_model
 from sb3_dreamer.dreamerv3.rssm import RSSM
-from tests.helpers import ACTION_SPACES, IMAGE, MIXED, VECTOR, make_loss, make_policy, random_batch, randomize_outputs
+from tests.helpers import ACTION_SPACES, IMAGE, MIXED, VECTOR, double, make_loss, make_policy, random_batch, randomize_outputs
 from tests.reference import Reference
 
 LENGTH, BATCH = 7, 3
@@ -20,17 +20,6 @@ CASES = [
     (IMAGE, "multi_discrete"),
     (MIXED, "multi_binary"),
 ]
-
-
-def double(value):
-    """Floats of a nested structure in float64."""
-    if isinstance(value, th.Tensor):
-        return value.double() if value.is_floating_point() else value
-    if isinstance(value, dict):
-        return {key: double(part) for key, part in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(double(part) for part in value))
-    return value
 
 
 def problem(observation_space, action_space, settings=None, **dimensions):

@@ -195,8 +195,10 @@ def test_linear_schedule_of_sb3():
 def test_metric_averager_waits_for_the_flush():
     averager = MetricAverager()
     assert averager.flush() == {}
-    averager.add({"a": th.tensor(1.0), "b": th.tensor(4.0)})
-    averager.add({"a": th.tensor(2.0), "b": th.tensor(0.0)})
+    values = th.tensor([1.0, 4.0])
+    averager.add(("a", "b"), values)
+    values[:] = th.tensor([2.0, 0.0])  # the memory of a replayed update
+    averager.add(("a", "b"), values)
     assert averager.means() == averager.flush() == {"a": 1.5, "b": 2.0}
     assert averager.flush() == {}
 

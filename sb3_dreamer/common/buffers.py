@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_dreamer.common.preprocessing import SINGLE_KEY
+from sb3_dreamer.common.preprocessing import SINGLE_KEY, as_array_dict, check_finite
 from sb3_dreamer.common.type_aliases import LatentState, NumpyObs, SequenceBatch, SequenceIndices, TensorObs
 from sb3_dreamer.common.utils import one_hot
 
@@ -281,18 +281,28 @@ class SequenceReplayBuffer(ReplayBuffer):
 
     def update_latents(self, indices: SequenceIndices, latents: LatentState) -> None:
         """
-        Write latents beside their rows; rows that were overwritten meanwhile are skipped.
+        Write latents beside their rows at once.
 
         :param indices: steps (B, T) and envs (B,)
         :param latents: deter (B, T, D), stoch one-hot (B, T, S, K)
         """
-        if not self.replay_context:
-            return
+        if self.replay_context:
+            deter, stoch = latents.deter.detach().to(th.float16), latents.stoch.detach().argmax(-1)
+            self.write_latents(indices, deter.cpu().numpy(), stoch.cpu().numpy())
+
+    def write_latents(self, indices: SequenceIndices, deter: np.ndarray, stoch: np.ndarray) -> None:
+        """
+        Rows that were overwritten meanwhile are skipped; of duplicates the last wins.
+
+        :param indices: steps (B, T) and envs (B,)
+        :param deter: (B, T, D) in 16 bits
+        :param stoch: class indices (B, T, S)
+        """
         envs = np.broadcast_to(indices.envs[:, None], indices.steps.shape)
         alive = indices.steps >= np.maximum(self.counts - self.buffer_size, 0)[envs]
         where = indices.steps[alive] % self.buffer_size, envs[alive]
-        self.deter[where] = latents.deter.detach().to(th.float16).cpu().numpy()[alive]
-        self.stoch[where] = latents.stoch.detach().argmax(-1).cpu().numpy()[alive]
+        self.deter[where] = deter[alive]
+        self.stoch[where] = stoch[alive]
         self.has_latent[where] = True
 
     def _initial_latents(self, steps: np.ndarray, envs: np.ndarray) -> LatentState:
@@ -379,19 +389,3 @@ class SequenceReplayBuffer(ReplayBuffer):
     def _to_device(self, array: np.ndarray) -> th.Tensor:
         """Fancy indexing has made a copy already: no second one on the CPU."""
         return th.as_tensor(array, device=self.device)
-
-
-def as_array_dict(observations: NumpyObs) -> dict[str, np.ndarray]:
-    """:return: observations by key, under ``SINGLE_KEY`` where there is only one"""
-    return observations if isinstance(observations, dict) else {SINGLE_KEY: observations}
-
-
-def check_finite(name: str, array: np.ndarray) -> None:
-    """
-    :param name: key of an observation, or ``reward``
-    :param array: (n_envs, ...)
-    :raises ValueError: names the key and the environment of the first value that is NaN or infinite
-    """
-    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-        env, *where = np.argwhere(~np.isfinite(array))[0]
-        raise ValueError(f"`{name}` of environment {env} is {array[(env, *where)]}: all values must be finite")

@@ -40,6 +40,9 @@ class LaProp(Optimizer):
     :param betas: decay of the momentum and of the squared gradient
     :param eps: added to the root; tiny, since a parameter without any gradient must not move
     :raises ValueError: if a setting is out of its range
+
+    For a step that is recorded once and replayed (:meth:`prepare_recording`), number of steps and learning rates live in
+    tensors; :meth:`fill_rates` brings there what was written into ``param_groups``.
     """
 
     def __init__(
@@ -73,14 +76,34 @@ class LaProp(Optimizer):
             self._step_group(group)
         return loss
 
+    def prepare_recording(self) -> None:
+        """Create all state now, and keep in tensors on the device what Python would otherwise freeze into the record."""
+        for group in self.param_groups:
+            device = group["params"][0].device
+            for p in group["params"]:
+                self._init_state(p)
+            if not isinstance(group["step"], th.Tensor):
+                # In float64: 1 - 0.999 in float32 is wrong in the fifth digit.
+                group["step"] = th.tensor(group["step"], dtype=th.float64, device=device)
+            group.setdefault("rate", th.zeros((), dtype=th.float64, device=device))
+        self.fill_rates()
+
+    def fill_rates(self) -> None:
+        """In place: whoever changes the learning rate replaces the number in ``param_groups``, never the tensor."""
+        for group in self.param_groups:
+            group["rate"].fill_(float(group["lr"]))
+
+    def _init_state(self, p: th.Tensor) -> None:
+        if not self.state[p]:
+            self.state[p]["exp_avg"] = th.zeros_like(p, memory_format=th.preserve_format)
+            self.state[p]["exp_avg_sq"] = th.zeros_like(p, memory_format=th.preserve_format)
+
     def _step_group(self, group: dict[str, Any]) -> None:
         params = [p for p in group["params"] if p.grad is not None]
         if not params:
             return
         for p in params:
-            if not self.state[p]:
-                self.state[p]["exp_avg"] = th.zeros_like(p, memory_format=th.preserve_format)
-                self.state[p]["exp_avg_sq"] = th.zeros_like(p, memory_format=th.preserve_format)
+            self._init_state(p)
         grads = [p.grad for p in params]
         momentum = [self.state[p]["exp_avg"] for p in params]
         squares = [self.state[p]["exp_avg_sq"] for p in params]
@@ -89,9 +112,14 @@ class LaProp(Optimizer):
 
         th._foreach_mul_(squares, beta2)
         th._foreach_addcmul_(squares, grads, grads, value=1.0 - beta2)
-        root = th._foreach_div(squares, 1.0 - beta2 ** group["step"])
+        is_recorded = isinstance(group["step"], th.Tensor)
+        debias1, debias2 = 1.0 - beta1 ** group["step"], 1.0 - beta2 ** group["step"]
+        root = th._foreach_div(squares, debias2.to(squares[0].dtype) if is_recorded else debias2)
         th._foreach_sqrt_(root)
         th._foreach_add_(root, group["eps"])
         normalised = th._foreach_div(grads, root)
         th._foreach_lerp_(momentum, normalised, 1.0 - beta1)
-        th._foreach_add_(params, momentum, alpha=-float(group["lr"]) / (1.0 - beta1 ** group["step"]))
+        if is_recorded:
+            th._foreach_add_(params, th._foreach_mul(momentum, (-group["rate"] / debias1).to(params[0].dtype)))
+        else:
+            th._foreach_add_(params, momentum, alpha=-float(group["lr"]) / debias1)

@@ -10,7 +10,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 
-from sb3_dreamer.common.type_aliases import TensorObs
+from sb3_dreamer.common.type_aliases import NumpyObs, TensorObs
 from sb3_dreamer.common.utils import device_constant, one_hot
 
 SINGLE_KEY = "obs"
@@ -29,6 +29,22 @@ def as_space_dict(space: spaces.Space) -> dict[str, spaces.Space]:
 def as_tensor_dict(observations: TensorObs) -> dict[str, th.Tensor]:
     """:return: the observations by key, as :func:`as_space_dict` names them"""
     return observations if isinstance(observations, dict) else {SINGLE_KEY: observations}
+
+
+def as_array_dict(observations: NumpyObs) -> dict[str, np.ndarray]:
+    """:return: observations by key, under ``SINGLE_KEY`` where there is only one"""
+    return observations if isinstance(observations, dict) else {SINGLE_KEY: observations}
+
+
+def check_finite(name: str, array: np.ndarray) -> None:
+    """
+    :param name: key of an observation, or ``reward``
+    :param array: (n_envs, ...)
+    :raises ValueError: names the key and the environment of the first value that is NaN or infinite
+    """
+    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+        env, *where = np.argwhere(~np.isfinite(array))[0]
+        raise ValueError(f"`{name}` of environment {env} is {array[(env, *where)]}: all values must be finite")
 
 
 def is_image(space: spaces.Space, normalize_images: bool = True) -> bool:

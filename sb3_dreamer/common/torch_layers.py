@@ -220,6 +220,6 @@ class MLP(nn.Sequential):
         return cast(HiddenLayer, self[0])
 
     @property
-    def rest(self) -> list[nn.Module]:
+    def rest(self) -> "list[HiddenLayer]":
         """All layers behind the first."""
-        return list(self)[1:]
+        return [cast(HiddenLayer, layer) for layer in list(self)[1:]]

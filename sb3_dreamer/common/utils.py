@@ -182,13 +182,13 @@ class MetricAverager:
         self._sums: th.Tensor | None = None
         self._count = 0
 
-    def add(self, metrics: dict[str, th.Tensor]) -> None:
+    def add(self, names: tuple[str, ...], values: th.Tensor) -> None:
         """
-        :param metrics: scalars by name, the same names each time
+        :param names: of the metrics, the same each time
+        :param values: one for each name (M,)
         """
-        values = th.stack([value.detach().float() for value in metrics.values()])
-        self._names = tuple(metrics)
-        self._sums = values if self._sums is None else self._sums + values
+        self._names = names
+        self._sums = values.clone() if self._sums is None else self._sums + values
         self._count += 1
 
     def means(self) -> dict[str, float]:

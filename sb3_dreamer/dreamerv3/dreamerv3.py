@@ -16,13 +16,14 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
-from sb3_dreamer.common.optimizers import clip_grad_agc_
 from sb3_dreamer.common.preprocessing import decode_actions, encode_actions
 from sb3_dreamer.common.type_aliases import LatentState, PolicyState
 from sb3_dreamer.common.utils import MetricAverager, PiecewiseSchedule, TrainRatio, UpdateClock, make_schedule, warmup_factor
+from sb3_dreamer.common.write_back import LatentWriteBack
 from sb3_dreamer.dreamerv3.arguments import check_arguments, check_buffer, check_space, name_counterparts, warn_if_small
 from sb3_dreamer.dreamerv3.losses import DreamerLoss
 from sb3_dreamer.dreamerv3.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy
+from sb3_dreamer.dreamerv3.update import make_update
 
 SelfDreamerV3 = TypeVar("SelfDreamerV3", bound="DreamerV3")
 
@@ -58,7 +59,7 @@ class DreamerV3(OffPolicyAlgorithm):
     :param online_queue: train on each new window once before drawing uniformly
     :param imagine_last: dream from the last K rows of each window only; 0: from all
     :param precision: ``"fp32"``, ``"bf16"`` (autocast), or ``"auto"``: bf16 where a CUDA device has it
-    :param compile: compile the recurrent core with ``torch.compile``; ``"auto"`` does not yet
+    :param compile: compile the recurrent steps, and on CUDA record the whole update as one graph; ``"auto"``: on CUDA
     :param train_freq: collect so many steps, or ``(n, "episode")``, between training calls
     :param replay_buffer_class: a subclass of :class:`~sb3_dreamer.common.buffers.SequenceReplayBuffer`
     :param replay_buffer_kwargs: keyword arguments of the replay buffer
@@ -186,8 +187,6 @@ class DreamerV3(OffPolicyAlgorithm):
         finally:
             self.policy_kwargs, self.replay_buffer_kwargs = user_policy_kwargs, user_buffer_kwargs
         self.replay_buffer.latent_shape = self.policy.size.latent_shape
-        if self.compile is True:
-            self.policy.world_model.rssm.core.compile(dynamic=False)
         self._setup_training()
 
     def _setup_training(self) -> None:
@@ -205,6 +204,8 @@ class DreamerV3(OffPolicyAlgorithm):
             imagine_last=self.imagine_last,
             loss_scales=self.loss_scales,
         )
+        self._update = make_update(self.loss_module, self.agc_clip, self.tau, self.compile, self.verbose)
+        self._write_back = LatentWriteBack(self.replay_buffer)
 
     def learn(
         self: SelfDreamerV3,
@@ -220,6 +221,7 @@ class DreamerV3(OffPolicyAlgorithm):
             total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar  # type: ignore[arg-type]
         )
         self._metrics.record(self.logger)  # no run ends without a look at its losses, on no device
+        self._write_back.flush()
         return self
 
     def _setup_learn(
@@ -297,9 +299,8 @@ class DreamerV3(OffPolicyAlgorithm):
         log_interval: int | None = None,
     ) -> RolloutReturn:
         """
-        As :meth:`OffPolicyAlgorithm.collect_rollouts`, and then set ``gradient_steps`` to the updates owed. Nothing is
-        lost at a stop: the transition that SB3 drops when a callback returns False is stored, and after an exception
-        the next ``learn`` resets the environments.
+        As SB3's, and then set ``gradient_steps`` to the updates owed. A stop loses nothing: the transition that SB3 drops
+        when a callback returns False is stored, and after an exception the next ``learn`` resets the environments.
         """
         steps_before, will_train = self.num_timesteps, False
         try:
@@ -322,7 +323,7 @@ class DreamerV3(OffPolicyAlgorithm):
 
     def train(self, gradient_steps: int, batch_size: int) -> None:
         """
-        One update after the other: sample, loss, gradient, clipping, step, slow critic, latents written back.
+        Sample, update the networks, write latents back; again and again.
 
         :param gradient_steps: number of updates
         :param batch_size: B, windows per update
@@ -331,18 +332,13 @@ class DreamerV3(OffPolicyAlgorithm):
         for _ in range(gradient_steps):
             self._clock.start()
             self._update_learning_rate(self.policy.optimizer)
+            self._write_back.apply()
             batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-            with self.policy.autocast():
-                output = self.loss_module(batch)
-            self.policy.optimizer.zero_grad(set_to_none=True)
-            output.loss.backward()
-            grad_norm = clip_grad_agc_(self.policy.parameters(), self.agc_clip)
-            self.policy.optimizer.step()
-            self.policy.update_target(self.tau)
-            self.replay_buffer.update_latents(batch.indices, output.posterior)
+            posterior, metrics = self._update(batch)
+            self._write_back.put(batch.indices, posterior)
             self._n_updates += 1
             self._train_ratio.pay()
-            self._metrics.add({**output.metrics, "train/grad_norm": grad_norm})
+            self._metrics.add(self._update.metric_names, metrics)
             self._announce_duration()
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if self.device.type == "cpu":  # elsewhere reading them would wait for the device
@@ -390,10 +386,15 @@ class DreamerV3(OffPolicyAlgorithm):
             raise
         self.replay_buffer.online_queue = self.online_queue
         self.replay_buffer.set_window(self.batch_length)
-        self._last_state = None
+        self._write_back, self._last_state = LatentWriteBack(self.replay_buffer), None
+
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """As SB3's, all latents written."""
+        self._write_back.flush()
+        super().save_replay_buffer(path)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "loss_module", "_last_state", "_metrics", "_clock"]
+        return [*super()._excluded_save_params(), "loss_module", "_update", "_write_back", "_last_state", "_metrics", "_clock"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer"], []

@@ -81,6 +81,14 @@ def scan_weights(rssm: RSSM, dtype: th.dtype) -> ScanWeights:
     )
 
 
+class LayerWeights(NamedTuple):
+    """A hidden layer."""
+
+    weight: th.Tensor  # (I, O)
+    bias: th.Tensor  # (O,)
+    scale: th.Tensor  # of its norm (O,)
+
+
 class DreamWeights(NamedTuple):
     """First layers, prior and the actor's first layer; of dreams."""
 
@@ -93,6 +101,9 @@ class DreamWeights(NamedTuple):
     core_bias: th.Tensor  # (D,)
     prior_bias: th.Tensor  # (R,)
     prior_scale: th.Tensor  # (R,)
+    prior_rest: tuple[LayerWeights, ...]  # the prior's further layers
+    logits: th.Tensor  # (R, S * K)
+    logits_bias: th.Tensor  # (S * K,)
 
 
 def dream_weights(rssm: RSSM, actor: ActorHead, dtype: th.dtype) -> DreamWeights:
@@ -105,6 +116,10 @@ def dream_weights(rssm: RSSM, actor: ActorHead, dtype: th.dtype) -> DreamWeights
     core, deter = rssm.core, rssm.size.deter
     from_deter, from_stoch, from_action = core.from_deter.linear, core.from_stoch.linear, core.from_action.linear
     prior, actor_in = rssm.prior_net.mlp.first, actor.mlp.first.linear
+    rest = (
+        LayerWeights(layer.linear.weight.t().to(dtype), layer.linear.bias, layer.norm.weight)
+        for layer in rssm.prior_net.mlp.rest
+    )
     return DreamWeights(
         read=th.cat([from_deter.weight, prior.linear.weight, actor_in.weight[:, :deter]]).t().to(dtype),
         deter_bias=from_deter.bias,
@@ -115,4 +130,7 @@ def dream_weights(rssm: RSSM, actor: ActorHead, dtype: th.dtype) -> DreamWeights
         core_bias=core.block.bias,
         prior_bias=prior.linear.bias,
         prior_scale=prior.norm.weight,
+        prior_rest=tuple(rest),
+        logits=rssm.prior_net.logits.weight.t().to(dtype),
+        logits_bias=rssm.prior_net.logits.bias,
     )

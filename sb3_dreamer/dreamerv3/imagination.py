@@ -13,6 +13,7 @@ from sb3_dreamer.dreamerv3.steps import (
     affine,
     compute_dtype,
     core_step,
+    maybe_compiled,
     norm_silu,
     product,
     sample_one_hot,
@@ -83,21 +84,13 @@ def read_deter(deter: th.Tensor, w: DreamWeights) -> tuple[th.Tensor, ...]:
     return product(deter, w.read).split([n_core, n_core, w.read.shape[1] - 2 * n_core], dim=-1)
 
 
-def dream_step(
-    state: DreamState,
-    action: th.Tensor,
-    noise: th.Tensor,
-    core: CoreWeights,
-    w: DreamWeights,
-    rest_of_prior: nn.Module,
-) -> DreamState:
+def dream_step(state: DreamState, action: th.Tensor, noise: th.Tensor, core: CoreWeights, w: DreamWeights) -> DreamState:
     """
     :param state: (N, ...)
     :param action: encoded (N, A)
     :param noise: as for :func:`sample_one_hot`
     :param core: weights of the core
     :param w: all other weights
-    :param rest_of_prior: the prior behind its first layer
     :return: the next state
     """
     action = (action / action.abs().clamp_min(1.0)).to(state.deter.dtype)  # as in BlockGRU
@@ -105,7 +98,10 @@ def dream_step(
     inputs = th.stack([state.from_deter + w.deter_bias, state.from_stoch, from_action], dim=1)  # (N, 3, R)
     deter, _, _ = core_step(state.deter, inputs, w.core_bias, core)  # (N, D)
     from_deter, prior, actor_in = read_deter(deter, w)
-    logits = rest_of_prior(norm_silu(prior + w.prior_bias, w.prior_scale)).to(deter.dtype)  # (N, S * K)
+    x = norm_silu(prior + w.prior_bias, w.prior_scale)  # (N, R)
+    for layer in w.prior_rest:
+        x = norm_silu(affine(x, layer.weight, layer.bias), layer.scale)  # (N, R)
+    logits = affine(x, w.logits, w.logits_bias)  # (N, S * K)
     probs = softmax(logits.unflatten(-1, (noise.shape[1], -1)))  # (N, S, K)
     stoch = sample_one_hot(probs, noise).flatten(1)  # (N, S * K)
     from_stoch, actor_too = read_stoch(stoch, w)
@@ -121,7 +117,6 @@ def imagine_fused(
     deter_dim, groups, classes = rssm.size.latent_shape
     dtype = compute_dtype(start.deter)
     core, w = core_weights(rssm, dtype, 3), dream_weights(rssm, actor, dtype)
-    rest_of_prior = nn.Sequential(*rssm.prior_net.mlp.rest, rssm.prior_net.logits)
     rest_of_actor = nn.Sequential(*actor.mlp.rest)
     thresholds = sampling_thresholds(noise.stoch, classes, rssm.size.unimix)  # (N, H, S, K)
     features = start.deter.new_empty(n, horizon + 1, rssm.size.features_dim)
@@ -129,12 +124,13 @@ def imagine_fused(
     (from_deter, _, actor_in), (from_stoch, actor_too) = read_deter(start.deter, w), read_stoch(stoch, w)
     state = DreamState(start.deter, stoch, from_deter, from_stoch, actor_in + actor_too)
     actions: list[th.Tensor] = []
+    step = maybe_compiled(dream_step, rssm.is_compiled)
     for k in range(horizon + 1):
         features[:, k, :deter_dim], features[:, k, deter_dim:] = state.deter, state.stoch
         hidden = rest_of_actor(norm_silu(state.actor_in, actor.mlp.first.norm.weight))  # (N, U)
         actions.append(actor.distribution(hidden).sample(noise.actions[:, k]))  # (N, action_dim)
         if k < horizon:
             action = encode_actions(actions[-1], world_model.action_space)  # (N, A)
-            state = dream_step(state, action, thresholds[:, k], core, w, rest_of_prior)
+            state = step(state, action, thresholds[:, k], core, w)
     latents = LatentState(features[..., :deter_dim], features[..., deter_dim:].unflatten(-1, (groups, classes)))
     return ImaginedTrajectory(features, th.stack(actions, dim=1), latents)

@@ -23,6 +23,7 @@ from sb3_dreamer.dreamerv3.steps import (
     compute_dtype,
     core_step,
     from_blocks,
+    maybe_compiled,
     norm_silu,
     product,
     sample_one_hot,
@@ -224,6 +225,7 @@ class ObserveScan(th.autograd.Function):
     def forward(
         ctx: Any,
         unimix: float,
+        is_compiled: bool,
         keep: th.Tensor,
         noise: th.Tensor,
         deter: th.Tensor,
@@ -236,11 +238,12 @@ class ObserveScan(th.autograd.Function):
         core, w = split_weights(weights)
         steps: list[StepResult] = []
         before = deter, stoch, product(deter, w.read).chunk(2, dim=-1)[0]
+        step = maybe_compiled(forward_step, is_compiled)
         for t in range(len(keep)):
-            steps.append(forward_step(*before, keep[t], action_in[t], embed_in[t], noise[t], core, w))
+            steps.append(step(*before, keep[t], action_in[t], embed_in[t], noise[t], core, w))
             before = steps[-1][:3]
         result = StepResult(*(th.stack(parts) for parts in zip(*steps, strict=True)))
-        ctx.unimix = unimix
+        ctx.unimix, ctx.is_compiled = unimix, is_compiled
         ctx.save_for_backward(keep, deter, stoch, *result, *weights)
         return result.deter, result.stoch, result.logits
 
@@ -265,9 +268,10 @@ class ObserveScan(th.autograd.Function):
         )
         steps: list[StepGradients] = []
         carried = th.zeros_like(grad_deter[0]), th.zeros_like(grad_stoch[0]), th.zeros_like(result.read[0])
+        step = maybe_compiled(backward_step, ctx.is_compiled)
         for t in reversed(range(len(keep))):
             grads = grad_deter[t] + carried[0], grad_stoch[t] + carried[1], grad_logits[t], carried[2]
-            steps.append(backward_step(*grads, tables.at(t), core, w, 1.0 - ctx.unimix))
+            steps.append(step(*grads, tables.at(t), core, w, 1.0 - ctx.unimix))
             carried = steps[-1][-3:]
         grad = StepGradients(*(th.stack(parts) for parts in zip(*reversed(steps), strict=True)))
         dtype = w.read.dtype
@@ -290,7 +294,7 @@ class ObserveScan(th.autograd.Function):
             logits=weight_gradient(posterior.value, grad.logits, dtype),
             logits_bias=grad.logits.sum((0, 1)),
         )
-        return None, None, None, None, None, grad.hidden, grad.posterior, *for_core, *for_others
+        return None, None, None, None, None, None, grad.hidden, grad.posterior, *for_core, *for_others
 
 
 def split_weights(weights: Sequence[th.Tensor]) -> tuple[CoreWeights, ScanWeights]:
@@ -355,6 +359,7 @@ def observe(
         start = initial.deter, initial.stoch.flatten(1)
         deter, stoch, logits = ObserveScan.apply(
             size.unimix,
+            rssm.is_compiled,
             keep,
             thresholds,
             *start,

@@ -1,11 +1,27 @@
 """Pieces of a recurrent step as pure functions of tensors and weights, for the loops of observing and dreaming."""
 
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, TypeVar, cast
+
 import torch as th
 from torch.nn import functional as F
 
 from sb3_dreamer.common.torch_layers import NORM_EPS
 from sb3_dreamer.common.utils import one_hot
 from sb3_dreamer.dreamerv3.fused_weights import CoreWeights
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@lru_cache
+def maybe_compiled(function: Function, is_compiled: bool) -> Function:
+    """
+    :param function: a pure step, defined at the top of a module
+    :param is_compiled: whether to compile it
+    :return: the function, or its compiled twin, which all models share
+    """
+    return cast(Function, th.compile(function, dynamic=False)) if is_compiled else function
 
 
 def compute_dtype(like: th.Tensor) -> th.dtype:

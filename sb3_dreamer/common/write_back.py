@@ -1,0 +1,105 @@
+"""Bring latents from the device back beside their replay rows without waiting for the device."""
+
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch as th
+
+from sb3_dreamer.common.buffers import SequenceReplayBuffer
+from sb3_dreamer.common.type_aliases import LatentState, SequenceIndices
+
+
+class Event(Protocol):
+    """What ``th.cuda.Event`` offers."""
+
+    def query(self) -> bool:
+        """:return: whether it has happened"""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until it has happened."""
+
+
+# Starts to copy tensors to the host; the copies are whole once the event has happened.
+Transfer = Callable[[list[th.Tensor]], tuple[list[np.ndarray], Event]]
+
+
+class PinnedTransfer:
+    """Copies to pinned memory on a side stream, beside whatever the device does next."""
+
+    def __init__(self, device: th.device):
+        self.stream = th.cuda.Stream(device)
+
+    def __call__(self, tensors: list[th.Tensor]) -> tuple[list[np.ndarray], Event]:
+        """
+        :param tensors: on the device, not to be changed in place
+        :return: copies, and the event after which they are whole
+        """
+        self.stream.wait_stream(th.cuda.current_stream(tensors[0].device))
+        with th.cuda.stream(self.stream):
+            copies = [th.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
+            for copy, tensor in zip(copies, tensors, strict=True):
+                copy.copy_(tensor, non_blocking=True)
+                tensor.record_stream(self.stream)
+            event = th.cuda.Event()
+            event.record(self.stream)
+        return [copy.numpy() for copy in copies], event
+
+
+class Pending(NamedTuple):
+    """Latents on their way to the host."""
+
+    indices: SequenceIndices
+    copies: list[np.ndarray]
+    event: Event
+
+
+class LatentWriteBack:
+    """
+    After an update, its posterior replaces the latents stored with the replayed rows.
+
+    On a CPU at once. On CUDA the copy is written before the next batch is gathered, if it has arrived by then; it lags by one
+    update at most, and :meth:`flush` ends the lag. Rows carry running numbers, so what was overwritten meanwhile is skipped.
+
+    :param buffer: gets the latents
+    :param transfer: brings tensors to the host; None: the device's own way
+    """
+
+    MAX_LAG = 1
+
+    def __init__(self, buffer: SequenceReplayBuffer, transfer: Transfer | None = None):
+        self.buffer = buffer
+        self.transfer = transfer
+        if transfer is None and buffer.device.type == "cuda":
+            self.transfer = PinnedTransfer(buffer.device)
+        self.pending: deque[Pending] = deque()
+
+    def put(self, indices: SequenceIndices, posterior: LatentState) -> None:
+        """
+        :param indices: rows of an update
+        :param posterior: their latents (B, T, ...)
+        """
+        if self.transfer is None:
+            self.buffer.update_latents(indices, posterior)
+        elif self.buffer.replay_context:
+            # New tensors: the next update may overwrite its outputs in place.
+            deter = posterior.deter.detach().to(th.float16)  # (B, T, D)
+            stoch = posterior.stoch.detach().argmax(-1).to(th.int16)  # (B, T, S)
+            self.pending.append(Pending(indices, *self.transfer([deter, stoch])))
+
+    def apply(self) -> None:
+        """Before a batch is gathered: write what has arrived, and wait for what is older than the last update."""
+        while self.pending and (len(self.pending) > self.MAX_LAG or self.pending[0].event.query()):
+            self._write()
+
+    def flush(self) -> None:
+        """Write everything: before rows are saved or loaded, and when a run ends."""
+        while self.pending:
+            self._write()
+
+    def _write(self) -> None:
+        indices, copies, event = self.pending.popleft()
+        event.synchronize()
+        self.buffer.write_latents(indices, *copies)

@@ -1,0 +1,320 @@
+"""One training update as a function of a batch: as it stands, with compiled steps, or recorded once and replayed."""
+
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, Protocol
+
+import torch as th
+
+from sb3_dreamer.common.optimizers import LaProp, clip_grad_agc_
+from sb3_dreamer.common.type_aliases import LatentState, SequenceBatch
+from sb3_dreamer.dreamerv3.fused_weights import is_covered
+from sb3_dreamer.dreamerv3.losses import DreamerLoss
+
+
+class UpdateResult(NamedTuple):
+    """What an update leaves behind: posterior (B, T, ...) and metrics in the order of ``metric_names`` (M,)."""
+
+    posterior: LatentState
+    metrics: th.Tensor
+
+
+class TrainingUpdate:
+    """
+    Loss, gradient, clipping, step, slow critic. No number leaves the device, all shapes are fixed by those of the batch.
+
+    :param loss_module: the objective; its policy owns networks and optimiser, changed in place
+    :param agc_clip: see :func:`~sb3_dreamer.common.optimizers.clip_grad_agc_`
+    :param tau: share of the critic that its slow copy takes
+    :param is_compiled: compile the steps of the fused loops at the first batch
+    :param verbose: 1 prints one line about that
+    """
+
+    def __init__(
+        self,
+        loss_module: DreamerLoss,
+        *,
+        agc_clip: float,
+        tau: float,
+        is_compiled: bool = False,
+        verbose: int = 0,
+    ):
+        self.loss_module = loss_module
+        self.policy = loss_module.policy
+        self.agc_clip = agc_clip
+        self.tau = tau
+        self.must_compile = is_compiled and not self.policy.world_model.rssm.is_compiled
+        self.verbose = verbose
+        self.metric_names: tuple[str, ...] = ()
+
+    def __call__(self, batch: SequenceBatch) -> UpdateResult:
+        """
+        :param batch: B windows of T rows
+        :return: by-products, all detached
+        """
+        if self.must_compile:
+            self.must_compile = False
+            compile_steps(self, batch)
+        with self.policy.autocast():
+            output = self.loss_module(batch)
+        self.compute_gradients(output.loss)
+        grad_norm = clip_grad_agc_(self.policy.parameters(), self.agc_clip)
+        self.policy.optimizer.step()
+        self.policy.update_target(self.tau)
+        metrics = {**output.metrics, "train/grad_norm": grad_norm}
+        self.metric_names = tuple(metrics)
+        return UpdateResult(output.posterior.detach(), th.stack([value.detach().float() for value in metrics.values()]))
+
+    def compute_gradients(self, loss: th.Tensor) -> None:
+        """
+        Fill ``grad`` of every trained parameter, laid out as the parameter is: elsewise the optimiser's joint operations
+        fall back to one tensor at a time.
+
+        :param loss: to minimise
+        """
+        parameters = self.policy.trainable_parameters()
+        gradients = th.autograd.grad(loss, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None and gradient.stride() != parameter.stride():
+                gradient = th.empty_like(parameter).copy_(gradient)
+            parameter.grad = gradient
+
+
+def compile_steps(update: TrainingUpdate, batch: SequenceBatch) -> None:
+    """
+    Compile the steps of the fused loops for the shapes of this batch, or say why not and go on without.
+
+    :param update: whose model it is for
+    :param batch: any batch of the run
+    """
+    policy, rssm = update.policy, update.policy.world_model.rssm
+    if not is_covered(rssm):
+        return
+    normalizer = policy.return_normalizer
+    kept = normalizer.low.clone(), normalizer.high.clone()
+    start, rssm.is_compiled = time.perf_counter(), True
+    devices = [policy.device] if policy.device.type == "cuda" else []
+    try:
+        with th.random.fork_rng(devices), policy.autocast():
+            loss = update.loss_module(batch).loss
+            th.autograd.grad(loss, policy.trainable_parameters(), allow_unused=True)
+        if update.verbose >= 1:
+            print(f"Compiled one step of observing, of its backward pass and of dreaming: {time.perf_counter() - start:.0f} s")
+    except Exception as error:
+        rssm.is_compiled = False
+        warnings.warn(f"Training goes on uncompiled (compile=False says so at once), for compiling failed: {error!r}")
+    finally:
+        normalizer.low.copy_(kept[0])
+        normalizer.high.copy_(kept[1])
+
+
+# ---- recorded and replayed ----
+
+
+class Recorder(Protocol):
+    """A way to run a function once and then its operations again and again, on the same memory."""
+
+    def warm_up(self) -> AbstractContextManager[Any]:
+        """:return: a context for runs before the recording, on the stream of the recording"""
+        ...
+
+    def record(self, function: Callable[[], UpdateResult]) -> UpdateResult:
+        """:return: what the function returned; the memory is the same after each replay"""
+        ...
+
+    def replay(self) -> None:
+        """Do it again: what the memory holds now is read, and the result overwritten."""
+
+    def fork_rng(self) -> AbstractContextManager[Any]:
+        """:return: a context that leaves the random state as it was"""
+        ...
+
+
+class CudaRecorder:
+    """
+    A CUDA graph. Random numbers are new at each replay: the graph moves the state of the device's generator along.
+
+    :param device: of the update
+    """
+
+    def __init__(self, device: th.device):
+        self.device = device
+        self.stream = th.cuda.Stream(device)
+        self.graph = th.cuda.CUDAGraph()
+
+    def warm_up(self) -> AbstractContextManager[Any]:
+        """On a side stream, the one that records: what libraries set up at first use belongs to a stream."""
+        self.stream.wait_stream(th.cuda.current_stream(self.device))
+        return th.cuda.stream(self.stream)
+
+    def record(self, function: Callable[[], UpdateResult]) -> UpdateResult:
+        """As :class:`Recorder` says."""
+        th.cuda.current_stream(self.device).wait_stream(self.stream)
+        th.cuda.synchronize(self.device)
+        with th.cuda.graph(self.graph, stream=self.stream):
+            result = function()
+        return result
+
+    def replay(self) -> None:
+        """As :class:`Recorder` says."""
+        self.graph.replay()
+
+    def fork_rng(self) -> AbstractContextManager[Any]:
+        """As :class:`Recorder` says."""
+        return th.random.fork_rng([self.device])
+
+
+class PythonRecorder:
+    """The same on any device, without a gain: a replay calls the function and copies its result. For tests."""
+
+    def warm_up(self) -> AbstractContextManager[Any]:
+        """Nothing to set up."""
+        return nullcontext()
+
+    def record(self, function: Callable[[], UpdateResult]) -> UpdateResult:
+        """As :class:`Recorder` says."""
+        self.function, self.result = function, function()
+        return self.result
+
+    def replay(self) -> None:
+        """As :class:`Recorder` says."""
+        fresh = self.function()
+        for mine, theirs in zip(tensors_of(self.result), tensors_of(fresh), strict=True):
+            mine.copy_(theirs)
+
+    def fork_rng(self) -> AbstractContextManager[Any]:
+        """As :class:`Recorder` says."""
+        return th.random.fork_rng([])
+
+
+def tensors_of(value: Any) -> list[th.Tensor]:
+    """:return: the tensors in a nest of tuples and dicts, in order; all else is passed over"""
+    if isinstance(value, th.Tensor):
+        return [value]
+    parts = list(value.values()) if isinstance(value, dict) else value if isinstance(value, tuple) else ()
+    return [tensor for part in parts for tensor in tensors_of(part)]
+
+
+def clone_tensors(value: Any) -> Any:
+    """:return: the same nest with copies of its tensors"""
+    if isinstance(value, th.Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: clone_tensors(part) for key, part in value.items()}
+    if isinstance(value, tuple):
+        parts = [clone_tensors(part) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return value
+
+
+class RecordedUpdate:
+    """
+    A training update that is recorded at its first batch and replayed from then on. Parameters, optimiser and random state
+    are after the recording as before it. Where shapes change, or where a tensor that the update reads or writes has moved in
+    memory (``.to()``, a file loaded into the optimiser), it is recorded anew.
+
+    :param update: what is recorded; its optimiser is :class:`LaProp`
+    :param make_recorder: makes a new recorder
+    """
+
+    WARM_UPS = 3
+
+    def __init__(self, update: TrainingUpdate, make_recorder: Callable[[], Recorder]):
+        self.update = update
+        self.make_recorder = make_recorder
+        self.key: tuple[Any, ...] | None = None
+        self.is_recordable = True
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """As those of the update."""
+        return self.update.metric_names
+
+    @property
+    def optimizer(self) -> LaProp:
+        """Of the policy."""
+        assert isinstance(self.update.policy.optimizer, LaProp)
+        return self.update.policy.optimizer
+
+    def __call__(self, batch: SequenceBatch) -> UpdateResult:
+        """
+        :param batch: B windows of T rows
+        :return: by-products, valid until the next call
+        """
+        if self.is_recordable and (self.key is None or self.key != self._key(batch)):
+            self._record_or_give_up(batch)
+        if not self.is_recordable:
+            return self.update(batch)
+        for mine, theirs in zip(tensors_of(self.inputs), tensors_of(batch), strict=True):
+            mine.copy_(theirs, non_blocking=True)
+        self.optimizer.fill_rates()
+        self.recorder.replay()
+        return self.result
+
+    def _state(self) -> list[th.Tensor]:
+        """Everything that an update reads and changes."""
+        policy = self.update.policy
+        tensors = [*policy.parameters(), *policy.buffers()]
+        for state in self.optimizer.state.values():
+            tensors += tensors_of(dict(state))
+        for group in self.optimizer.param_groups:
+            tensors += [group[name] for name in ("step", "rate") if isinstance(group.get(name), th.Tensor)]
+        return tensors
+
+    def _key(self, batch: SequenceBatch) -> tuple[Any, ...]:
+        shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors_of(batch)]
+        return tuple(shapes), tuple(tensor.data_ptr() for tensor in self._state())
+
+    def _record_or_give_up(self, batch: SequenceBatch) -> None:
+        start = time.perf_counter()
+        try:
+            self._record(batch)
+            message = f"Recorded the training update, it is replayed from now on: {time.perf_counter() - start:.0f} s"
+            if self.update.verbose >= 1:
+                print(message)
+        except Exception as error:
+            self.is_recordable = False
+            warnings.warn(f"Training goes on unrecorded (compile=False says so at once), for recording failed: {error!r}")
+
+    def _record(self, batch: SequenceBatch) -> None:
+        self.optimizer.prepare_recording()
+        self.inputs: SequenceBatch = clone_tensors(batch)
+        self.recorder = self.make_recorder()
+        state = self._state()
+        before = [tensor.detach().clone() for tensor in state]
+        try:
+            with self.recorder.fork_rng():
+                with self.recorder.warm_up():
+                    for _ in range(self.WARM_UPS):
+                        self.update(self.inputs)
+                self.result = self.recorder.record(lambda: self.update(self.inputs))
+        finally:
+            with th.no_grad():
+                for tensor, kept in zip(state, before, strict=True):
+                    tensor.copy_(kept)
+        self.key = self._key(batch)
+
+
+Update = TrainingUpdate | RecordedUpdate
+
+
+def make_update(loss_module: DreamerLoss, agc_clip: float, tau: float, compile: bool | str, verbose: int) -> Update:
+    """
+    :param loss_module: the objective; its policy owns networks and optimiser
+    :param agc_clip: see :class:`TrainingUpdate`
+    :param tau: see :class:`TrainingUpdate`
+    :param compile: compile the steps; ``"auto"``: on CUDA. There, unless False, the update is recorded, too.
+    :param verbose: 1 prints what is done
+    :return: the fastest update for this model and device
+    """
+    policy = loss_module.policy
+    on_cuda = policy.device.type == "cuda"
+    is_wanted = on_cuda if compile == "auto" else bool(compile)
+    update = TrainingUpdate(loss_module, agc_clip=agc_clip, tau=tau, is_compiled=is_wanted, verbose=verbose)
+    if verbose >= 1 and not is_covered(policy.world_model.rssm):
+        print("This model takes the plain path, step by step: the fused loops know one hidden layer in core and posterior.")
+    if on_cuda and is_wanted and isinstance(policy.optimizer, LaProp):
+        return RecordedUpdate(update, lambda: CudaRecorder(policy.device))
+    return update

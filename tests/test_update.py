@@ -1,0 +1,224 @@
+"""The training update: recorded and replayed it takes the same steps, compiled too; it never waits for the device."""
+
+import warnings
+from copy import deepcopy
+
+import pytest
+import torch as th
+from gymnasium import spaces
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sb3_dreamer.common.optimizers import LaProp
+from sb3_dreamer.dreamerv3.policies import DreamerPolicy
+from sb3_dreamer.dreamerv3.steps import maybe_compiled
+from sb3_dreamer.dreamerv3.update import PythonRecorder, RecordedUpdate, TrainingUpdate, make_update, tensors_of
+from tests.helpers import IMAGE, MIXED, TINY, VECTOR, counter_model, double, make_loss, make_policy, random_batch
+
+
+def make(space=VECTOR, action_space=None, **kwargs):
+    policy = make_policy(space, action_space or spaces.Discrete(3), **kwargs)
+    policy.double()  # the two ways round differently, and one flipped sample changes all that follows
+    for group in policy.optimizer.param_groups:
+        group["lr"] = 1e-2
+    return TrainingUpdate(make_loss(policy), agc_clip=0.3, tau=0.02)
+
+
+def run(update, policy, seeds, rates=None):
+    """Updates with batches of these seeds; the noise starts anew."""
+    th.manual_seed(1)
+    metrics = []
+    for i, seed in enumerate(seeds):
+        if rates is not None:
+            for group in policy.optimizer.param_groups:
+                group["lr"] = rates[i]
+        metrics.append(update(double(random_batch(policy, seed=seed))).metrics.clone())
+    return th.stack(metrics), {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+
+
+def assert_same(ours, theirs, tolerance=1e-6):
+    th.testing.assert_close(ours[0], theirs[0], rtol=1e-5, atol=1e-6)
+    for name, tensor in theirs[1].items():
+        th.testing.assert_close(ours[1][name], tensor, rtol=tolerance, atol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize("space", [VECTOR, IMAGE, MIXED], ids=["vector", "image", "dict"])
+def test_a_replayed_update_takes_the_same_steps(space):
+    """Warm-up and recording leave no trace: parameters, optimiser, normaliser, random numbers are those of plain updates."""
+    rates = [1e-2, 3e-3, 0.0, 1e-2]
+    plain, recorded = make(space), make(space)
+    expected = run(plain, plain.policy, range(4), rates)
+    before = {name: tensor.clone() for name, tensor in recorded.policy.state_dict().items()}
+    ours = run(RecordedUpdate(recorded, PythonRecorder), recorded.policy, range(4), rates)
+    assert_same(ours, expected)
+    moved = [not th.equal(before[name], tensor) for name, tensor in ours[1].items()]
+    assert sum(moved) > 20
+    assert int(recorded.policy.optimizer.param_groups[0]["step"]) == 4
+
+
+def test_a_new_shape_or_moved_memory_is_recorded_anew():
+    update = RecordedUpdate(make(), PythonRecorder)
+    made = []
+    update.make_recorder = lambda: (made.append(PythonRecorder()), made[-1])[1]
+    policy = update.update.policy
+    batch = double(random_batch(policy))
+    update(batch)
+    update(batch)
+    assert len(made) == 1
+    policy.load_state_dict({name: 0.9 * tensor for name, tensor in policy.state_dict().items()})  # in place
+    update(batch)
+    assert len(made) == 1
+    policy.optimizer.load_state_dict(policy.optimizer.state_dict())  # new tensors
+    update(batch)
+    assert len(made) == 2
+    update(double(random_batch(policy, batch_size=2)))
+    assert len(made) == 3
+    policy.to(th.device("cpu"))  # nothing moves
+    update(double(random_batch(policy, batch_size=2)))
+    assert len(made) == 3
+
+
+def test_a_loaded_optimiser_takes_the_next_step_of_the_plain_update():
+    plain, recorded = make(), make()
+    twin = RecordedUpdate(recorded, PythonRecorder)
+    run(plain, plain.policy, range(3))
+    run(twin, recorded.policy, [7, 8])  # somewhere else
+    recorded.policy.load_state_dict(plain.policy.state_dict())
+    recorded.policy.optimizer.load_state_dict(deepcopy(plain.policy.optimizer.state_dict()))
+    assert_same(run(twin, recorded.policy, [3, 4]), run(plain, plain.policy, [3, 4]))
+
+
+def test_what_cannot_be_recorded_goes_on_with_a_warning():
+    class Broken(PythonRecorder):
+        def record(self, function):
+            function()
+            raise RuntimeError("no such luck")
+
+    plain, recorded = make(), make()
+    expected = run(plain, plain.policy, range(3))
+    twin = RecordedUpdate(recorded, Broken)
+    with pytest.warns(UserWarning, match="no such luck"):
+        ours = run(twin, recorded.policy, range(3))
+    assert_same(ours, expected)
+
+
+class Waits(TorchDispatchMode):
+    """Counts operations, and those whose result the host would have to wait for."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "unique", "aten.equal.")
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def waiting(self):
+        return [name for name in self.names if any(word in name for word in self.WAITING)]
+
+
+@pytest.mark.parametrize("action_space", [spaces.Discrete(3), spaces.MultiDiscrete([2, 4]), spaces.Box(-1, 1, (2,))], ids=str)
+@pytest.mark.parametrize("space", [VECTOR, MIXED], ids=["vector", "dict"])
+def test_an_update_never_waits_for_the_device(space, action_space):
+    update = make(space, action_space)
+    batch = double(random_batch(update.policy))
+    update(batch)
+    update.policy.optimizer.prepare_recording()
+    with Waits() as waits:
+        update(batch)
+    assert len(waits.names) > 500 and not waits.waiting
+
+
+def test_the_counter_of_waits_counts():
+    with Waits() as waits:
+        bool(th.ones(3).sum() > 2)
+    assert waits.waiting
+
+
+VIEWS = "view transpose aten.t. expand select slice unbind split detach permute alias squeeze".split()
+
+
+def test_an_update_of_the_1m_model_is_a_bounded_number_of_operations():
+    """24 numbers, 6 actions, batch 16 x 64, horizon 15: machine independent. Views do no work and are not counted."""
+    policy = make_policy(spaces.Box(-9, 9, (24,)), spaces.Box(-1, 1, (6,)), model_size="1m")
+    update = TrainingUpdate(make_loss(policy, imagination_horizon=15), agc_clip=0.3, tau=0.02)
+    batch = random_batch(policy, 16, 64)
+    update(batch)
+    with Waits() as counter:
+        update(batch)
+    n_operations = len([name for name in counter.names if not any(view in name for view in VIEWS)])
+    assert 1_000 < n_operations <= 10_000
+    assert len(counter.names) <= 15_600
+
+
+def test_gradients_lie_as_their_parameters_do():
+    update = make(IMAGE)
+    update(double(random_batch(update.policy)))
+    for name, parameter in update.policy.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.stride() == parameter.stride(), name
+
+
+def test_the_update_that_is_made():
+    policy = make_policy(VECTOR, spaces.Discrete(2))
+    loss = make_loss(policy)
+    for switch in ("auto", False):
+        assert not make_update(loss, 0.3, 0.02, switch, 0).must_compile  # on a CPU
+    assert make_update(loss, 0.3, 0.02, True, 0).must_compile
+
+
+def test_a_plain_path_is_said_once(capsys):
+    model = counter_model(verbose=1, policy_kwargs=dict(dynamics_layers=2))
+    capsys.readouterr()
+    model.learn(60)
+    assert capsys.readouterr().out.count("plain path") == 1
+    counter_model(verbose=1).learn(60)
+    assert "plain path" not in capsys.readouterr().out
+
+
+def test_a_failure_to_compile_falls_back(monkeypatch):
+    expected = counter_model(training_ratio=8).learn(60).policy.state_dict()
+
+    def refuse(function, dynamic):
+        def compiled(*args):
+            raise RuntimeError("no compiler here")
+
+        return compiled
+
+    monkeypatch.setattr(th, "compile", refuse)
+    maybe_compiled.cache_clear()
+    with pytest.warns(UserWarning, match="no compiler here"):
+        model = counter_model(training_ratio=8, compile=True).learn(60)
+    maybe_compiled.cache_clear()
+    for name, tensor in model.policy.state_dict().items():
+        assert th.equal(tensor, expected[name]), name
+
+
+@pytest.mark.slow
+def test_compiled_steps_give_the_same_numbers_and_are_compiled_once():
+    counters = th._dynamo.utils.counters
+    plain = counter_model(training_ratio=8).learn(80)
+    compiled = counter_model(training_ratio=8, compile=True, verbose=0).learn(60)
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs >= 3
+    compiled.learn(20, reset_num_timesteps=False)
+    assert counters["stats"]["unique_graphs"] == graphs
+    again = counter_model(training_ratio=8, compile=True).learn(80)  # another model of the same shapes
+    assert counters["stats"]["unique_graphs"] == graphs
+    for (name, ours), theirs in zip(again.policy.state_dict().items(), plain.policy.state_dict().values(), strict=True):
+        th.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3, msg=name)
+
+
+def test_other_optimisers_are_not_recorded():
+    assert issubclass(LaProp, th.optim.Optimizer)
+    policy = make_policy(VECTOR, spaces.Discrete(2), optimizer_class=th.optim.Adam, optimizer_kwargs=dict(eps=1e-5))
+    update = TrainingUpdate(make_loss(policy), agc_clip=0.3, tau=0.02)
+    update(random_batch(policy))
+    assert isinstance(policy, DreamerPolicy) and tensors_of(update(random_batch(policy)).metrics)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        counter_model(policy_kwargs=dict(optimizer_class=th.optim.Adam), **{"learning_starts": TINY["learning_starts"]}).learn(
+            40
+        )

@@ -1,0 +1,106 @@
+"""Latents come back late, never wrong: order, lag, overwritten rows, flush."""
+
+import numpy as np
+import pytest
+import torch as th
+
+from sb3_dreamer.common.type_aliases import LatentState, SequenceIndices
+from sb3_dreamer.common.write_back import LatentWriteBack
+from tests.helpers import counter_model
+
+
+class Arrival:
+    """An event that happens when the test says so."""
+
+    def __init__(self):
+        self.has_happened = False
+
+    def query(self):
+        return self.has_happened
+
+    def synchronize(self):
+        self.has_happened = True
+
+
+class SlowTransfer:
+    """The device of another world: copies are whole only after their event."""
+
+    def __init__(self):
+        self.events = []
+
+    def __call__(self, tensors):
+        event = Arrival()
+        self.events.append(event)
+        return [tensor.numpy() for tensor in tensors], event
+
+
+@pytest.fixture
+def buffer():
+    model = counter_model(learning_starts=1000)
+    model.learn(60)
+    return model.replay_buffer
+
+
+def latents(buffer, value):
+    """Of one row each of two environments."""
+    deter, groups, classes = buffer.latent_shape
+    one_hot = th.nn.functional.one_hot(th.full((2, 1, groups), int(value)), classes)
+    return LatentState(th.full((2, 1, deter), float(value)), one_hot.float())
+
+
+def at(buffer, steps):
+    rows = np.asarray(steps) % buffer.buffer_size
+    return buffer.deter[rows, [0, 1], 0].tolist(), buffer.stoch[rows, [0, 1], 0].tolist()
+
+
+def rows(steps):
+    return SequenceIndices(np.asarray(steps)[:, None], np.array([0, 1]))
+
+
+def test_nothing_is_written_before_it_has_arrived(buffer):
+    transfer = SlowTransfer()
+    write_back = LatentWriteBack(buffer, transfer)
+    before = at(buffer, [5, 6])
+    write_back.put(rows([5, 6]), latents(buffer, 2))
+    write_back.apply()
+    assert at(buffer, [5, 6]) == before
+    transfer.events[0].has_happened = True
+    write_back.apply()
+    assert at(buffer, [5, 6]) == ([2.0, 2.0], [2, 2])
+    assert buffer.has_latent[[5, 6], [0, 1]].all()
+
+
+def test_the_lag_is_one_update_at_most(buffer):
+    write_back = LatentWriteBack(buffer, SlowTransfer())
+    write_back.put(rows([5, 6]), latents(buffer, 1))
+    write_back.apply()
+    write_back.put(rows([7, 8]), latents(buffer, 2))
+    write_back.apply()  # waits for the first, not for the second
+    assert at(buffer, [5, 6])[0] == [1.0, 1.0]
+    assert [event.has_happened for event in write_back.transfer.events] == [True, False]
+    write_back.flush()
+    assert at(buffer, [7, 8])[0] == [2.0, 2.0]
+
+
+def test_the_later_of_two_updates_wins(buffer):
+    write_back = LatentWriteBack(buffer, SlowTransfer())
+    for value in (1, 3):
+        write_back.put(rows([5, 6]), latents(buffer, value))
+    write_back.flush()
+    assert at(buffer, [5, 6]) == ([3.0, 3.0], [3, 3])
+
+
+def test_rows_that_were_overwritten_meanwhile_are_skipped(buffer):
+    write_back = LatentWriteBack(buffer, SlowTransfer())
+    write_back.put(rows([5, 6]), latents(buffer, 1))
+    before = at(buffer, [5, 6])
+    buffer.counts[0] += buffer.buffer_size  # row 5 of environment 0 is a later one now
+    write_back.flush()
+    after = at(buffer, [5, 6])
+    assert after[0] == [before[0][0], 1.0] and after[1] == [before[1][0], 1]
+
+
+def test_on_a_cpu_it_happens_at_once(buffer):
+    write_back = LatentWriteBack(buffer)
+    write_back.put(rows([5, 6]), latents(buffer, 2))
+    assert not write_back.pending and at(buffer, [5, 6]) == ([2.0, 2.0], [2, 2])
