@@ -188,7 +188,9 @@ class HiddenLayer(nn.Sequential):
         :param x: (..., I)
         :return: (..., U)
         """
-        return NormSiLU.apply(self.linear(x), self.norm.weight)
+        x = self.linear(x)
+        # Acting has no gradient and few rows: there the calls count, not the passes over memory.
+        return NormSiLU.apply(x, self.norm.weight) if th.is_grad_enabled() else F.silu(self.norm(x))
 
     @property
     def linear(self) -> Linear:
