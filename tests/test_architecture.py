@@ -9,7 +9,14 @@ PACKAGE = ROOT / "sb3_dreamer"
 # Lowest floor first. A file may import from floors below its own.
 FLOORS = [
     {"zoo.startup._sb3_dreamer_zoo_hook", "zoo.presets", "zoo.sampler", "zoo"},
-    {"common.type_aliases", "common.torch_layers", "common.optimizers", "common.utils"},
+    {
+        "common.type_aliases",
+        "common.torch_layers",
+        "common.optimizers",
+        "common.utils",
+        "common.device_rows",
+        "common.recorders",
+    },
     {
         "common.distributions",
         "common.preprocessing",
@@ -20,6 +27,7 @@ FLOORS = [
         "common.envs.pixel_reach",
         "common.envs.t_maze",
     },
+    {"common.row_storage"},
     {"common.buffers", "common.envs", "dreamerv3.model_sizes"},
     {"common.write_back"},
     {"dreamerv3.networks", "dreamerv3.heads", "dreamerv3.rssm"},

@@ -9,9 +9,10 @@ from gymnasium import spaces
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sb3_dreamer.common.optimizers import LaProp
+from sb3_dreamer.common.recorders import PythonRecorder, tensors_of
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
 from sb3_dreamer.dreamerv3.steps import maybe_compiled
-from sb3_dreamer.dreamerv3.update import PythonRecorder, RecordedUpdate, TrainingUpdate, make_update, tensors_of
+from sb3_dreamer.dreamerv3.update import RecordedStep, RecordedUpdate, TrainingUpdate, make_acting, make_update
 from tests.helpers import IMAGE, MIXED, TINY, VECTOR, counter_model, double, make_loss, make_policy, random_batch
 
 
@@ -222,3 +223,31 @@ def test_other_optimisers_are_not_recorded():
         counter_model(policy_kwargs=dict(optimizer_class=th.optim.Adam), **{"learning_starts": TINY["learning_starts"]}).learn(
             40
         )
+
+
+@pytest.mark.parametrize("space", [VECTOR, MIXED], ids=["vector", "dict"])
+def test_a_replayed_step_acts_as_the_policy_does(space):
+    """State by state, with episodes that begin in between, after a change of the parameters and of the environments."""
+    policy = make_policy(space, spaces.Box(-1, 1, (2,)))
+    made = []
+    recorded = RecordedStep(policy, lambda: (made.append(PythonRecorder()), made[-1])[1])
+    for n_envs in (3, 2):
+        histories = []
+        for step in (policy.step, recorded):
+            th.manual_seed(5)
+            state, actions = None, []
+            for t in range(6):
+                observations = random_batch(policy, n_envs, 8).observations
+                now = {k: v[:, t] for k, v in observations.items()} if isinstance(observations, dict) else observations[:, t]
+                action, state = step(now, state, th.tensor([t in (0, 3)] * n_envs))
+                actions.append(action.clone())
+            histories.append((th.stack(actions), state.deter.clone()))
+        assert th.equal(histories[0][0], histories[1][0]) and th.equal(histories[0][1], histories[1][1])
+        with th.no_grad():
+            policy.actor.output.weight.add_(0.1)
+    assert len(made) == 2
+
+
+def test_a_cpu_acts_unrecorded():
+    policy = make_policy(VECTOR, spaces.Discrete(2))
+    assert make_acting(policy, True) == policy.step

@@ -1,30 +1,22 @@
 """Sequence replay: one row per observation, one stream and cursor per environment, latents kept beside the rows."""
 
-import warnings
 from collections import deque
 from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
+from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_dreamer.common.device_rows import STORAGES, DeviceRows, feed, to_device
 from sb3_dreamer.common.preprocessing import SINGLE_KEY, as_array_dict, check_finite
+from sb3_dreamer.common.row_storage import RowStorage
 from sb3_dreamer.common.type_aliases import LatentState, NumpyObs, SequenceBatch, SequenceIndices, TensorObs
 from sb3_dreamer.common.utils import one_hot
 
-try:
-    # As SB3 does: check the memory when possible
-    import psutil
-except ImportError:  # pragma: no cover
-    psutil = None
 
-# Everything a row holds; all arrays are (rows, n_envs, ...).
-ROW_ARRAYS = ("actions", "rewards", "is_first", "dones", "timeouts", "deter", "stoch", "has_latent")
-
-
-class SequenceReplayBuffer(ReplayBuffer):
+class SequenceReplayBuffer(RowStorage):
     """
     Replay of sequences in rows of arrival: a row is an observation with the action, the reward and the flags that came
     *with* it. ``add`` appends the row of ``next_obs`` and, where an episode begins, first the row of ``obs``.
@@ -51,13 +43,9 @@ class SequenceReplayBuffer(ReplayBuffer):
     :param latent_shape: (D, S, K) of the latents stored with each row; may be set until the first ``add``
     :param replay_context: start windows from the latent stored with the row before them; else from zeros, as a new episode
     :param online_queue: serve each new, non-overlapping window once before drawing uniformly
-    :raises ValueError: if ``optimize_memory_usage`` is set
+    :param storage: ``"device"`` keeps a twin of all observations on the device, so that batches need not travel
+    :raises ValueError: if ``optimize_memory_usage`` is set or ``storage`` is unknown
     """
-
-    has_latent: np.ndarray
-    is_first: np.ndarray
-    deter: np.ndarray
-    stoch: np.ndarray
 
     def __init__(
         self,
@@ -72,7 +60,10 @@ class SequenceReplayBuffer(ReplayBuffer):
         latent_shape: tuple[int, int, int] | None = None,
         replay_context: bool = True,
         online_queue: bool = True,
+        storage: str = "host",
     ):
+        if storage not in STORAGES:
+            raise ValueError(f"`storage` must be one of {STORAGES}, got {storage!r}")
         if optimize_memory_usage:
             raise ValueError("`optimize_memory_usage` must be False: this buffer stores every observation once already")
         # Not ReplayBuffer's constructor, which allocates at once and keeps every observation twice.
@@ -84,7 +75,9 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.latent_shape = latent_shape
         self.replay_context = replay_context
         self.online_queue = online_queue
+        self.storage = storage
         self.is_allocated = False
+        self._device_rows: DeviceRows | None = None
         self._make_arrays(0)
         self._clear_streams()
 
@@ -95,73 +88,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         self._opens_episode = np.ones(self.n_envs, dtype=bool)
         self._queue: deque[tuple[int, int]] = deque(maxlen=max(1, self.n_envs * self.buffer_size // self.window_length))
 
-    def _make_arrays(self, rows: int) -> None:
-        """(Re)create all arrays with so many rows of zeros, which the system commits only when they are written."""
-        lead = (rows, self.n_envs)
-        self.observations = self._make_observations(lead)  # type: ignore[assignment]
-        # Actions of a Box are stored scaled to [-1, 1], whatever its own dtype.
-        is_box = isinstance(self.action_space, spaces.Box)
-        self.actions = np.zeros((*lead, self.action_dim), dtype=np.float32 if is_box else self.action_space.dtype)
-        self.rewards = np.zeros(lead, dtype=np.float32)
-        self.is_first, self.dones, self.timeouts, self.has_latent = (np.zeros(lead, dtype=bool) for _ in range(4))
-        # Latents are what fills the memory: the deterministic state in 16 bits, the one-hots as indices.
-        deter, stoch, classes = self.latent_shape if self.latent_shape and self.replay_context else (0, 0, 1)
-        self.deter = np.zeros((*lead, deter), dtype=np.float16)
-        self.stoch = np.zeros((*lead, stoch), dtype=np.uint8 if classes <= 256 else np.uint16)
-
-    def _make_observations(self, lead: tuple[int, ...]) -> NumpyObs:
-        if isinstance(self.observation_space, spaces.Dict):
-            shapes: dict[str, tuple[int, ...]] = self.obs_shape  # type: ignore[assignment]
-            return {
-                key: np.zeros((*lead, *shapes[key]), dtype=self._maybe_cast_dtype(space.dtype))
-                for key, space in self.observation_space.spaces.items()
-            }
-        return np.zeros((*lead, *self.obs_shape), dtype=self._maybe_cast_dtype(self.observation_space.dtype))
-
-    def _arrays(self) -> dict[str, np.ndarray]:
-        arrays = {name: getattr(self, name) for name in ROW_ARRAYS}
-        return arrays | {f"obs.{key}": array for key, array in as_array_dict(self.observations).items()}
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of the full buffer in bytes, observations and latents included."""
-        bytes_per_row = sum(int(np.prod(array.shape[1:])) * array.itemsize for array in self._arrays().values())
-        return bytes_per_row * self.buffer_size
-
-    def _allocate(self) -> None:
-        self._make_arrays(0)  # the latent shape may have been set meanwhile
-        available = psutil.virtual_memory().available if psutil is not None else np.inf
-        if self.nbytes > available:
-            warnings.warn(
-                "This system does not have apparently enough memory to store the complete replay buffer "
-                f"{self.nbytes / 1e9:.2f}GB > {available / 1e9:.2f}GB: reduce `buffer_size`"
-            )
-        self._make_arrays(self.buffer_size)
-        self.is_allocated = True
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Only rows in use are pickled."""
-        state = self.__dict__.copy()
-        used = int(self.filled.max()) if self.is_allocated else 0
-        state |= {name: getattr(self, name)[:used].copy() for name in ROW_ARRAYS}
-        cut = {key: array[:used].copy() for key, array in as_array_dict(self.observations).items()}
-        state["observations"] = cut if isinstance(self.observations, dict) else cut[SINGLE_KEY]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if self.is_allocated:
-            stored = self._arrays()
-            self._make_arrays(self.buffer_size)
-            for name, array in self._arrays().items():
-                array[: len(stored[name])] = stored[name]
-
     # ---- writing ----
-
-    @property
-    def filled(self) -> np.ndarray:
-        """Rows in each stream, (n_envs,)."""
-        return np.minimum(self.counts, self.buffer_size)
 
     @property
     def window_length(self) -> int:
@@ -260,6 +187,8 @@ class SequenceReplayBuffer(ReplayBuffer):
         values = as_array_dict(observations)
         for key, array in as_array_dict(self.observations).items():
             array[rows, envs] = np.asarray(values[key]).reshape(self.n_envs, *array.shape[2:])[envs]
+        if self._device_rows is not None:
+            self._device_rows.write(rows, envs, as_array_dict(self.observations))
         self.actions[rows, envs] = np.asarray(actions).reshape(self.n_envs, self.action_dim)[envs]
         self.rewards[rows, envs] = np.asarray(rewards)[envs]
         self.is_first[rows, envs] = is_first[envs]
@@ -336,7 +265,11 @@ class SequenceReplayBuffer(ReplayBuffer):
         :return: B windows of T rows, new ones first, the rest drawn uniformly; they cross episodes freely
         :raises ValueError: if no window is complete yet
         """
-        envs, first = self._draw_windows(batch_size)
+        with feed(self.device):
+            return self._gather(*self._draw_windows(batch_size), env)
+
+    def _gather(self, envs: np.ndarray, first: np.ndarray, env: VecNormalize | None) -> SequenceBatch:
+        """:return: the windows that begin, context row counted, at ``first`` of ``envs`` (B,) both"""
         context = first if self.replay_context else first - 1
         steps = (context + 1)[:, None] + np.arange(self.batch_length)  # (B, T)
         where = steps % self.buffer_size, envs[:, None]
@@ -357,11 +290,14 @@ class SequenceReplayBuffer(ReplayBuffer):
         )
 
     def _observations(self, where: tuple[np.ndarray, np.ndarray], env: VecNormalize | None) -> TensorObs:
-        if isinstance(self.observations, dict):
-            by_key = self._normalize_obs({key: array[where] for key, array in self.observations.items()}, env)
-            assert isinstance(by_key, dict)
-            return {key: self._to_device(array) for key, array in by_key.items()}
-        return self._to_device(self._normalize_obs(self.observations[where], env))  # type: ignore[arg-type]
+        if self._device_rows is not None and env is None:
+            by_key = self._device_rows.gather(*where)
+        else:
+            rows = {key: array[where] for key, array in as_array_dict(self.observations).items()}
+            is_dict = isinstance(self.observations, dict)
+            normalized = self._normalize_obs(rows if is_dict else rows[SINGLE_KEY], env)
+            by_key = {key: self._to_device(array) for key, array in as_array_dict(normalized).items()}
+        return by_key if isinstance(self.observations, dict) else by_key[SINGLE_KEY]
 
     def _draw_windows(self, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
         """:return: environment and first row of each window, the context row counted, (B,) both"""
@@ -387,5 +323,4 @@ class SequenceReplayBuffer(ReplayBuffer):
         return envs, first
 
     def _to_device(self, array: np.ndarray) -> th.Tensor:
-        """Fancy indexing has made a copy already: no second one on the CPU."""
-        return th.as_tensor(array, device=self.device)
+        return to_device(array, self.device)  # fancy indexing has made a copy already

@@ -23,7 +23,7 @@ from sb3_dreamer.common.write_back import LatentWriteBack
 from sb3_dreamer.dreamerv3.arguments import check_arguments, check_buffer, check_space, name_counterparts, warn_if_small
 from sb3_dreamer.dreamerv3.losses import DreamerLoss
 from sb3_dreamer.dreamerv3.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy
-from sb3_dreamer.dreamerv3.update import make_update
+from sb3_dreamer.dreamerv3.update import make_acting, make_update
 
 SelfDreamerV3 = TypeVar("SelfDreamerV3", bound="DreamerV3")
 
@@ -194,18 +194,11 @@ class DreamerV3(OffPolicyAlgorithm):
         check_arguments(self)
         self._train_ratio.set_rate(self.training_ratio, self.batch_size * self.batch_length)
         self.replay_buffer.set_window(self.batch_length)
-        self.loss_module = DreamerLoss(
-            self.policy,
-            imagination_horizon=self.imagination_horizon,
-            gamma=self.gamma,
-            return_lambda=self.return_lambda,
-            ent_coef=self.ent_coef,
-            free_nats=self.free_nats,
-            imagine_last=self.imagine_last,
-            loss_scales=self.loss_scales,
-        )
+        names = ("imagination_horizon", "gamma", "return_lambda", "ent_coef", "free_nats", "imagine_last", "loss_scales")
+        self.loss_module = DreamerLoss(self.policy, **{name: getattr(self, name) for name in names})
         self._update = make_update(self.loss_module, self.agc_clip, self.tau, self.compile, self.verbose)
         self._write_back = LatentWriteBack(self.replay_buffer)
+        self._act = make_acting(self.policy, self.compile)
 
     def learn(
         self: SelfDreamerV3,
@@ -257,7 +250,7 @@ class DreamerV3(OffPolicyAlgorithm):
             # Without a state, what follows is the beginning of an episode to the model, so to the buffer as well.
             self._last_episode_starts = np.ones(n_envs, dtype=bool)
         starts = th.as_tensor(self._last_episode_starts, device=self.device)
-        sampled, state = self.policy.step(self.policy.obs_to_tensor(self._last_obs)[0], self._last_state, starts)
+        sampled, state = self._act(self.policy.obs_to_tensor(self._last_obs)[0], self._last_state, starts)
         if self.num_timesteps < learning_starts:
             actions = np.array([self.action_space.sample() for _ in range(n_envs)])
             buffer_actions = self.policy.scale_action(actions) if isinstance(self.action_space, spaces.Box) else actions
@@ -394,7 +387,8 @@ class DreamerV3(OffPolicyAlgorithm):
         super().save_replay_buffer(path)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "loss_module", "_update", "_write_back", "_last_state", "_metrics", "_clock"]
+        mine = ["loss_module", "_update", "_write_back", "_act", "_last_state", "_metrics", "_clock"]
+        return [*super()._excluded_save_params(), *mine]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer"], []

@@ -1,17 +1,19 @@
-"""One training update as a function of a batch: as it stands, with compiled steps, or recorded once and replayed."""
+"""One training update as a function of a batch, and the step of acting: as they stand, compiled, or recorded and replayed."""
 
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch as th
+from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_dreamer.common.optimizers import LaProp, clip_grad_agc_
-from sb3_dreamer.common.type_aliases import LatentState, SequenceBatch
+from sb3_dreamer.common.recorders import CudaRecorder, Recorder, clone_tensors, tensors_of
+from sb3_dreamer.common.type_aliases import LatentState, PolicyState, SequenceBatch
 from sb3_dreamer.dreamerv3.fused_weights import is_covered
 from sb3_dreamer.dreamerv3.losses import DreamerLoss
+from sb3_dreamer.dreamerv3.policies import DreamerPolicy
 
 
 class UpdateResult(NamedTuple):
@@ -110,105 +112,6 @@ def compile_steps(update: TrainingUpdate, batch: SequenceBatch) -> None:
         normalizer.high.copy_(kept[1])
 
 
-# ---- recorded and replayed ----
-
-
-class Recorder(Protocol):
-    """A way to run a function once and then its operations again and again, on the same memory."""
-
-    def warm_up(self) -> AbstractContextManager[Any]:
-        """:return: a context for runs before the recording, on the stream of the recording"""
-        ...
-
-    def record(self, function: Callable[[], UpdateResult]) -> UpdateResult:
-        """:return: what the function returned; the memory is the same after each replay"""
-        ...
-
-    def replay(self) -> None:
-        """Do it again: what the memory holds now is read, and the result overwritten."""
-
-    def fork_rng(self) -> AbstractContextManager[Any]:
-        """:return: a context that leaves the random state as it was"""
-        ...
-
-
-class CudaRecorder:
-    """
-    A CUDA graph. Random numbers are new at each replay: the graph moves the state of the device's generator along.
-
-    :param device: of the update
-    """
-
-    def __init__(self, device: th.device):
-        self.device = device
-        self.stream = th.cuda.Stream(device)
-        self.graph = th.cuda.CUDAGraph()
-
-    def warm_up(self) -> AbstractContextManager[Any]:
-        """On a side stream, the one that records: what libraries set up at first use belongs to a stream."""
-        self.stream.wait_stream(th.cuda.current_stream(self.device))
-        return th.cuda.stream(self.stream)
-
-    def record(self, function: Callable[[], UpdateResult]) -> UpdateResult:
-        """As :class:`Recorder` says."""
-        th.cuda.current_stream(self.device).wait_stream(self.stream)
-        th.cuda.synchronize(self.device)
-        with th.cuda.graph(self.graph, stream=self.stream):
-            result = function()
-        return result
-
-    def replay(self) -> None:
-        """As :class:`Recorder` says."""
-        self.graph.replay()
-
-    def fork_rng(self) -> AbstractContextManager[Any]:
-        """As :class:`Recorder` says."""
-        return th.random.fork_rng([self.device])
-
-
-class PythonRecorder:
-    """The same on any device, without a gain: a replay calls the function and copies its result. For tests."""
-
-    def warm_up(self) -> AbstractContextManager[Any]:
-        """Nothing to set up."""
-        return nullcontext()
-
-    def record(self, function: Callable[[], UpdateResult]) -> UpdateResult:
-        """As :class:`Recorder` says."""
-        self.function, self.result = function, function()
-        return self.result
-
-    def replay(self) -> None:
-        """As :class:`Recorder` says."""
-        fresh = self.function()
-        for mine, theirs in zip(tensors_of(self.result), tensors_of(fresh), strict=True):
-            mine.copy_(theirs)
-
-    def fork_rng(self) -> AbstractContextManager[Any]:
-        """As :class:`Recorder` says."""
-        return th.random.fork_rng([])
-
-
-def tensors_of(value: Any) -> list[th.Tensor]:
-    """:return: the tensors in a nest of tuples and dicts, in order; all else is passed over"""
-    if isinstance(value, th.Tensor):
-        return [value]
-    parts = list(value.values()) if isinstance(value, dict) else value if isinstance(value, tuple) else ()
-    return [tensor for part in parts for tensor in tensors_of(part)]
-
-
-def clone_tensors(value: Any) -> Any:
-    """:return: the same nest with copies of its tensors"""
-    if isinstance(value, th.Tensor):
-        return value.clone()
-    if isinstance(value, dict):
-        return {key: clone_tensors(part) for key, part in value.items()}
-    if isinstance(value, tuple):
-        parts = [clone_tensors(part) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
-    return value
-
-
 class RecordedUpdate:
     """
     A training update that is recorded at its first batch and replayed from then on. Parameters, optimiser and random state
@@ -297,6 +200,50 @@ class RecordedUpdate:
         self.key = self._key(batch)
 
 
+class RecordedStep:
+    """
+    :meth:`DreamerPolicy.step` for acting, recorded once for each number of environments and replayed. Parameters are read
+    where they are, so updates in place are seen; where they have moved, the step is recorded anew.
+
+    :param policy: acts
+    :param make_recorder: makes a new recorder
+    """
+
+    WARM_UPS = 3
+
+    def __init__(self, policy: DreamerPolicy, make_recorder: Callable[[], Recorder]):
+        self.policy = policy
+        self.make_recorder = make_recorder
+        self.key: tuple[Any, ...] | None = None
+
+    def __call__(
+        self, observations: PyTorchObs, state: PolicyState | None, episode_start: th.Tensor
+    ) -> tuple[th.Tensor, PolicyState]:
+        """As :meth:`DreamerPolicy.step`; the result is valid until the next call, which may be given its state."""
+        state = self.policy.initial_state(len(episode_start)) if state is None else state
+        new = (observations, state, episode_start.float())
+        key = (
+            tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors_of(new)),
+            tuple(tensor.data_ptr() for tensor in (*self.policy.parameters(), *self.policy.buffers())),
+        )
+        if key != self.key:
+            self._record(new)
+            self.key = key
+        for mine, theirs in zip(tensors_of(self.inputs), tensors_of(new), strict=True):
+            mine.copy_(theirs, non_blocking=True)
+        self.recorder.replay()
+        return self.result
+
+    def _record(self, new: tuple[Any, ...]) -> None:
+        self.inputs = clone_tensors(new)
+        self.recorder = self.make_recorder()
+        with self.recorder.fork_rng():
+            with self.recorder.warm_up():
+                for _ in range(self.WARM_UPS):
+                    self.policy.step(*self.inputs)
+            self.result = self.recorder.record(lambda: self.policy.step(*self.inputs))
+
+
 Update = TrainingUpdate | RecordedUpdate
 
 
@@ -318,3 +265,17 @@ def make_update(loss_module: DreamerLoss, agc_clip: float, tau: float, compile: 
     if on_cuda and is_wanted and isinstance(policy.optimizer, LaProp):
         return RecordedUpdate(update, lambda: CudaRecorder(policy.device))
     return update
+
+
+Acting = Callable[[PyTorchObs, PolicyState | None, th.Tensor], tuple[th.Tensor, PolicyState]]
+
+
+def make_acting(policy: DreamerPolicy, compile: bool | str) -> Acting:
+    """
+    :param policy: acts
+    :param compile: as for :func:`make_update`
+    :return: :meth:`DreamerPolicy.step`; on CUDA, unless ``compile`` is False, recorded
+    """
+    if policy.device.type == "cuda" and compile is not False:
+        return RecordedStep(policy, lambda: CudaRecorder(policy.device))
+    return policy.step

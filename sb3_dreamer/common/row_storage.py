@@ -1,0 +1,111 @@
+"""The memory of the sequence replay: rows in arrays, allocated late, pickled as far as filled, twinned on the device."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+
+from sb3_dreamer.common.device_rows import DeviceRows
+from sb3_dreamer.common.preprocessing import SINGLE_KEY, as_array_dict
+from sb3_dreamer.common.type_aliases import NumpyObs
+
+try:
+    # As SB3 does: check the memory when possible
+    import psutil
+except ImportError:  # pragma: no cover
+    psutil = None
+
+# Everything a row holds; all arrays are (rows, n_envs, ...).
+ROW_ARRAYS = ("actions", "rewards", "is_first", "dones", "timeouts", "deter", "stoch", "has_latent")
+
+
+class RowStorage(ReplayBuffer):
+    """
+    What rows hold, for :class:`~sb3_dreamer.common.buffers.SequenceReplayBuffer`, which says what the rows mean and sets the
+    attributes that are read here.
+    """
+
+    latent_shape: tuple[int, int, int] | None
+    replay_context: bool
+    storage: str
+    is_allocated: bool
+    counts: np.ndarray
+    _device_rows: DeviceRows | None
+    has_latent: np.ndarray
+    is_first: np.ndarray
+    deter: np.ndarray
+    stoch: np.ndarray
+
+    @property
+    def filled(self) -> np.ndarray:
+        """Rows in each stream, (n_envs,)."""
+        return np.minimum(self.counts, self.buffer_size)
+
+    def _make_arrays(self, rows: int) -> None:
+        """(Re)create all arrays with so many rows of zeros, which the system commits only when they are written."""
+        lead = (rows, self.n_envs)
+        self.observations = self._make_observations(lead)  # type: ignore[assignment]
+        # Actions of a Box are stored scaled to [-1, 1], whatever its own dtype.
+        is_box = isinstance(self.action_space, spaces.Box)
+        self.actions = np.zeros((*lead, self.action_dim), dtype=np.float32 if is_box else self.action_space.dtype)
+        self.rewards = np.zeros(lead, dtype=np.float32)
+        self.is_first, self.dones, self.timeouts, self.has_latent = (np.zeros(lead, dtype=bool) for _ in range(4))
+        # Latents are what fills the memory: the deterministic state in 16 bits, the one-hots as indices.
+        deter, stoch, classes = self.latent_shape if self.latent_shape and self.replay_context else (0, 0, 1)
+        self.deter = np.zeros((*lead, deter), dtype=np.float16)
+        self.stoch = np.zeros((*lead, stoch), dtype=np.uint8 if classes <= 256 else np.uint16)
+
+    def _make_observations(self, lead: tuple[int, ...]) -> NumpyObs:
+        if isinstance(self.observation_space, spaces.Dict):
+            shapes: dict[str, tuple[int, ...]] = self.obs_shape  # type: ignore[assignment]
+            return {
+                key: np.zeros((*lead, *shapes[key]), dtype=self._maybe_cast_dtype(space.dtype))
+                for key, space in self.observation_space.spaces.items()
+            }
+        return np.zeros((*lead, *self.obs_shape), dtype=self._maybe_cast_dtype(self.observation_space.dtype))
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        arrays = {name: getattr(self, name) for name in ROW_ARRAYS}
+        return arrays | {f"obs.{key}": array for key, array in as_array_dict(self.observations).items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the full buffer in bytes, observations and latents included."""
+        bytes_per_row = sum(int(np.prod(array.shape[1:])) * array.itemsize for array in self._arrays().values())
+        return bytes_per_row * self.buffer_size
+
+    def _allocate(self) -> None:
+        self._make_arrays(0)  # the latent shape may have been set meanwhile
+        available = psutil.virtual_memory().available if psutil is not None else np.inf
+        if self.nbytes > available:
+            warnings.warn(
+                "This system does not have apparently enough memory to store the complete replay buffer "
+                f"{self.nbytes / 1e9:.2f}GB > {available / 1e9:.2f}GB: reduce `buffer_size`"
+            )
+        self._make_arrays(self.buffer_size)
+        self.is_allocated = True
+        self._twin_observations()
+
+    def _twin_observations(self) -> None:
+        on_device = self.storage == "device" and self.is_allocated
+        self._device_rows = DeviceRows(as_array_dict(self.observations), self.device) if on_device else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Only rows in use are pickled."""
+        state = self.__dict__ | {"_device_rows": None}
+        used = int(self.filled.max()) if self.is_allocated else 0
+        state |= {name: getattr(self, name)[:used].copy() for name in ROW_ARRAYS}
+        cut = {key: array[:used].copy() for key, array in as_array_dict(self.observations).items()}
+        state["observations"] = cut if isinstance(self.observations, dict) else cut[SINGLE_KEY]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.is_allocated:
+            stored = self._arrays()
+            self._make_arrays(self.buffer_size)
+            for name, array in self._arrays().items():
+                array[: len(stored[name])] = stored[name]
+        self._twin_observations()

@@ -1,0 +1,82 @@
+"""Observations that live on the device are those of the host, through wrap-around, pickling and VecNormalize."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_dreamer import DreamerV3
+from sb3_dreamer.common.buffers import SequenceReplayBuffer
+from tests.helpers import IMAGE, MIXED, TINY, counter_envs, counter_model
+
+ROWS, N_ENVS = 40, 2
+
+
+def filled(space, storage, steps=70):
+    """A buffer that has wrapped around, filled with the same noise each time."""
+    buffer = SequenceReplayBuffer(
+        ROWS * N_ENVS, space, spaces.Discrete(3), "cpu", N_ENVS, batch_length=5, latent_shape=(4, 2, 3), storage=storage
+    )
+    space.seed(0)
+    for step in range(steps):
+        obs, next_obs = stack(space), stack(space)
+        done = np.full(N_ENVS, step % 9 == 8)
+        buffer.add(obs, next_obs, np.ones((N_ENVS, 1)), np.full(N_ENVS, float(step)), done, [{}] * N_ENVS)
+    return buffer
+
+
+def stack(space):
+    samples = [space.sample() for _ in range(N_ENVS)]
+    if isinstance(space, spaces.Dict):
+        return {key: np.stack([sample[key] for sample in samples]) for key in space.spaces}
+    return np.stack(samples)
+
+
+def sample(buffer):
+    buffer._queue.clear()
+    np.random.seed(3)
+    return buffer.sample(16)
+
+
+@pytest.mark.parametrize("space", [IMAGE, MIXED], ids=["image", "dict"])
+def test_device_rows_are_those_of_the_host(space):
+    host, device = filled(space, "host"), filled(space, "device")
+    assert host._device_rows is None and device._device_rows is not None
+    for buffer in (device, pickle.loads(pickle.dumps(device))):
+        assert buffer._device_rows is not None
+        ours, theirs = sample(buffer), sample(host)
+        for key in space.spaces if isinstance(space, spaces.Dict) else [None]:
+            mine, other = (b.observations if key is None else b.observations[key] for b in (ours, theirs))
+            assert mine.dtype == other.dtype and th.equal(mine, other)
+        assert th.equal(ours.rewards, theirs.rewards)
+    # The twin is what is read: a row that the host changes behind its back stays.
+    first = next(iter(device._device_rows.tensors.values()))
+    assert first.shape[:2] == (ROWS, N_ENVS)
+    first.zero_()
+    changed = sample(device).observations
+    changed = next(iter(changed.values())) if isinstance(changed, dict) else changed
+    assert not changed.any()
+
+
+def test_a_run_is_the_same_with_either_storage():
+    host = counter_model(training_ratio=8).learn(90)
+    device = counter_model(training_ratio=8, replay_buffer_kwargs=dict(storage="device")).learn(90)
+    assert device.replay_buffer._device_rows is not None
+    for ours, theirs in zip(device.policy.parameters(), host.policy.parameters(), strict=True):
+        assert th.equal(ours, theirs)
+
+
+def test_normalised_observations_come_from_the_host():
+    """Their statistics change, so they cannot be kept normalised."""
+    env = VecNormalize(counter_envs())
+    model = DreamerV3("MlpPolicy", env, seed=0, replay_buffer_kwargs=dict(storage="device"), **TINY).learn(60)
+    batch = model.replay_buffer.sample(4, env)
+    assert not th.equal(batch.observations, model.replay_buffer.sample(4).observations)
+
+
+def test_other_storages_are_refused():
+    with pytest.raises(ValueError, match=r"`storage` must be one of \('host', 'device'\), got 'disk'"):
+        counter_model(replay_buffer_kwargs=dict(storage="disk"))
