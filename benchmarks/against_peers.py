@@ -1,0 +1,87 @@
+"""
+Our training update beside those of other implementations: the same work, in turns, in one process tree on one core.
+
+Each peer lives in an environment of its own:
+
+    python -m venv peers/torchrl && peers/torchrl/bin/pip install torch==2.13.0 torchrl==0.14.1 hydra-core
+    python -m venv peers/rllib && peers/rllib/bin/pip install torch==2.13.0 "ray[rllib]" pillow
+
+    python benchmarks/against_peers.py --torchrl peers/torchrl/bin/python --rllib peers/rllib/bin/python
+
+24 numbers, 6-dimensional Box, batch 16 x 64, horizon 15, float32, one thread, process CPU time of loss, backward, clipping,
+optimiser and slow critic. TorchRL: its public stepper, eager as it is by default on a CPU, at the same dimensions and with the
+same number of parameters. RLlib has no model of this size: XXS, its nearest, does three times the arithmetic; that ratio says
+what a user waits for, not how good the code is. One line of JSON for each.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent / "peers"
+
+
+class Worker:
+    """A process that makes one update whenever it is asked."""
+
+    def __init__(self, python: str, script: str):
+        one_thread = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        self.process = subprocess.Popen(
+            [python, str(HERE / script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | one_thread
+        )
+        self.facts = json.loads(self._line())
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith(("{", "[")):  # libraries print, too
+                return line
+        raise RuntimeError(f"{self.process.args} ended without an answer")
+
+    def update(self) -> tuple[float, float]:
+        """:return: (wall, process CPU) seconds"""
+        assert self.process.stdin is not None
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        wall, cpu = json.loads(self._line())
+        return wall, cpu
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--torchrl", help="Python of the environment with TorchRL")
+    parser.add_argument("--rllib", help="Python of the environment with RLlib")
+    parser.add_argument("--iterations", type=int, default=5)
+    args = parser.parse_args()
+    workers = {"sb3_dreamer": Worker(sys.executable, "ours.py")}
+    if args.torchrl:
+        workers["torchrl"] = Worker(args.torchrl, "torchrl_update.py")
+    if args.rllib:
+        workers["rllib"] = Worker(args.rllib, "rllib_update.py")
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in workers}
+    for _ in range(args.iterations):
+        for name, worker in workers.items():
+            times[name].append(worker.update())
+    ours = np.median([cpu for _, cpu in times["sb3_dreamer"]])
+    for name, worker in workers.items():
+        wall, cpu = np.array(times[name]).T
+        line = dict(
+            peer=name,
+            **worker.facts,
+            iterations=args.iterations,
+            seconds_per_update=round(float(np.median(wall)), 4),
+            cpu_seconds_per_update=round(float(np.median(cpu)), 4),
+            min_cpu_seconds=round(float(cpu.min()), 4),
+            times_ours=round(float(np.median(cpu) / ours), 2),
+        )
+        print(json.dumps(line), flush=True)
+        worker.process.kill()
+
+
+if __name__ == "__main__":
+    main()
