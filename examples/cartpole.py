@@ -16,6 +16,7 @@ import torch as th
 from stable_baselines3.common.callbacks import EvalCallback, StopTrainingOnRewardThreshold
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_dreamer import DreamerV3
 
@@ -24,19 +25,21 @@ N_ENVS = 4
 
 
 def make_model(log_dir: Path, seed: int) -> DreamerV3:
-    """217 thousand parameters, a learning rate for thousands (not millions) of updates, half an update per step."""
+    """217 thousand parameters, settings for thousands (not millions) of updates: docs/tuning.md says why."""
     return DreamerV3(
         "MlpPolicy",
         make_vec_env("CartPole-v1", n_envs=N_ENVS, seed=seed, monitor_dir=str(log_dir)),
-        learning_rate=1e-3,
+        learning_rate=LinearSchedule(1e-3, 0.0, 1.0),
         lr_warmup_steps=100,
         learning_starts=0,
         batch_size=16,
         batch_length=16,
         training_ratio=128,
         gamma=0.99,
-        ent_coef=1e-2,
-        imagine_last=4,
+        ent_coef=3e-3,
+        free_nats=0.1,
+        loss_scales={"reconstruction": 20.0, "continue": 20.0},
+        imagine_last=8,
         policy_kwargs=dict(deter=128, hidden=64, stoch=8, classes=8, units=64, blocks=4),
         tensorboard_log=str(log_dir),
         seed=seed,
@@ -47,7 +50,7 @@ def make_model(log_dir: Path, seed: int) -> DreamerV3:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=6000, help="environment steps at most; training stops when solved")
+    parser.add_argument("--steps", type=int, default=10_000, help="environment steps at most; training stops when solved")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log-dir", type=Path, default=Path("logs") / "cartpole")
     args = parser.parse_args()

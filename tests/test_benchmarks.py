@@ -155,3 +155,44 @@ def test_verdicts():
     assert report.bar_row("name", TASK, bar, [])[-1] == "not run"
     stopped = [made_up([1.0], seed, complete=False) for seed in range(3)]
     assert report.bar_row("name", TASK, bar, stopped)[-1] == "aim met (3 seeds, unfinished)"
+
+
+UPDATE_KEYS = {
+    "preset",
+    "threads",
+    "iterations",
+    "seconds_per_update",
+    "cpu_seconds_per_update",
+    "min_cpu_seconds",
+    "compile_seconds",
+    "parameters",
+    "gflop",
+    "dispatched_ops",
+    "peak_rss_mb",
+}
+
+
+def printed(*command: str) -> list[dict]:
+    """The lines of JSON that a benchmark prints."""
+    result = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_speed_of_the_update_is_measured_for_each_variant():
+    lines = printed("benchmarks/update_time.py", "--preset", "debug", "--iterations", "2")
+    assert [line["variant"] for line in lines] == ["fast", "plain", "reference"]
+    assert all(line.keys() >= UPDATE_KEYS for line in lines)
+    fast, plain, reference = lines
+    assert fast["parameters"] == reference["parameters"] > 1000
+    assert fast["dispatched_ops"] < plain["dispatched_ops"] < reference["dispatched_ops"]
+    # All of them do the same arithmetic, up to what is read once or twice.
+    assert fast["gflop"] == pytest.approx(reference["gflop"], rel=0.1)
+    assert all(line["min_cpu_seconds"] > 0 for line in lines)
+
+
+def test_speed_of_acting_and_replay_is_measured():
+    small, large = printed("benchmarks/policy_latency.py", "--preset", "debug", "--iterations", "1")
+    assert (small["envs"], large["envs"]) == (1, 16) and 0 < small["step_ms"] < small["predict_ms"]
+    (line,) = printed("benchmarks/replay.py", "--preset", "debug", "--iterations", "1", "--rows", "2000")
+    assert {"add_us_per_step", "sample_ms", "write_back_ms", "bytes_per_row"} <= line.keys()
+    assert line["bytes_per_row"] > 24 * 4

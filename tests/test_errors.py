@@ -65,6 +65,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "replay_buffer_class=ReplayBuffer": dict(replay_buffer_class=ReplayBuffer),
     "replay_buffer_class=HerReplayBuffer": dict(replay_buffer_class=HerReplayBuffer),
     "replay_buffer_kwargs=dict(optimize_memory_usage=True)": dict(replay_buffer_kwargs=dict(optimize_memory_usage=True)),
+    "replay_buffer_kwargs=dict(storage='disk')": dict(replay_buffer_kwargs=dict(storage="disk")),
     "replay_buffer_kwargs=dict(batch_length=3)": dict(replay_buffer_kwargs=dict(batch_length=3)),
     "policy_kwargs=dict(model_size='1m')": dict(policy_kwargs=dict(model_size="1m")),
     "policy_kwargs=dict(deter=30, blocks=4)": dict(policy_kwargs=dict(deter=30, blocks=4)),
