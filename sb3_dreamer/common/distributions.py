@@ -178,7 +178,8 @@ class SymexpTwoHot:
     @cached_property
     def probs(self) -> th.Tensor:
         """Probabilities without gradient (..., n_bins)."""
-        return self.log_probs.exp()
+        # What can be trained will be asked for its logarithms, too.
+        return self.log_probs.exp() if self.logits.requires_grad else F.softmax(self.logits, dim=-1)
 
     def mean(self) -> th.Tensor:
         """
