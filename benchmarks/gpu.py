@@ -133,7 +133,7 @@ def check_replay_equals_plain(preset: str) -> float:
             update(batch)
         policies.append(policy)
     pairs = zip(policies[0].parameters(), policies[1].parameters(), strict=True)
-    return max(float((a - b).abs().max()) for a, b in pairs)
+    return max(float((a - b).detach().abs().max()) for a, b in pairs)
 
 
 def update_times(preset: str, precision: str) -> dict[str, Any]:
