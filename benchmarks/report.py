@@ -38,12 +38,13 @@ How far to trust the trials: most have one seed, and were stopped by hand when t
 elsewhere; about ten starts of less than 5,000 steps were deleted. Where a setting became or ceased to be the preset, name and
 `overrides` in the first line of its file were edited by hand, the evaluations were not: the trials of `tmaze4`; `batch8x8`,
 `gamma99`, `lr1e-3` and `batch16x16` of `pixelreach`; `fourstages` of `pixelcatch64`; `continue20ent1e-2` seed 1 and
-`continue20all128` of `cartpole`. `constant` was converted from files of an older benchmark. `overrides` say what differed from
-the preset of that day; what ran stands in the first line of each file, whole. `lin20last8fn01` of `cartpole` has the settings
-that are now the preset, run by an older version of the code, and `r128lin` of `pixelreach` those of its preset.
+`continue20all128` of `cartpole`; and seed 0 of `pixelreach`, a trial whose settings became the preset as they were. `constant`
+was converted from files of an older benchmark. `overrides` say what differed from the preset of that day; what ran stands in
+the first line of each file, whole. `lin20last8fn01` of `cartpole` has the settings that are now the preset, run by an older
+version of the code.
 
-Files of one task may come from different commits, named in each line: the training step was rewritten in between, with the same
-numbers up to rounding (`tests/test_scan.py`), and on small tasks rounding is enough for another curve.
+Files of one task may come from different commits, named in each line: the training step was rewritten in between, with the
+same numbers up to rounding (`tests/test_scan.py`), and on small tasks rounding is enough for another curve.
 """
 MEASURES: dict[str, Callable[[list[float]], float]] = {
     "best": max,

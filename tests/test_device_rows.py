@@ -28,6 +28,12 @@ def filled(space, storage, steps=70):
     return buffer
 
 
+def refill(buffer, space):
+    space.seed(1)
+    for _ in range(7):
+        buffer.add(stack(space), stack(space), np.ones((N_ENVS, 1)), np.zeros(N_ENVS), np.zeros(N_ENVS, bool), [{}] * N_ENVS)
+
+
 def stack(space):
     samples = [space.sample() for _ in range(N_ENVS)]
     if isinstance(space, spaces.Dict):
@@ -44,10 +50,12 @@ def sample(buffer):
 @pytest.mark.parametrize("space", [IMAGE, MIXED], ids=["image", "dict"])
 def test_device_rows_are_those_of_the_host(space):
     host, device = filled(space, "host"), filled(space, "device")
-    assert host._device_rows is None and device._device_rows is not None
+    sample(device)  # from here on rows are written twice
+    for buffer in (device, host):
+        refill(buffer, space)
     for buffer in (device, pickle.loads(pickle.dumps(device))):
-        assert buffer._device_rows is not None
         ours, theirs = sample(buffer), sample(host)
+        assert buffer._device_rows is not None and host._device_rows is None
         for key in space.spaces if isinstance(space, spaces.Dict) else [None]:
             mine, other = (b.observations if key is None else b.observations[key] for b in (ours, theirs))
             assert mine.dtype == other.dtype and th.equal(mine, other)
@@ -73,8 +81,33 @@ def test_normalised_observations_come_from_the_host():
     """Their statistics change, so they cannot be kept normalised."""
     env = VecNormalize(counter_envs())
     model = DreamerV3("MlpPolicy", env, seed=0, replay_buffer_kwargs=dict(storage="device"), **TINY).learn(60)
-    batch = model.replay_buffer.sample(4, env)
-    assert not th.equal(batch.observations, model.replay_buffer.sample(4).observations)
+    buffer = model.replay_buffer
+    batches = []
+    for normalizer in (env, None):
+        buffer._queue.clear()
+        np.random.seed(3)
+        batches.append(buffer.sample(4, normalizer).observations.numpy())
+    normalized, raw = batches
+    assert not np.array_equal(normalized, raw)
+    np.testing.assert_allclose(normalized, env.normalize_obs(raw), rtol=1e-5)
+
+
+def test_a_loaded_buffer_is_kept_where_the_model_wants_it(tmp_path):
+    device = counter_model(replay_buffer_kwargs=dict(storage="device")).learn(60)
+    device.save_replay_buffer(tmp_path / "buffer")
+    host = counter_model()
+    host.load_replay_buffer(tmp_path / "buffer")
+    host.replay_buffer.sample(4)
+    assert host.replay_buffer.storage == "host" and host.replay_buffer._device_rows is None
+
+
+def test_a_buffer_from_before_there_were_storages_loads():
+    buffer = filled(IMAGE, "host")
+    state = buffer.__getstate__()
+    del state["storage"], state["_device_rows"]
+    old = SequenceReplayBuffer.__new__(SequenceReplayBuffer)
+    old.__setstate__(state)
+    assert th.equal(sample(old).observations, sample(buffer).observations)
 
 
 def test_other_storages_are_refused():

@@ -75,6 +75,8 @@ def test_files(path):
         assert name.startswith(".") or {"n_timesteps", "policy"} <= set(preset), name
         for key, value in preset.items():
             if key not in ("policy", "env_wrapper", "model_size", "policy_kwargs"):
+                if key == "learning_rate" and str(value).startswith("lin_"):
+                    value = float(value.removeprefix("lin_"))  # RL Zoo's way to write a rate that falls to 0
                 for number in value.values() if isinstance(value, dict) else [value]:
                     assert isinstance(number, (int, float)), (name, key, value)  # YAML reads 1e-4 as a string
 

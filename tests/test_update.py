@@ -1,6 +1,5 @@
 """The training update: recorded and replayed it takes the same steps, compiled too; it never waits for the device."""
 
-import warnings
 from copy import deepcopy
 
 import pytest
@@ -8,12 +7,10 @@ import torch as th
 from gymnasium import spaces
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sb3_dreamer.common.optimizers import LaProp
-from sb3_dreamer.common.recorders import PythonRecorder, tensors_of
-from sb3_dreamer.dreamerv3.policies import DreamerPolicy
+from sb3_dreamer.common.recorders import PythonRecorder
 from sb3_dreamer.dreamerv3.steps import maybe_compiled
 from sb3_dreamer.dreamerv3.update import RecordedStep, RecordedUpdate, TrainingUpdate, make_acting, make_update
-from tests.helpers import IMAGE, MIXED, TINY, VECTOR, counter_model, double, make_loss, make_policy, random_batch
+from tests.helpers import IMAGE, MIXED, VECTOR, counter_model, double, make_loss, make_policy, random_batch
 
 
 def make(space=VECTOR, action_space=None, **kwargs):
@@ -94,12 +91,61 @@ def test_what_cannot_be_recorded_goes_on_with_a_warning():
             function()
             raise RuntimeError("no such luck")
 
-    plain, recorded = make(), make()
-    expected = run(plain, plain.policy, range(3))
+    plain, recorded, rates = make(), make(), [0.0, 1e-2, 3e-3]  # a rate that is frozen shows
+    expected = run(plain, plain.policy, range(3), rates)
     twin = RecordedUpdate(recorded, Broken)
     with pytest.warns(UserWarning, match="no such luck"):
-        ours = run(twin, recorded.policy, range(3))
+        ours = run(twin, recorded.policy, range(3), rates)
     assert_same(ours, expected)
+    step = RecordedStep(recorded.policy.float(), Broken)
+    observations, starts = random_batch(recorded.policy).observations[:, 0], th.ones(4)
+    with pytest.warns(UserWarning, match="Acting goes on unrecorded"):
+        actions, state = step(observations, None, starts)
+    assert actions.shape == (4, 1) and step(observations, state, starts)[0].shape == (4, 1)
+
+
+def test_files_of_a_recorded_optimiser_hold_numbers():
+    """So that they load anywhere, and the learning rate is that of ``param_groups``."""
+    recorded, plain = make(), make()
+    run(RecordedUpdate(recorded, PythonRecorder), recorded.policy, range(2), [1e-2, 0.0])
+    state = deepcopy(recorded.policy.optimizer.state_dict())
+    (group,) = state["param_groups"]
+    assert group["step"] == 2 and isinstance(group["step"], int) and "rate" not in group
+    plain.policy.load_state_dict(recorded.policy.state_dict())
+    plain.policy.optimizer.load_state_dict(state)
+    twin = make()
+    twin.policy.load_state_dict(recorded.policy.state_dict())
+    twin.policy.optimizer.load_state_dict(deepcopy(state))
+    expected = run(plain, plain.policy, [5, 6], [1e-2, 1e-3])
+    assert_same(run(RecordedUpdate(twin, PythonRecorder), twin.policy, [5, 6], [1e-2, 1e-3]), expected)
+    assert not th.equal(expected[1]["actor.output.weight"], recorded.policy.actor.output.weight)
+
+
+def test_a_frozen_part_does_not_move():
+    update = make()
+    batch = double(random_batch(update.policy))
+    update(batch)
+    encoder = update.policy.world_model.encoder.requires_grad_(False)
+    before = [parameter.clone() for parameter in encoder.parameters()]
+    update(batch)
+    assert all(map(th.equal, before, encoder.parameters()))
+
+
+def test_parameters_that_are_added_have_gradients_of_their_own():
+    class Sum(th.nn.Module):
+        features_dim = 5
+
+        def __init__(self, observation_space):
+            super().__init__()
+            self.a, self.b = (th.nn.Parameter(scale * th.ones(5)) for scale in (1.0, 100.0))
+
+        def forward(self, obs):
+            return obs + (self.a + self.b)
+
+    update = make(encoder_class=Sum)
+    update(double(random_batch(update.policy)))
+    encoder = update.policy.world_model.encoder
+    assert encoder.a.grad.data_ptr() != encoder.b.grad.data_ptr()
 
 
 class Waits(TorchDispatchMode):
@@ -112,7 +158,8 @@ class Waits(TorchDispatchMode):
         self.names = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(str(func))
+        is_mask = "aten.index" in str(func) and any(i is not None and i.dtype == th.bool for i in args[1])
+        self.names.append("nonzero of a mask" if is_mask else str(func))
         return func(*args, **(kwargs or {}))
 
     @property
@@ -135,7 +182,11 @@ def test_an_update_never_waits_for_the_device(space, action_space):
 def test_the_counter_of_waits_counts():
     with Waits() as waits:
         bool(th.ones(3).sum() > 2)
-    assert waits.waiting
+    assert len(waits.waiting) == 1
+    with Waits() as waits:
+        numbers = th.ones(3)
+        numbers[numbers > 2]
+    assert len(waits.waiting) == 1
 
 
 VIEWS = "view transpose aten.t. expand select slice unbind split detach permute alias squeeze".split()
@@ -168,6 +219,10 @@ def test_the_update_that_is_made():
     for switch in ("auto", False):
         assert not make_update(loss, 0.3, 0.02, switch, 0).must_compile  # on a CPU
     assert make_update(loss, 0.3, 0.02, True, 0).must_compile
+    policy.world_model.rssm.is_compiled = True  # by an earlier learn
+    assert not make_update(loss, 0.3, 0.02, True, 0).must_compile
+    make_update(loss, 0.3, 0.02, False, 0)
+    assert not policy.world_model.rssm.is_compiled
 
 
 def test_a_plain_path_is_said_once(capsys):
@@ -212,17 +267,11 @@ def test_compiled_steps_give_the_same_numbers_and_are_compiled_once():
         th.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3, msg=name)
 
 
-def test_other_optimisers_are_not_recorded():
-    assert issubclass(LaProp, th.optim.Optimizer)
-    policy = make_policy(VECTOR, spaces.Discrete(2), optimizer_class=th.optim.Adam, optimizer_kwargs=dict(eps=1e-5))
-    update = TrainingUpdate(make_loss(policy), agc_clip=0.3, tau=0.02)
-    update(random_batch(policy))
-    assert isinstance(policy, DreamerPolicy) and tensors_of(update(random_batch(policy)).metrics)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        counter_model(policy_kwargs=dict(optimizer_class=th.optim.Adam), **{"learning_starts": TINY["learning_starts"]}).learn(
-            40
-        )
+def test_other_optimisers_train_as_ever():
+    before = counter_model(policy_kwargs=dict(optimizer_class=th.optim.Adam))
+    start = before.policy.actor.output.weight.clone()
+    model = before.learn(60)
+    assert type(model._update) is TrainingUpdate and not th.equal(start, model.policy.actor.output.weight)
 
 
 @pytest.mark.parametrize("space", [VECTOR, MIXED], ids=["vector", "dict"])

@@ -9,8 +9,9 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_dreamer.common.device_rows import STORAGES, DeviceRows, feed, to_device
+from sb3_dreamer.common.device_rows import STORAGES, DeviceRows, side_stream, to_device
 from sb3_dreamer.common.preprocessing import SINGLE_KEY, as_array_dict, check_finite
+from sb3_dreamer.common.recorders import tensors_of
 from sb3_dreamer.common.row_storage import RowStorage
 from sb3_dreamer.common.type_aliases import LatentState, NumpyObs, SequenceBatch, SequenceIndices, TensorObs
 from sb3_dreamer.common.utils import one_hot
@@ -187,7 +188,7 @@ class SequenceReplayBuffer(RowStorage):
         values = as_array_dict(observations)
         for key, array in as_array_dict(self.observations).items():
             array[rows, envs] = np.asarray(values[key]).reshape(self.n_envs, *array.shape[2:])[envs]
-        if self._device_rows is not None:
+        if self._device_rows is not None:  # else they are made of all rows when they are asked for
             self._device_rows.write(rows, envs, as_array_dict(self.observations))
         self.actions[rows, envs] = np.asarray(actions).reshape(self.n_envs, self.action_dim)[envs]
         self.rewards[rows, envs] = np.asarray(rewards)[envs]
@@ -265,8 +266,17 @@ class SequenceReplayBuffer(RowStorage):
         :return: B windows of T rows, new ones first, the rest drawn uniformly; they cross episodes freely
         :raises ValueError: if no window is complete yet
         """
-        with feed(self.device):
-            return self._gather(*self._draw_windows(batch_size), env)
+        windows = self._draw_windows(batch_size)
+        if self.device.type != "cuda" or self.storage == "device":
+            return self._gather(*windows, env)
+        # Beside what the device does; it waits for the copies, they do not wait for it.
+        side, main = side_stream(self.device), th.cuda.current_stream(self.device)
+        with th.cuda.stream(side):
+            batch = self._gather(*windows, env)
+        main.wait_stream(side)
+        for tensor in tensors_of(batch):
+            tensor.record_stream(main)
+        return batch
 
     def _gather(self, envs: np.ndarray, first: np.ndarray, env: VecNormalize | None) -> SequenceBatch:
         """:return: the windows that begin, context row counted, at ``first`` of ``envs`` (B,) both"""
@@ -290,8 +300,9 @@ class SequenceReplayBuffer(RowStorage):
         )
 
     def _observations(self, where: tuple[np.ndarray, np.ndarray], env: VecNormalize | None) -> TensorObs:
-        if self._device_rows is not None and env is None:
-            by_key = self._device_rows.gather(*where)
+        twins = self._twins() if env is None else None
+        if twins is not None:
+            by_key = twins.gather(*where)
         else:
             rows = {key: array[where] for key, array in as_array_dict(self.observations).items()}
             is_dict = isinstance(self.observations, dict)

@@ -1,9 +1,6 @@
 """From replay rows in host memory to tensors on the device, without making the device wait."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch as th
@@ -22,26 +19,9 @@ def to_device(array: np.ndarray, device: th.device) -> th.Tensor:
 
 
 @lru_cache
-def _side_stream(device: th.device) -> "th.cuda.Stream":
+def side_stream(device: th.device) -> "th.cuda.Stream":
+    """:return: the stream on which batches travel, beside what the device does"""
     return th.cuda.Stream(device)
-
-
-@contextmanager
-def feed(device: th.device) -> Iterator[Any]:
-    """
-    Copies inside of it run beside what the device does; what follows waits for them. On a CPU this is nothing.
-
-    :param device: where the copies go
-    """
-    if device.type != "cuda":
-        yield
-        return
-    side = _side_stream(device)
-    # Memory that is freed on the main stream may be handed out here: what still reads it comes first.
-    side.wait_stream(th.cuda.current_stream(device))
-    with th.cuda.stream(side):
-        yield
-    th.cuda.current_stream(device).wait_stream(side)
 
 
 class DeviceRows:

@@ -27,6 +27,9 @@ class Recorder(Protocol):
         """:return: a context that leaves the random state as it was"""
         ...
 
+    def settle(self) -> None:
+        """What follows waits for the warm-up, also where the recording failed."""
+
 
 class CudaRecorder:
     """
@@ -61,6 +64,10 @@ class CudaRecorder:
         """As :class:`Recorder` says."""
         return th.random.fork_rng([self.device])
 
+    def settle(self) -> None:
+        """As :class:`Recorder` says."""
+        th.cuda.current_stream(self.device).wait_stream(self.stream)
+
 
 class PythonRecorder:
     """The same on any device, without a gain: a replay calls the function and copies its result. For tests."""
@@ -83,6 +90,9 @@ class PythonRecorder:
     def fork_rng(self) -> AbstractContextManager[Any]:
         """As :class:`Recorder` says."""
         return th.random.fork_rng([])
+
+    def settle(self) -> None:
+        """Nothing runs beside."""
 
 
 def tensors_of(value: Any) -> list[th.Tensor]:

@@ -29,10 +29,10 @@ class RowStorage(ReplayBuffer):
 
     latent_shape: tuple[int, int, int] | None
     replay_context: bool
-    storage: str
+    storage: str = "host"  # buffers that were pickled by older versions have none
     is_allocated: bool
     counts: np.ndarray
-    _device_rows: DeviceRows | None
+    _device_rows: DeviceRows | None = None
     has_latent: np.ndarray
     is_first: np.ndarray
     deter: np.ndarray
@@ -86,11 +86,13 @@ class RowStorage(ReplayBuffer):
             )
         self._make_arrays(self.buffer_size)
         self.is_allocated = True
-        self._twin_observations()
+        self._device_rows = None
 
-    def _twin_observations(self) -> None:
-        on_device = self.storage == "device" and self.is_allocated
-        self._device_rows = DeviceRows(as_array_dict(self.observations), self.device) if on_device else None
+    def _twins(self) -> DeviceRows | None:
+        """:return: the observations on the device, made when they are first asked for there; None without such a storage"""
+        if self.storage == "device" and (self._device_rows is None or self._device_rows.device != self.device):
+            self._device_rows = DeviceRows(as_array_dict(self.observations), self.device)
+        return self._device_rows
 
     def __getstate__(self) -> dict[str, Any]:
         """Only rows in use are pickled."""
@@ -108,4 +110,3 @@ class RowStorage(ReplayBuffer):
             self._make_arrays(self.buffer_size)
             for name, array in self._arrays().items():
                 array[: len(stored[name])] = stored[name]
-        self._twin_observations()

@@ -230,6 +230,7 @@ class DreamerV3(OffPolicyAlgorithm):
         if reset_num_timesteps:
             self._train_ratio.close()
         self._clock = UpdateClock()
+        self._write_back.flush()
         self._setup_training()
         warn_if_small(self)
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
@@ -377,7 +378,7 @@ class DreamerV3(OffPolicyAlgorithm):
         except BaseException:
             self.replay_buffer = current
             raise
-        self.replay_buffer.online_queue = self.online_queue
+        self.replay_buffer.online_queue, self.replay_buffer.storage = self.online_queue, current.storage
         self.replay_buffer.set_window(self.batch_length)
         self._write_back, self._last_state = LatentWriteBack(self.replay_buffer), None
 

@@ -76,11 +76,17 @@ class TrainingUpdate:
 
         :param loss: to minimise
         """
+        self.policy.optimizer.zero_grad(set_to_none=True)  # what was frozen meanwhile must not move on
         parameters = self.policy.trainable_parameters()
         gradients = th.autograd.grad(loss, parameters, allow_unused=True)
+        seen: set[int] = set()
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None and gradient.stride() != parameter.stride():
+            if gradient is None:
+                continue
+            # Parameters that are added to each other may be handed one gradient, and it is clipped in place.
+            if gradient.stride() != parameter.stride() or gradient.data_ptr() in seen:
                 gradient = th.empty_like(parameter).copy_(gradient)
+            seen.add(gradient.data_ptr())
             parameter.grad = gradient
 
 
@@ -101,7 +107,7 @@ def compile_steps(update: TrainingUpdate, batch: SequenceBatch) -> None:
     try:
         with th.random.fork_rng(devices), policy.autocast():
             loss = update.loss_module(batch).loss
-            th.autograd.grad(loss, policy.trainable_parameters(), allow_unused=True)
+        th.autograd.grad(loss, policy.trainable_parameters(), allow_unused=True)  # outside of autocast, as in an update
         if update.verbose >= 1:
             print(f"Compiled one step of observing, of its backward pass and of dreaming: {time.perf_counter() - start:.0f} s")
     except Exception as error:
@@ -168,7 +174,8 @@ class RecordedUpdate:
 
     def _key(self, batch: SequenceBatch) -> tuple[Any, ...]:
         shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors_of(batch)]
-        return tuple(shapes), tuple(tensor.data_ptr() for tensor in self._state())
+        state = [(tensor.data_ptr(), tensor.requires_grad) for tensor in self._state()]
+        return tuple(shapes), tuple(state)
 
     def _record_or_give_up(self, batch: SequenceBatch) -> None:
         start = time.perf_counter()
@@ -179,6 +186,7 @@ class RecordedUpdate:
                 print(message)
         except Exception as error:
             self.is_recordable = False
+            self.optimizer.stop_recording()
             warnings.warn(f"Training goes on unrecorded (compile=False says so at once), for recording failed: {error!r}")
 
     def _record(self, batch: SequenceBatch) -> None:
@@ -194,6 +202,7 @@ class RecordedUpdate:
                         self.update(self.inputs)
                 self.result = self.recorder.record(lambda: self.update(self.inputs))
         finally:
+            self.recorder.settle()
             with th.no_grad():
                 for tensor, kept in zip(state, before, strict=True):
                     tensor.copy_(kept)
@@ -215,6 +224,7 @@ class RecordedStep:
         self.policy = policy
         self.make_recorder = make_recorder
         self.key: tuple[Any, ...] | None = None
+        self.is_recordable = True
 
     def __call__(
         self, observations: PyTorchObs, state: PolicyState | None, episode_start: th.Tensor
@@ -226,9 +236,15 @@ class RecordedStep:
             tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors_of(new)),
             tuple(tensor.data_ptr() for tensor in (*self.policy.parameters(), *self.policy.buffers())),
         )
-        if key != self.key:
-            self._record(new)
-            self.key = key
+        if self.is_recordable and key != self.key:
+            try:
+                self._record(new)
+                self.key = key
+            except Exception as error:
+                self.is_recordable = False
+                warnings.warn(f"Acting goes on unrecorded (compile=False says so at once), for recording failed: {error!r}")
+        if not self.is_recordable:
+            return self.policy.step(*new)
         for mine, theirs in zip(tensors_of(self.inputs), tensors_of(new), strict=True):
             mine.copy_(theirs, non_blocking=True)
         self.recorder.replay()
@@ -237,11 +253,14 @@ class RecordedStep:
     def _record(self, new: tuple[Any, ...]) -> None:
         self.inputs = clone_tensors(new)
         self.recorder = self.make_recorder()
-        with self.recorder.fork_rng():
-            with self.recorder.warm_up():
-                for _ in range(self.WARM_UPS):
-                    self.policy.step(*self.inputs)
-            self.result = self.recorder.record(lambda: self.policy.step(*self.inputs))
+        try:
+            with self.recorder.fork_rng():
+                with self.recorder.warm_up():
+                    for _ in range(self.WARM_UPS):
+                        self.policy.step(*self.inputs)
+                self.result = self.recorder.record(lambda: self.policy.step(*self.inputs))
+        finally:
+            self.recorder.settle()
 
 
 Update = TrainingUpdate | RecordedUpdate
@@ -259,6 +278,7 @@ def make_update(loss_module: DreamerLoss, agc_clip: float, tau: float, compile: 
     policy = loss_module.policy
     on_cuda = policy.device.type == "cuda"
     is_wanted = on_cuda if compile == "auto" else bool(compile)
+    policy.world_model.rssm.is_compiled &= is_wanted
     update = TrainingUpdate(loss_module, agc_clip=agc_clip, tau=tau, is_compiled=is_wanted, verbose=verbose)
     if verbose >= 1 and not is_covered(policy.world_model.rssm):
         print("This model takes the plain path, step by step: the fused loops know one hidden layer in core and posterior.")
