@@ -6,6 +6,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from torch.utils._python_dispatch import TorchDispatchMode
+from workloads import VIEWS
 
 from sb3_dreamer.common.recorders import PythonRecorder
 from sb3_dreamer.dreamerv3.steps import maybe_compiled
@@ -187,9 +188,6 @@ def test_the_counter_of_waits_counts():
         numbers = th.ones(3)
         numbers[numbers > 2]
     assert len(waits.waiting) == 1
-
-
-VIEWS = "view transpose aten.t. expand select slice unbind split detach permute alias squeeze".split()
 
 
 def test_an_update_of_the_1m_model_is_a_bounded_number_of_operations():
