@@ -378,7 +378,8 @@ class DreamerV3(OffPolicyAlgorithm):
         except BaseException:
             self.replay_buffer = current
             raise
-        self.replay_buffer.online_queue, self.replay_buffer.storage = self.online_queue, current.storage
+        self.replay_buffer.online_queue = self.online_queue
+        self.replay_buffer.storage = self.replay_buffer_kwargs.get("storage", "host")
         self.replay_buffer.set_window(self.batch_length)
         self._write_back, self._last_state = LatentWriteBack(self.replay_buffer), None
 
