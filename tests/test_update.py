@@ -223,6 +223,15 @@ def test_the_update_that_is_made():
     assert not policy.world_model.rssm.is_compiled
 
 
+def test_a_recorded_optimiser_obeys_the_next_update_that_is_made():
+    recorded = make()
+    run(RecordedUpdate(recorded, PythonRecorder), recorded.policy, range(2), [0.0, 0.0])
+    before = recorded.policy.actor.output.weight.clone()
+    plain = make_update(recorded.loss_module, 0.3, 0.02, False, 0)
+    run(plain, recorded.policy, [3], [1e-2])
+    assert not th.equal(before, recorded.policy.actor.output.weight)
+
+
 def test_a_plain_path_is_said_once(capsys):
     model = counter_model(verbose=1, policy_kwargs=dict(dynamics_layers=2))
     capsys.readouterr()

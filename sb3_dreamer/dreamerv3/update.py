@@ -279,6 +279,8 @@ def make_update(loss_module: DreamerLoss, agc_clip: float, tau: float, compile: 
     on_cuda = policy.device.type == "cuda"
     is_wanted = on_cuda if compile == "auto" else bool(compile)
     policy.world_model.rssm.is_compiled &= is_wanted
+    if isinstance(policy.optimizer, LaProp):
+        policy.optimizer.stop_recording()  # of an earlier update, which nobody replays any more
     update = TrainingUpdate(loss_module, agc_clip=agc_clip, tau=tau, is_compiled=is_wanted, verbose=verbose)
     if verbose >= 1 and not is_covered(policy.world_model.rssm):
         print("This model takes the plain path, step by step: the fused loops know one hidden layer in core and posterior.")
