@@ -42,10 +42,10 @@ def best_evaluation(log_dir: Path, steps: int, seed: int, stop_at: float) -> flo
 
 def test_cartpole_improves(tmp_path):
     """
-    Greedy return of 300 within 2,000 steps. Luck does not get there: of a hundred untrained models of this size the best
+    Greedy return of 400 within 1,500 steps. Luck does not get there: of a hundred untrained models of this size the best
     scored 112 in greedy evaluation.
     """
-    assert best_evaluation(tmp_path, 2000, seed=3, stop_at=300.0) >= 300.0
+    assert best_evaluation(tmp_path, 1500, seed=3, stop_at=400.0) >= 400.0
 
 
 def test_untrained_models_stay_low():
@@ -63,7 +63,7 @@ def test_untrained_models_stay_low():
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_cartpole_is_solved(seed, tmp_path):
-    assert best_evaluation(tmp_path, 5000, seed, stop_at=475.0) >= 475.0
+    assert best_evaluation(tmp_path, 4000, seed, stop_at=475.0) >= 475.0
 
 
 @pytest.mark.slow
