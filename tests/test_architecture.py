@@ -8,7 +8,7 @@ PACKAGE = ROOT / "sb3_dreamer"
 
 # Lowest floor first. A file may import from floors below its own.
 FLOORS = [
-    {"zoo.startup._sb3_dreamer_zoo_hook", "zoo.presets", "zoo.sampler", "zoo"},
+    {"zoo.startup._sb3_dreamer_zoo_hook", "zoo.presets", "zoo.ranks", "zoo.sampler", "zoo"},
     {
         "common.type_aliases",
         "common.torch_layers",
@@ -16,7 +16,10 @@ FLOORS = [
         "common.utils",
         "common.device_rows",
         "common.recorders",
+        "common.ranks",
     },
+    {"common.distributed"},
+    {"common.launch"},
     {
         "common.distributions",
         "common.preprocessing",
@@ -39,7 +42,10 @@ FLOORS = [
     {"dreamerv3.policies"},
     {"dreamerv3.losses"},
     {"dreamerv3.update"},
+    {"dreamerv3.parallel"},
+    {"dreamerv3.make_update"},
     {"dreamerv3.arguments"},
+    {"dreamerv3.saving"},
     {"dreamerv3.dreamerv3"},
     {"dreamerv3"},
     {""},

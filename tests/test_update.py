@@ -9,8 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from workloads import VIEWS
 
 from sb3_dreamer.common.recorders import PythonRecorder
+from sb3_dreamer.dreamerv3.make_update import make_acting, make_update
 from sb3_dreamer.dreamerv3.steps import maybe_compiled
-from sb3_dreamer.dreamerv3.update import RecordedStep, RecordedUpdate, TrainingUpdate, make_acting, make_update
+from sb3_dreamer.dreamerv3.update import RecordedStep, RecordedUpdate, TrainingUpdate
 from tests.helpers import IMAGE, MIXED, VECTOR, counter_model, double, make_loss, make_policy, random_batch
 
 

@@ -48,6 +48,8 @@ class SequenceReplayBuffer(RowStorage):
     :raises ValueError: if ``optimize_memory_usage`` is set or ``storage`` is unknown
     """
 
+    random_states: dict[str, Any] | None = None  # in a file: of the rank whose rows these are
+
     def __init__(
         self,
         buffer_size: int,

@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from sb3_dreamer.common.preprocessing import as_space_dict, is_image
+from sb3_dreamer.common.ranks import SCALINGS, rate_factor
 from sb3_dreamer.dreamerv3.losses import LOSS_SCALES
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ def check_arguments(model: "DreamerV3") -> None:
         )
     if model.compile not in (True, False, "auto"):
         raise ValueError(f"`compile` must be True, False or 'auto', got {model.compile!r}")
+    if model.distributed_scaling not in SCALINGS:
+        raise ValueError(f"`distributed_scaling` must be one of {SCALINGS}, got {model.distributed_scaling!r}")
     check_train_freq(model)
     check_loss_scales(model.loss_scales)
     check_kwargs(model)
@@ -121,6 +124,8 @@ def check_train_freq(model: "DreamerV3") -> None:
         )
     if unit == "episode" and (model.n_envs or 1) > 1:
         raise ValueError(f"`train_freq` in episodes needs one environment, got {model.n_envs}: use (n, 'step')")
+    if unit == "episode" and model._ranks.size > 1:
+        raise ValueError(f"`train_freq` in episodes needs one rank, got {model._ranks.size}: use (n, 'step')")
 
 
 def check_loss_scales(loss_scales: dict[str, float] | None) -> None:
@@ -227,3 +232,32 @@ def warn_if_small(model: "DreamerV3") -> None:
             f"`buffer_size`={model.buffer_size} gives each of {model.n_envs} environments {buffer.buffer_size} rows, but a "
             f"window needs {buffer.window_length}: no update will be made"
         )
+
+
+def facts_for_all(model: "DreamerV3", total_timesteps: int) -> dict[str, Any]:
+    """:return: by name what must be the same on all ranks, lest they wait for each other for ever"""
+    names = ("num_timesteps", "learning_starts", "train_freq", "batch_size", "batch_length", "training_ratio", "tau", "gamma")
+    facts = {name: getattr(model, name) for name in names}
+    parameters = {name: tuple(parameter.shape) for name, parameter in model.policy.named_parameters()}
+    environments = f"{model.n_envs} of {model.observation_space}, {model.action_space}"
+    return {**facts, "total_timesteps": total_timesteps, "env": environments, "policy": parameters}
+
+
+def announce(model: "DreamerV3") -> None:
+    """Before a run: what several ranks make of the arguments, and a warning if nothing will be learnt."""
+    warn_if_small(model)
+    announce_scaling(model)
+
+
+def announce_scaling(model: "DreamerV3") -> None:
+    """Say what several ranks make of the arguments of one."""
+    ranks, size = model._ranks, model._ranks.size
+    if not ranks.is_launched or model.verbose < 1:
+        return
+    steps = size * model.batch_size * model.batch_length / model.training_ratio
+    print(
+        f"{size} ranks, distributed_scaling={model.distributed_scaling!r}: windows per update {model.batch_size} -> "
+        f"{size * model.batch_size}, environments {model.n_envs} -> {size * model.n_envs}, learning rate times "
+        f"{rate_factor(model.distributed_scaling, size, 1.0):.4g}, an update per {steps:.4g} environment steps of all ranks. "
+        "The update as a whole is not recorded as a CUDA graph."
+    )

@@ -1,7 +1,5 @@
 """DreamerV3 inside Stable-Baselines3's collect/train loop."""
 
-import io
-import pathlib
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -16,19 +14,22 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
+from sb3_dreamer.common.launch import join_ranks
 from sb3_dreamer.common.preprocessing import decode_actions, encode_actions
+from sb3_dreamer.common.ranks import rate_factor
 from sb3_dreamer.common.type_aliases import LatentState, PolicyState
 from sb3_dreamer.common.utils import MetricAverager, PiecewiseSchedule, TrainRatio, UpdateClock, make_schedule, warmup_factor
 from sb3_dreamer.common.write_back import LatentWriteBack
-from sb3_dreamer.dreamerv3.arguments import check_arguments, check_buffer, check_space, name_counterparts, warn_if_small
+from sb3_dreamer.dreamerv3.arguments import announce, check_arguments, check_space, facts_for_all, name_counterparts
 from sb3_dreamer.dreamerv3.losses import DreamerLoss
+from sb3_dreamer.dreamerv3.make_update import make_acting, make_update
 from sb3_dreamer.dreamerv3.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy
-from sb3_dreamer.dreamerv3.update import make_acting, make_update
+from sb3_dreamer.dreamerv3.saving import SavedAlgorithm
 
 SelfDreamerV3 = TypeVar("SelfDreamerV3", bound="DreamerV3")
 
 
-class DreamerV3(OffPolicyAlgorithm):
+class DreamerV3(SavedAlgorithm):
     """
     DreamerV3: learn a world model from replayed sequences, learn to act inside its dreams.
 
@@ -60,6 +61,9 @@ class DreamerV3(OffPolicyAlgorithm):
     :param imagine_last: dream from the last K rows of each window only; 0: from all
     :param precision: ``"fp32"``, ``"bf16"`` (autocast), or ``"auto"``: bf16 where a CUDA device has it
     :param compile: compile the recurrent steps, and on CUDA record the whole update as one graph; ``"auto"``: on CUDA
+    :param distributed_scaling: what several ranks (torchrun), each with its own batch and environments, do to the learning
+        rate: ``"sqrt"``, ``"linear"``, None, ``"sqrt+priming"``, ``"linear+priming"``, see
+        :func:`~sb3_dreamer.common.ranks.rate_factor`
     :param train_freq: collect so many steps, or ``(n, "episode")``, between training calls
     :param replay_buffer_class: a subclass of :class:`~sb3_dreamer.common.buffers.SequenceReplayBuffer`
     :param replay_buffer_kwargs: keyword arguments of the replay buffer
@@ -109,6 +113,7 @@ class DreamerV3(OffPolicyAlgorithm):
         imagine_last: int = 0,
         precision: str = "auto",
         compile: bool | str = "auto",
+        distributed_scaling: str | None = "sqrt",
         train_freq: int | tuple[int, str] = 1,
         replay_buffer_class: type[SequenceReplayBuffer] | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
@@ -120,6 +125,7 @@ class DreamerV3(OffPolicyAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ):
+        self._ranks = join_ranks()
         super().__init__(
             policy=policy,
             env=env,  # type: ignore[arg-type]
@@ -137,7 +143,7 @@ class DreamerV3(OffPolicyAlgorithm):
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             verbose=verbose,
-            device=device,
+            device=self._ranks.device(device),
             support_multi_env=True,
             seed=seed,
             sde_support=False,
@@ -158,6 +164,7 @@ class DreamerV3(OffPolicyAlgorithm):
         self.imagine_last = imagine_last
         self.precision = precision
         self.compile = compile
+        self.distributed_scaling = distributed_scaling
         self._last_state: PolicyState | None = None
         self._train_ratio = TrainRatio()
         self._metrics = MetricAverager()
@@ -170,8 +177,13 @@ class DreamerV3(OffPolicyAlgorithm):
         check_space(env.observation_space)
         return OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """As SB3's; of several ranks each has a seed of its own."""
+        super().set_random_seed(self._ranks.seed(seed))
+
     def _setup_model(self) -> None:
         check_arguments(self)
+        self._ranks.quieten(self)
         user_policy_kwargs, user_buffer_kwargs = self.policy_kwargs, self.replay_buffer_kwargs
         # SB3 hands these two dicts on; the user's own are restored, for `load` compares them.
         self.policy_kwargs = {"model_size": self.model_size, "precision": self.precision, **user_policy_kwargs}
@@ -192,11 +204,11 @@ class DreamerV3(OffPolicyAlgorithm):
     def _setup_training(self) -> None:
         """What follows from the arguments alone; done anew at each ``learn``, for users set attributes in between."""
         check_arguments(self)
-        self._train_ratio.set_rate(self.training_ratio, self.batch_size * self.batch_length)
+        self._train_ratio.set_rate(self.training_ratio, self._ranks.size * self.batch_size * self.batch_length)
         self.replay_buffer.set_window(self.batch_length)
         names = ("imagination_horizon", "gamma", "return_lambda", "ent_coef", "free_nats", "imagine_last", "loss_scales")
         self.loss_module = DreamerLoss(self.policy, **{name: getattr(self, name) for name in names})
-        self._update = make_update(self.loss_module, self.agc_clip, self.tau, self.compile, self.verbose)
+        self._update = make_update(self.loss_module, self.agc_clip, self.tau, self.compile, self.verbose, self._ranks)
         self._write_back = LatentWriteBack(self.replay_buffer)
         self._act = make_acting(self.policy, self.compile)
 
@@ -209,12 +221,16 @@ class DreamerV3(OffPolicyAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfDreamerV3:
-        """As :meth:`OffPolicyAlgorithm.learn`."""
-        super().learn(
-            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar  # type: ignore[arg-type]
-        )
-        self._metrics.record(self.logger)  # no run ends without a look at its losses, on no device
-        self._write_back.flush()
+        """As :meth:`OffPolicyAlgorithm.learn`; steps are those of all ranks."""
+        callback, progress_bar = self._ranks.callback(callback, progress_bar)
+        with self._ranks.learning(facts_for_all(self, total_timesteps)):
+            super().learn(
+                total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar  # type: ignore[arg-type]
+            )
+            self._metrics.record(self.logger)  # no run ends without a look at its losses, on no device
+            self._write_back.flush()
+            for path in self._ranks.shared_paths():
+                self.save_replay_buffer(path)
         return self
 
     def _setup_learn(
@@ -232,7 +248,8 @@ class DreamerV3(OffPolicyAlgorithm):
         self._clock = UpdateClock()
         self._write_back.flush()
         self._setup_training()
-        warn_if_small(self)
+        self._ranks.merge_statistics(self._vec_normalize_env)
+        announce(self)
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def _sample_action(
@@ -263,6 +280,7 @@ class DreamerV3(OffPolicyAlgorithm):
                 buffer_actions = buffer_actions.clip(-1.0, 1.0)
             actions = decode_actions(buffer_actions, self.action_space)
         self._last_state = state
+        self.num_timesteps += n_envs * (self._ranks.size - 1)  # the other ranks' steps; SB3 adds ours
         return actions, buffer_actions
 
     def _store_transition(
@@ -296,24 +314,32 @@ class DreamerV3(OffPolicyAlgorithm):
         As SB3's, and then set ``gradient_steps`` to the updates owed. A stop loses nothing: the transition that SB3 drops
         when a callback returns False is stored, and after an exception the next ``learn`` resets the environments.
         """
-        steps_before, will_train = self.num_timesteps, False
+        steps_before = self.num_timesteps
         try:
             rollout = super().collect_rollouts(
                 env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval
             )
-            will_train = rollout.continue_training
-            if not will_train:
+            if not rollout.continue_training:
                 pending = [callback.locals[name] for name in ("buffer_actions", "new_obs", "rewards", "dones", "infos")]
                 self._store_transition(replay_buffer, *pending)
                 self._update_info_buffer(callback.locals["infos"], callback.locals["dones"])
         except BaseException:
             self._last_obs = None  # somewhere between two steps: the environments must be reset
+            self._owe_updates(self.num_timesteps - steps_before, self.replay_buffer.can_sample(), will_train=False)
             raise
-        finally:
-            if will_train or self._train_ratio.is_open:
-                can_train = self.num_timesteps > self.learning_starts and self.replay_buffer.can_sample()
-                self.gradient_steps = self._train_ratio.tick(self.num_timesteps - steps_before, can_train)
-        return rollout
+        n_steps = (self.num_timesteps - steps_before) // self._ranks.size
+        agreed = self._ranks.agree(n_steps, rollout.continue_training, self.replay_buffer.can_sample())
+        self.num_timesteps = steps_before + agreed.n_steps
+        self._owe_updates(agreed.n_steps, agreed.can_sample, agreed.goes_on)
+        for path in agreed.buffer_paths:
+            self.save_replay_buffer(path)
+        return rollout._replace(continue_training=agreed.goes_on)
+
+    def _owe_updates(self, n_steps: int, can_sample: bool, will_train: bool) -> None:
+        """Set ``gradient_steps`` to the updates owed after so many steps of all ranks."""
+        if will_train or self._train_ratio.is_open:
+            can_train = self.num_timesteps > self.learning_starts and can_sample
+            self.gradient_steps = self._train_ratio.tick(n_steps, can_train)
 
     def train(self, gradient_steps: int, batch_size: int) -> None:
         """
@@ -323,6 +349,7 @@ class DreamerV3(OffPolicyAlgorithm):
         :param batch_size: B, windows per update
         """
         self.policy.set_training_mode(True)
+        self._ranks.merge_statistics(self._vec_normalize_env)
         for _ in range(gradient_steps):
             self._clock.start()
             self._update_learning_rate(self.policy.optimizer)
@@ -346,6 +373,7 @@ class DreamerV3(OffPolicyAlgorithm):
         is_piecewise = isinstance(self.lr_schedule, PiecewiseSchedule)
         rate = self.lr_schedule(self.num_timesteps if is_piecewise else self._current_progress_remaining)
         rate *= warmup_factor(self._n_updates, self.lr_warmup_steps)
+        rate *= rate_factor(self.distributed_scaling, self._ranks.size, 1.0 - self._current_progress_remaining)
         self.logger.record("train/learning_rate", rate)
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
             for group in optimizer.param_groups:
@@ -364,33 +392,3 @@ class DreamerV3(OffPolicyAlgorithm):
         self._metrics.flush()
         self.logger.record("replay/rows", int(self.replay_buffer.filled.sum()))
         super().dump_logs()
-
-    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
-        """
-        As :meth:`OffPolicyAlgorithm.load_replay_buffer`; what is collected next opens an episode.
-
-        :raises ValueError: if the buffer does not fit the model, which then keeps its own
-        """
-        current = self.replay_buffer
-        try:
-            super().load_replay_buffer(path, truncate_last_traj)
-            check_buffer(self.replay_buffer, self)
-        except BaseException:
-            self.replay_buffer = current
-            raise
-        self.replay_buffer.online_queue = self.online_queue
-        self.replay_buffer.storage = self.replay_buffer_kwargs.get("storage", "host")
-        self.replay_buffer.set_window(self.batch_length)
-        self._write_back, self._last_state = LatentWriteBack(self.replay_buffer), None
-
-    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
-        """As SB3's, all latents written."""
-        self._write_back.flush()
-        super().save_replay_buffer(path)
-
-    def _excluded_save_params(self) -> list[str]:
-        mine = ["loss_module", "_update", "_write_back", "_act", "_last_state", "_metrics", "_clock"]
-        return [*super()._excluded_save_params(), *mine]
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return ["policy", "policy.optimizer"], []

@@ -1,6 +1,6 @@
 """The objective: world model, actor and critic losses, summed into one number."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch as th
@@ -109,6 +109,8 @@ class DreamerLoss(nn.Module):
         self.free_nats = free_nats
         self.imagine_last = imagine_last
         self.loss_scales = {**LOSS_SCALES, **(loss_scales or {})}
+        # Several ranks put the one here that collects a tensor from all of them.
+        self.gather: Callable[[th.Tensor], th.Tensor] = th.detach
 
     def draw_noise(self, batch_size: int, batch_length: int) -> UpdateNoise:
         """
@@ -145,7 +147,7 @@ class DreamerLoss(nn.Module):
         dream = self.dream_returns(trajectory, value)
 
         # ---- actor and critic ----
-        self.policy.return_normalizer.update(dream.returns)
+        self.policy.return_normalizer.update(self.gather(dream.returns))
         terms["actor"], actor_metrics = self.actor_terms(trajectory, dream)
         # The last state has no return; cut off after the loss, for a cut through the logits would copy them.
         padded = F.pad(dream.returns, (0, 1))  # (N, H + 1)

@@ -9,10 +9,10 @@ import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_dreamer.common.optimizers import LaProp, clip_grad_agc_
-from sb3_dreamer.common.recorders import CudaRecorder, Recorder, clone_tensors, tensors_of
-from sb3_dreamer.common.type_aliases import LatentState, PolicyState, SequenceBatch
+from sb3_dreamer.common.recorders import Recorder, clone_tensors, tensors_of
+from sb3_dreamer.common.type_aliases import LatentState, PolicyState, SequenceBatch, UpdateNoise
 from sb3_dreamer.dreamerv3.fused_weights import is_covered
-from sb3_dreamer.dreamerv3.losses import DreamerLoss
+from sb3_dreamer.dreamerv3.losses import DreamerLoss, LossOutput
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
 
 
@@ -51,23 +51,33 @@ class TrainingUpdate:
         self.verbose = verbose
         self.metric_names: tuple[str, ...] = ()
 
-    def __call__(self, batch: SequenceBatch) -> UpdateResult:
+    def __call__(self, batch: SequenceBatch, noise: UpdateNoise | None = None) -> UpdateResult:
         """
         :param batch: B windows of T rows
+        :param noise: drawn if None
         :return: by-products, all detached
         """
         if self.must_compile:
             self.must_compile = False
             compile_steps(self, batch)
         with self.policy.autocast():
-            output = self.loss_module(batch)
+            output = self.evaluate(batch, noise)
         self.compute_gradients(output.loss)
         grad_norm = clip_grad_agc_(self.policy.parameters(), self.agc_clip)
         self.policy.optimizer.step()
         self.policy.update_target(self.tau)
         metrics = {**output.metrics, "train/grad_norm": grad_norm}
         self.metric_names = tuple(metrics)
-        return UpdateResult(output.posterior.detach(), th.stack([value.detach().float() for value in metrics.values()]))
+        values = th.stack([value.detach().float() for value in metrics.values()])  # (M,)
+        return UpdateResult(output.posterior.detach(), self.mean_over_ranks(values))
+
+    def evaluate(self, batch: SequenceBatch, noise: UpdateNoise | None) -> LossOutput:
+        """:return: the objective, as :meth:`DreamerLoss.forward`"""
+        return self.loss_module(batch, noise)
+
+    def mean_over_ranks(self, metrics: th.Tensor) -> th.Tensor:
+        """:return: means of the metrics over the processes that train together (M,)"""
+        return metrics
 
     def compute_gradients(self, loss: th.Tensor) -> None:
         """
@@ -261,43 +271,3 @@ class RecordedStep:
                 self.result = self.recorder.record(lambda: self.policy.step(*self.inputs))
         finally:
             self.recorder.settle()
-
-
-Update = TrainingUpdate | RecordedUpdate
-
-
-def make_update(loss_module: DreamerLoss, agc_clip: float, tau: float, compile: bool | str, verbose: int) -> Update:
-    """
-    :param loss_module: the objective; its policy owns networks and optimiser
-    :param agc_clip: see :class:`TrainingUpdate`
-    :param tau: see :class:`TrainingUpdate`
-    :param compile: compile the steps; ``"auto"``: on CUDA. There, unless False, the update is recorded, too.
-    :param verbose: 1 prints what is done
-    :return: the fastest update for this model and device
-    """
-    policy = loss_module.policy
-    on_cuda = policy.device.type == "cuda"
-    is_wanted = on_cuda if compile == "auto" else bool(compile)
-    policy.world_model.rssm.is_compiled &= is_wanted
-    if isinstance(policy.optimizer, LaProp):
-        policy.optimizer.stop_recording()  # of an earlier update, which nobody replays any more
-    update = TrainingUpdate(loss_module, agc_clip=agc_clip, tau=tau, is_compiled=is_wanted, verbose=verbose)
-    if verbose >= 1 and not is_covered(policy.world_model.rssm):
-        print("This model takes the plain path, step by step: the fused loops know one hidden layer in core and posterior.")
-    if on_cuda and is_wanted and isinstance(policy.optimizer, LaProp):
-        return RecordedUpdate(update, lambda: CudaRecorder(policy.device))
-    return update
-
-
-Acting = Callable[[PyTorchObs, PolicyState | None, th.Tensor], tuple[th.Tensor, PolicyState]]
-
-
-def make_acting(policy: DreamerPolicy, compile: bool | str) -> Acting:
-    """
-    :param policy: acts
-    :param compile: as for :func:`make_update`
-    :return: :meth:`DreamerPolicy.step`; on CUDA, unless ``compile`` is False, recorded
-    """
-    if policy.device.type == "cuda" and compile is not False:
-        return RecordedStep(policy, lambda: CudaRecorder(policy.device))
-    return policy.step

@@ -6,8 +6,10 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from sb3_dreamer.common.launch import is_launched
 from sb3_dreamer.dreamerv3 import DreamerV3
 from sb3_dreamer.zoo.presets import find_config
+from sb3_dreamer.zoo.ranks import adapt_to_rank
 
 NAME = "dreamerv3"
 
@@ -42,10 +44,22 @@ def register_presets(exp_manager: ModuleType) -> None:
         bound = signature.bind(*args, **kwargs)
         if bound.arguments["algo"] == NAME:
             bound.arguments["config"] = find_config(bound.arguments.get("config"))
+            if is_launched():
+                bound.apply_defaults()
+                adapt_to_rank(bound.arguments)
         original(*bound.args, **bound.kwargs)
 
     init.finds_dreamerv3 = True  # type: ignore[attr-defined]
     manager.__init__ = init
+    if is_launched():
+        save = manager.save_trained_model
+
+        def save_beside_main_rank(self: Any, model: Any) -> None:
+            if self.algo == NAME:
+                self.save_path = model._ranks.share(self.save_path)  # each rank saves its own replay
+            save(self, model)
+
+        manager.save_trained_model = save_beside_main_rank
 
 
 def register_all() -> None:

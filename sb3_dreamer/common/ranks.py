@@ -1,0 +1,135 @@
+"""The processes that train one model together, as the training loop sees them. By itself a process is one of one."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch as th
+from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.vec_env import VecNormalize
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.base_class import BaseAlgorithm
+
+SCALINGS = ("sqrt", "linear", "sqrt+priming", "linear+priming", None)
+# Priming: this share of the one-rank rate until here, then a line to the scaled rate.
+PRIMING_SHARE, PRIMING_END, SCALED_FROM = 0.4, 0.05, 0.1
+
+
+def rate_factor(scaling: str | None, n_ranks: int, progress: float) -> float:
+    """
+    What the learning rate is multiplied with when ``n_ranks`` processes train, each with a batch of its own.
+
+    .. code-block:: text
+
+        "sqrt"              sqrt(n)          "linear"  n          None  1
+        "...+priming"       0.4 for the first 5 % of ``learn``'s steps, at 10 % and from there on as without
+
+    :param scaling: one of :data:`SCALINGS`
+    :param n_ranks: processes; with one the factor is 1
+    :param progress: done share of the run, 0 to 1
+    :return: factor
+    """
+    if scaling is None or n_ranks == 1:
+        return 1.0
+    rule, _, priming = scaling.partition("+")
+    scaled = n_ranks**0.5 if rule == "sqrt" else float(n_ranks)
+    if not priming:
+        return scaled
+    done = min(max((progress - PRIMING_END) / (SCALED_FROM - PRIMING_END), 0.0), 1.0)
+    return PRIMING_SHARE + done * (scaled - PRIMING_SHARE)
+
+
+class Agreement(NamedTuple):
+    """What holds for all ranks after a rollout: steps of all together, go on or not, windows on all, files to write."""
+
+    n_steps: int
+    goes_on: bool
+    can_sample: bool
+    buffer_paths: list[str]
+
+
+class Ranks:
+    """One process that trains by itself: there is nobody to agree with."""
+
+    rank, size, is_main, is_launched = 0, 1, True, False
+
+    def device(self, device: th.device | str) -> th.device | str:
+        """
+        :param device: as a user gives it
+        :return: where this rank computes
+        """
+        return device
+
+    def seed(self, seed: int | None) -> int | None:
+        """
+        :param seed: of the run
+        :return: of this rank
+        """
+        return seed
+
+    def quieten(self, model: "BaseAlgorithm") -> None:
+        """:param model: logs and prints nothing from now on, but on the main rank"""
+
+    def callback(self, callback: MaybeCallback, progress_bar: bool) -> tuple[MaybeCallback, bool]:
+        """
+        :param callback: a user's
+        :param progress_bar: whether to draw one
+        :return: both as they are to be on this rank
+        """
+        return callback, progress_bar
+
+    @contextmanager
+    def learning(self, facts: dict[str, Any]) -> Iterator[None]:  # noqa: ARG002
+        """
+        Around ``learn``.
+
+        :param facts: must be equal on all ranks
+        :raises ValueError: if they are not
+        """
+        yield
+
+    def agree(self, n_steps: int, goes_on: bool, can_sample: bool) -> Agreement:
+        """
+        :param n_steps: environment steps of this rank
+        :param goes_on: no callback of this rank has said stop
+        :param can_sample: this rank's buffer holds a window
+        :return: what holds for all
+        """
+        return Agreement(n_steps, goes_on, can_sample, [])
+
+    def merge_statistics(self, vec_normalize: VecNormalize | None) -> None:
+        """:param vec_normalize: gets the statistics of what all ranks have seen"""
+
+    def gather(self, tensor: th.Tensor) -> th.Tensor:
+        """:return: the tensors (N, ...) of all ranks, one after the other along the first axis"""
+        return tensor
+
+    def mean(self, tensor: th.Tensor) -> th.Tensor:
+        """:return: over all ranks"""
+        return tensor
+
+    def file(self, path: Any) -> Any:
+        """
+        :param path: of a file of which each rank has its own
+        :return: of this rank's
+        """
+        return path
+
+    def ask_others(self, path: Any) -> None:
+        """:param path: where the main rank has just written its replay buffer; the others are to do likewise"""
+
+    def shared_paths(self) -> list[str]:
+        """:return: what :meth:`ask_others` asks of this rank"""
+        return []
+
+    def random_states(self) -> dict[str, Any] | None:
+        """:return: what a rank's replay file says of its random generators; None: nothing"""
+        return None
+
+    def restore_random_states(self, states: dict[str, Any] | None) -> None:
+        """:param states: from :meth:`random_states`; a process by itself leaves its generators alone"""
+
+    def main_only(self, function: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        """Call a function, but on the main rank only."""
+        function(*args, **kwargs)

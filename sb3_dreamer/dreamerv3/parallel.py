@@ -1,0 +1,53 @@
+"""The training update of several ranks. Imported only where a launcher started them."""
+
+from typing import Any
+
+import torch as th
+from torch.nn.parallel import DistributedDataParallel
+
+from sb3_dreamer.common.ranks import Ranks
+from sb3_dreamer.common.type_aliases import SequenceBatch, UpdateNoise
+from sb3_dreamer.dreamerv3.losses import DreamerLoss, LossOutput
+from sb3_dreamer.dreamerv3.update import TrainingUpdate
+
+# The backward pass hands over most gradients at its end, so few large messages cost least.
+BUCKET_MB = 64
+
+
+class ParallelUpdate(TrainingUpdate):
+    """
+    As :class:`TrainingUpdate`, with the gradients, the range of returns and the metrics of all ranks, each of which has a
+    batch of its own. Parameters, equal on all ranks at the start, stay so to the bit. The update as a whole is not recorded.
+
+    :param loss_module: the objective; at the first batch its parameters and buffers become those of the main rank
+    :param ranks: train together
+    :param settings: as those of :class:`TrainingUpdate`
+    """
+
+    def __init__(self, loss_module: DreamerLoss, ranks: Ranks, **settings: Any):
+        super().__init__(loss_module, **settings)
+        self.ranks = ranks
+        self.parallel: DistributedDataParallel | None = None
+
+    def evaluate(self, batch: SequenceBatch, noise: UpdateNoise | None) -> LossOutput:
+        """As :meth:`TrainingUpdate.evaluate`."""
+        if self.parallel is None:
+            # Not before: compiling evaluates the objective too, and not on all ranks as often if it fails.
+            self.loss_module.gather = self.ranks.gather
+            self.parallel = DistributedDataParallel(
+                self.loss_module,
+                broadcast_buffers=False,  # elsewise the running range of returns would travel at every update
+                static_graph=True,
+                gradient_as_bucket_view=True,
+                bucket_cap_mb=BUCKET_MB,
+            )
+        return self.parallel(batch, noise)
+
+    def compute_gradients(self, loss: th.Tensor) -> None:
+        """As :meth:`TrainingUpdate.compute_gradients`, averaged over the ranks: only ``backward`` lets DDP see them."""
+        self.policy.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+
+    def mean_over_ranks(self, metrics: th.Tensor) -> th.Tensor:
+        """As :meth:`TrainingUpdate.mean_over_ranks`."""
+        return self.ranks.mean(metrics)

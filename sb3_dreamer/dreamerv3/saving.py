@@ -1,0 +1,73 @@
+"""What of the algorithm is written to files, and by which rank."""
+
+import io
+import pathlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, cast
+
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+from sb3_dreamer.common.buffers import SequenceReplayBuffer
+from sb3_dreamer.common.ranks import Ranks
+from sb3_dreamer.common.type_aliases import PolicyState
+from sb3_dreamer.common.write_back import LatentWriteBack
+from sb3_dreamer.dreamerv3.arguments import check_buffer
+
+if TYPE_CHECKING:
+    from sb3_dreamer.dreamerv3.dreamerv3 import DreamerV3
+
+
+class SavedAlgorithm(OffPolicyAlgorithm):
+    """Saving and loading of :class:`~sb3_dreamer.dreamerv3.dreamerv3.DreamerV3`, its base."""
+
+    replay_buffer: SequenceReplayBuffer
+    batch_length: int
+    online_queue: bool
+    _last_state: PolicyState | None
+    _ranks: Ranks
+    _write_back: LatentWriteBack
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """As SB3's; of several ranks, which are all alike, the main one saves."""
+        self._ranks.main_only(super().save, path, exclude, include)
+
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """
+        As SB3's, all latents written. Of several ranks each writes its own rows and random state, rank 1 to
+        ``..._rank1.pkl``; where only the main rank is asked, by a callback, the others follow after the rollout.
+        """
+        self._write_back.flush()
+        self.replay_buffer.random_states = self._ranks.random_states()
+        super().save_replay_buffer(self._ranks.file(path))
+        self._ranks.ask_others(path)
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """
+        As :meth:`OffPolicyAlgorithm.load_replay_buffer`; what is collected next opens an episode.
+
+        :raises ValueError: if the buffer does not fit the model, which then keeps its own
+        """
+        current = self.replay_buffer
+        try:
+            super().load_replay_buffer(self._ranks.file(path), truncate_last_traj)
+            check_buffer(self.replay_buffer, cast("DreamerV3", self))
+        except BaseException:
+            self.replay_buffer = current
+            raise
+        self.replay_buffer.online_queue = self.online_queue
+        self.replay_buffer.storage = self.replay_buffer_kwargs.get("storage", "host")
+        self.replay_buffer.set_window(self.batch_length)
+        self._write_back, self._last_state = LatentWriteBack(self.replay_buffer), None
+        self._ranks.restore_random_states(self.replay_buffer.random_states)
+
+    def _excluded_save_params(self) -> list[str]:
+        mine = ["loss_module", "_update", "_write_back", "_act", "_last_state", "_metrics", "_clock", "_ranks"]
+        return [*super()._excluded_save_params(), *mine]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "policy.optimizer"], []

@@ -1,0 +1,227 @@
+"""
+What the ranks of ``test_distributed.py`` do, each in a process of its own:
+
+    torchrun --nproc-per-node=2 -m tests.rank_worker SCENARIO FOLDER
+
+Every rank leaves ``rank0.pt`` and so on in the folder. ``updates()`` is run by the test itself too, as one rank.
+"""
+
+import functools
+import hashlib
+import os
+import signal
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+import torch.distributed as dist
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
+
+from sb3_dreamer import DreamerV3
+from sb3_dreamer.common.launch import join_ranks
+from sb3_dreamer.common.ranks import Ranks
+from sb3_dreamer.common.type_aliases import ImaginationNoise, SequenceBatch, UpdateNoise
+from sb3_dreamer.dreamerv3 import update as update_module
+from sb3_dreamer.dreamerv3.make_update import make_update
+from tests.helpers import MIXED, TINY, double, make_loss, make_policy, random_batch, randomize_outputs
+
+N_UPDATES, BATCH, LENGTH = 5, 8, 6
+
+
+# ---- the same update by one rank and by many ----
+
+
+def share_of(tree: Any, rank: int, size: int) -> Any:
+    """A rank's part of the first axis of every tensor and array."""
+    if isinstance(tree, th.Tensor | np.ndarray):
+        n = len(tree) // size
+        return tree[rank * n : (rank + 1) * n]
+    if isinstance(tree, dict):
+        return {key: share_of(part, rank, size) for key, part in tree.items()}
+    return type(tree)(*(share_of(part, rank, size) for part in tree))
+
+
+def updates(ranks: Ranks, is_reduced: bool = True) -> dict[str, Any]:
+    """Five updates in float64 without warm-up, of a batch and a noise of which this rank takes its share."""
+    policy = make_policy(MIXED, spaces.Box(-1.0, 1.0, (2,), np.float32))
+    randomize_outputs(policy)
+    policy.double()
+    for group in policy.optimizer.param_groups:
+        group["lr"] = 1e-3
+    loss_module = make_loss(policy)
+    update = make_update(loss_module, 0.3, 0.02, False, 0, ranks)
+    if not is_reduced:
+        update.evaluate = loss_module.forward
+    before = {name: tensor.clone() for name, tensor in policy.named_parameters()}
+    gradients: list[dict[str, th.Tensor]] = []
+    clip = update_module.clip_grad_agc_
+
+    def keep_gradients(parameters, limit):
+        named = policy.named_parameters()
+        gradients.append({name: tensor.grad.clone() for name, tensor in named if tensor.grad is not None})
+        return clip(parameters, limit)
+
+    update_module.clip_grad_agc_ = keep_gradients
+    metrics = []
+    for seed in range(N_UPDATES):
+        batch: SequenceBatch = double(random_batch(policy, BATCH, LENGTH, seed))
+        th.manual_seed(seed)
+        whole = double(loss_module.draw_noise(BATCH, LENGTH))
+        noise = UpdateNoise(*(share_of(part, ranks.rank, ranks.size) for part in whole))
+        assert isinstance(noise.imagination, ImaginationNoise)
+        metrics.append(update(share_of(batch, ranks.rank, ranks.size), noise).metrics)
+    update_module.clip_grad_agc_ = clip
+    return {
+        "gradients": gradients,
+        "before": before,
+        "parameters": dict(policy.named_parameters()),
+        "trained": [name for name, tensor in policy.named_parameters() if tensor.requires_grad],
+        "normalizer": th.stack([policy.return_normalizer.low, policy.return_normalizer.high]),
+        "metrics": dict(zip(update.metric_names, th.stack(metrics).T, strict=True)),
+    }
+
+
+# ---- a real run ----
+
+
+class StopAt(BaseCallback):
+    """Says stop at so many steps, and sleeps once before that."""
+
+    def __init__(self, steps: int, seconds: float = 0.0):
+        super().__init__()
+        self.steps, self.seconds = steps, seconds
+
+    def _on_step(self) -> bool:
+        if self.seconds and self.num_timesteps > self.steps // 2:
+            time.sleep(self.seconds)
+            self.seconds = 0.0
+        return self.num_timesteps < self.steps
+
+
+class CountSteps(BaseCallback):
+    """Runs on all ranks."""
+
+    all_ranks = True
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def fingerprint(model: DreamerV3) -> str:
+    """Of all parameters, buffers and the optimiser's state, to the bit."""
+    tensors = [*model.policy.state_dict().values()]
+    for state in model.policy.optimizer.state.values():
+        tensors += [value for value in state.values() if isinstance(value, th.Tensor)]
+    return hashlib.sha256(b"".join(tensor.detach().contiguous().numpy().tobytes() for tensor in tensors)).hexdigest()
+
+
+def learn(folder: Path) -> dict[str, Any]:
+    """CartPole with evaluation, checkpoints, normalised observations and an early stop in the middle of a rollout."""
+    # An evaluation longer than what the group of the gradients waits for.
+    dist.init_process_group = functools.partial(dist.init_process_group, timeout=timedelta(seconds=4))
+    venv = make_vec_env("CartPole-v1", 2, monitor_dir=str(folder / "monitor"), vec_env_cls=SubprocVecEnv)
+    env = VecNormalize(venv, norm_reward=False)
+    settings: dict[str, Any] = {**TINY, "learning_starts": 64, "training_ratio": 16, "train_freq": 3}
+    model = DreamerV3("MlpPolicy", env, **settings, tensorboard_log=str(folder / "board"), learning_rate=1e-3, verbose=1)
+    eval_env = VecNormalize(make_vec_env("CartPole-v1", 1, seed=1), training=False, norm_reward=False)
+    stop, count = StopAt(896, seconds=6.0), CountSteps()
+    checkpoints = CheckpointCallback(100, str(folder / "checkpoints"), save_replay_buffer=True)
+    evaluation = EvalCallback(eval_env, eval_freq=50, n_eval_episodes=2, log_path=str(folder / "eval"), verbose=0)
+    seen: list[np.ndarray] = []
+    update = env.obs_rms.update
+    env.obs_rms.update = lambda observations: (seen.append(observations.copy()), update(observations))
+    start = time.perf_counter()
+    model.learn(100_000, callback=[evaluation, checkpoints, stop, count], progress_bar=True)
+    seconds = time.perf_counter() - start
+    model._ranks.merge_statistics(env)  # what came after the last update
+    model.save(folder / f"model_of_{model._ranks.rank}.zip")
+    result = {
+        "fingerprint": fingerprint(model),
+        "n_updates": model._n_updates,
+        "num_timesteps": model.num_timesteps,
+        "rows": int(model.replay_buffer.filled.sum()),
+        "first_rows": np.asarray(model.replay_buffer.observations)[:20].copy(),
+        "seen": np.concatenate(seen),
+        "statistics": (env.obs_rms.mean, env.obs_rms.var, env.obs_rms.count),
+        "calls": (stop.n_calls, count.n_calls),
+        "writers": [type(one).__name__ for one in model.logger.output_formats],
+        "verbose": model.verbose,
+        "seconds": seconds,
+    }
+    model.save_replay_buffer(folder / "replay.pkl")
+    expected = th.rand(3), np.random.rand(3)
+    model.load_replay_buffer(folder / "replay.pkl")
+    result["random_goes_on"] = bool((th.rand(3) == expected[0]).all() and (np.random.rand(3) == expected[1]).all())
+    result["own_rows"] = bool((np.asarray(model.replay_buffer.observations)[:20] == result["first_rows"]).all())
+    # A second run with the same model: the wrapper of the first one must not reduce any more.
+    model.learn(100, callback=lambda *_: True, reset_num_timesteps=False)
+    again = DreamerV3.load(folder / "model_of_0.zip", env=env)
+    again.learn(100)
+    return {**result, "fingerprint_later": fingerprint(model), "fingerprint_loaded": fingerprint(again)}
+
+
+# ---- what goes wrong on one rank ----
+
+
+class Accident(gym.Wrapper):
+    """Happens on rank 1 after 60 steps."""
+
+    def __init__(self, env: gym.Env, kind: str):
+        super().__init__(env)
+        self.kind, self.n_steps = kind, 0
+
+    def step(self, action: Any) -> Any:
+        self.n_steps += 1
+        if self.n_steps == 60 and self.kind == "interrupt":
+            (Path(sys.argv[2]) / f"ready{os.environ['RANK']}").touch()
+        if self.n_steps == 60 and os.environ["RANK"] == "1":
+            if self.kind == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.kind == "terminate":
+                os.kill(os.getpid(), signal.SIGTERM)
+            if self.kind == "error":
+                raise FileNotFoundError("the world of rank 1 is gone")
+        return super().step(action)
+
+
+def accident(kind: str) -> None:
+    env = Accident(gym.make("CartPole-v1"), kind)
+    DreamerV3("MlpPolicy", env, **{**TINY, "training_ratio": 32}, seed=0).learn(1_000_000)
+
+
+def differ() -> dict[str, str]:
+    """The messages of what must be the same on all ranks and is not."""
+    ranks = join_ranks()
+    messages = {}
+    for name, kwargs in {"batch_size": {"batch_size": 4 + ranks.rank}, "train_freq": {"train_freq": (1, "episode")}}.items():
+        try:
+            model = DreamerV3("MlpPolicy", "CartPole-v1", **{**TINY, **kwargs})
+            model.learn(50)
+        except ValueError as error:
+            messages[name] = str(error)
+    return messages
+
+
+def main() -> None:
+    th.set_num_threads(1)
+    scenario, folder = sys.argv[1], Path(sys.argv[2])
+    if scenario in ("kill", "terminate", "error", "interrupt"):
+        accident(scenario)
+        return
+    if scenario in ("updates", "unreduced"):
+        result: Any = updates(join_ranks(), scenario == "updates")
+    else:
+        result = {"learn": learn, "differ": lambda _: differ()}[scenario](folder)
+    th.save(result, folder / f"rank{os.environ['RANK']}.pt")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""Several ranks under torchrun, on a CPU with gloo: as exact as one, they stay alike, and end together."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch as th
+import yaml
+from stable_baselines3.common.monitor import load_results
+
+from sb3_dreamer.common.ranks import Ranks, rate_factor
+from tests.rank_worker import N_UPDATES, updates
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+ONE_MACHINE = ["--standalone"]
+
+
+def start(arguments, *options):
+    """:return: a launcher at work, in a process group of its own"""
+    command = [*TORCHRUN, *options, *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
+def finish(process, timeout=300):
+    """:return: exit status and output; nobody is left behind"""
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    finally:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    return process.returncode, output
+
+
+def run_ranks(scenario, folder, n_ranks):
+    """:return: what each rank has left, and the output"""
+    worker = ["-m", "tests.rank_worker", scenario, folder]
+    status, output = finish(start(worker, *ONE_MACHINE, f"--nproc-per-node={n_ranks}"))
+    assert status == 0, output
+    return [th.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(n_ranks)], output
+
+
+# ---- exactness ----
+
+
+@pytest.fixture(scope="module")
+def one_rank():
+    return updates(Ranks())
+
+
+def largest_error(ours, theirs):
+    return max(
+        float((ours[name] - tensor).abs().max() / tensor.abs().max().clamp_min(1e-12)) for name, tensor in theirs.items()
+    )
+
+
+def assert_as_one_rank(ours, theirs):
+    assert len(theirs["gradients"]) == N_UPDATES
+    for mine, expected in zip(ours["gradients"], theirs["gradients"], strict=True):
+        assert mine.keys() == expected.keys() == set(theirs["trained"])
+        assert largest_error(mine, expected) < 1e-9
+    for name, tensor in theirs["parameters"].items():
+        th.testing.assert_close(ours["parameters"][name], tensor, rtol=1e-9, atol=1e-9, msg=name)
+    for name in theirs["trained"]:
+        assert (theirs["parameters"][name] - theirs["before"][name]).abs().max() > 1e-4, name
+    th.testing.assert_close(ours["normalizer"], theirs["normalizer"], rtol=1e-12, atol=1e-12)
+    for name, values in theirs["metrics"].items():
+        th.testing.assert_close(ours["metrics"][name], values, rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("n_ranks", [1, 2, 4])
+def test_ranks_with_a_share_of_the_batch_take_the_update_of_one(n_ranks, one_rank, tmp_path):
+    for result in run_ranks("updates", tmp_path, n_ranks)[0]:
+        assert_as_one_rank(result, one_rank)
+
+
+def test_without_the_reduction_they_do_not(one_rank, tmp_path):
+    """The same comparison fails where it must: in the gradients by far more than rounding."""
+    for result in run_ranks("unreduced", tmp_path, 2)[0]:
+        assert largest_error(result["gradients"][0], one_rank["gradients"][0]) > 1e-2
+        with pytest.raises(AssertionError):
+            assert_as_one_rank(result, one_rank)
+
+
+def test_two_machines_are_as_one(one_rank, tmp_path):
+    """Two launchers that meet at a rendezvous, as on two machines."""
+    meeting = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:29517", "--rdzv-id=test"]
+    machines = [start(["-m", "tests.rank_worker", "updates", tmp_path], *meeting) for _ in range(2)]
+    for status, output in map(finish, machines):
+        assert status == 0, output
+    for rank in range(2):
+        assert_as_one_rank(th.load(tmp_path / f"rank{rank}.pt", weights_only=False), one_rank)
+
+
+# ---- a real run ----
+
+
+@pytest.fixture(scope="module")
+def real_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return folder, *run_ranks("learn", folder, 2)
+
+
+def test_a_run_with_callbacks_stays_alike_and_ends_together(real_run):
+    _, (main, other), _ = real_run
+    # Alike to the bit: after a run that the main rank stopped in the middle of a rollout, after another one, and from a file.
+    for name in ("fingerprint", "fingerprint_later", "fingerprint_loaded", "n_updates", "num_timesteps"):
+        assert main[name] == other[name], name
+    # A rollout is 3 steps of 2 x 2 environments. The main rank stops at 896 steps, in the second step of rollout 75; the other
+    # one, which does not know, ends that rollout. What each has done counts.
+    assert main["num_timesteps"] == 74 * 12 + 2 * 2 + 3 * 2
+    assert (main["calls"], other["calls"]) == ((224, 224), (0, 225))
+    # 16 trained time steps per environment step, 2 x 4 x 8 per update; the account opens with one update after 64 steps.
+    assert main["n_updates"] == 1 + (74 * 12 - 72) * 16 // (2 * 4 * 8) > 200
+    # Each rank has its own worlds, rows and random numbers, and reads them back.
+    assert not np.array_equal(main["first_rows"], other["first_rows"])
+    for result in (main, other):
+        assert result["own_rows"] and result["random_goes_on"]
+    assert main["rows"] > 0 and other["rows"] > 0
+    # Statistics are of what both have seen, the resets of 2 x 2 environments included.
+    seen = np.concatenate([main["seen"], other["seen"]])
+    assert len(seen) == main["num_timesteps"] + 4
+    for mine, theirs, expected in zip(
+        main["statistics"], other["statistics"], (seen.mean(0), seen.var(0), len(seen)), strict=True
+    ):
+        np.testing.assert_array_equal(mine, theirs)
+        np.testing.assert_allclose(mine, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_files_and_output_are_the_main_ranks(real_run):
+    folder, (main, other), output = real_run
+    assert main["seconds"] > 6.0  # it evaluated for longer than the group of the gradients waits
+    assert (other["writers"], other["verbose"]) == ([], 0)
+    assert main["writers"] == ["HumanOutputFormat", "TensorBoardOutputFormat"]
+    assert len(list((folder / "board").iterdir())) == 2  # of two models
+    assert not (folder / "model_of_1.zip").exists()
+    monitors = sorted(path.name for path in (folder / "monitor").iterdir())
+    assert monitors == ["0.monitor.csv", "1.monitor.csv"]
+    results = load_results(str(folder / "monitor"))
+    assert 300 < results["l"].sum() < 800  # of half of the steps
+    saved = {path.name for path in (folder / "checkpoints").iterdir()}
+    # A checkpoint is written at 400 and 800 steps; the other rank hears of it after the rollout.
+    for steps in (400, 800):
+        for name in (
+            "rl_model_{}_steps.zip",
+            "rl_model_replay_buffer_{}_steps.pkl",
+            "rl_model_replay_buffer_{}_steps_rank1.pkl",
+        ):
+            assert name.format(steps) in saved, saved
+    assert (
+        "2 ranks, distributed_scaling='sqrt': windows per update 4 -> 8, environments 2 -> 4, learning rate times 1.414"
+        in output
+    )
+    assert output.count("2 ranks,") == 3  # once per run
+
+
+def test_zoo_trains_with_ranks(tmp_path):
+    preset = {"CartPole-v1": {"n_timesteps": 400, "policy": "MlpPolicy", "distributed_scaling": "linear"}}
+    preset["CartPole-v1"] |= {
+        "model_size": "debug",
+        "batch_size": 4,
+        "batch_length": 8,
+        "training_ratio": 8,
+        "learning_starts": 64,
+    }
+    (tmp_path / "preset.yml").write_text(yaml.safe_dump(preset))
+    command = "-m rl_zoo3.train --algo dreamerv3 --env CartPole-v1 --num-threads 1 -P"
+    options = "--eval-freq 200 --eval-episodes 1 --save-replay-buffer"
+    folders = ["--log-folder", tmp_path / "logs", "-conf", tmp_path / "preset.yml"]
+    arguments = [*command.split(), *options.split(), *folders]
+    status, output = finish(start(arguments, *ONE_MACHINE, "--nproc-per-node=2"))
+    assert status == 0, output
+    (folder,) = (tmp_path / "logs" / "dreamerv3").iterdir()
+    names = {path.name for path in folder.iterdir()}
+    assert {"CartPole-v1.zip", "best_model.zip", "evaluations.npz", "replay_buffer.pkl", "replay_buffer_rank1.pkl"} <= names
+    assert list(np.load(folder / "evaluations.npz")["timesteps"]) == [200, 400]
+    assert "learning rate times 2," in output
+    assert yaml.unsafe_load((folder / "CartPole-v1" / "config.yml").read_text())
+
+
+# ---- what goes wrong ----
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("kill", "Signal 9 (SIGKILL)"),
+        ("terminate", "Signal 15 (SIGTERM)"),
+        ("error", "FileNotFoundError: the world of rank 1 is gone"),
+    ],
+)
+def test_one_rank_ends_all(kind, message, tmp_path):
+    begin = time.monotonic()
+    status, output = finish(start(["-m", "tests.rank_worker", kind, tmp_path], *ONE_MACHINE, "--nproc-per-node=2"), timeout=90)
+    assert status != 0
+    assert time.monotonic() - begin < 60  # of which most is starting
+    report = output[output.index("Root Cause (first observed failure)") :]
+    assert message in report, output
+    assert "rank      : 1 " in report
+
+
+def test_ctrl_c_ends_all(tmp_path):
+    process = start(["-m", "tests.rank_worker", "interrupt", tmp_path], *ONE_MACHINE, "--nproc-per-node=2")
+    while len(list(tmp_path.iterdir())) < 2:
+        time.sleep(0.1)
+        assert process.poll() is None, process.communicate()
+    begin = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    status, output = finish(process, timeout=60)
+    assert status != 0
+    assert time.monotonic() - begin < 30
+    assert "KeyboardInterrupt" in output or "SignalException" in output, output
+
+
+def test_ranks_that_differ_are_told(tmp_path):
+    (main, other), _ = run_ranks("differ", tmp_path, 2)
+    assert main == other
+    assert main["batch_size"] == "`batch_size` must be the same on all ranks, got [4, 5]"
+    assert main["train_freq"] == "`train_freq` in episodes needs one rank, got 2: use (n, 'step')"
+
+
+# ---- without a launcher ----
+
+
+def test_one_process_imports_and_starts_nothing_of_it():
+    script = """
+import sys, json
+from sb3_dreamer import DreamerV3
+from tests.helpers import TINY
+model = DreamerV3("MlpPolicy", "CartPole-v1", **TINY, distributed_scaling="linear", learning_rate=1e-3, lr_warmup_steps=0)
+model.learn(50)
+import torch.distributed as dist
+rate = model.policy.optimizer.param_groups[0]["lr"]
+names = [name for name in sys.modules if name.startswith("sb3_dreamer") and ("distributed" in name or "parallel" in name)]
+print(json.dumps([names, dist.is_initialized(), rate, model._n_updates]))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=True
+    )
+    names, is_initialized, rate, n_updates = json.loads(result.stdout.splitlines()[-1])
+    assert (names, is_initialized, rate) == ([], False, 1e-3)
+    assert n_updates > 0
+
+
+@pytest.mark.parametrize(
+    ("scaling", "n_ranks", "progress", "factor"),
+    [
+        ("sqrt", 4, 0.0, 2.0),
+        ("linear", 4, 0.0, 4.0),
+        (None, 4, 0.0, 1.0),
+        ("linear", 1, 0.5, 1.0),
+        ("sqrt+priming", 1, 0.0, 1.0),
+        ("sqrt+priming", 4, 0.0, 0.4),
+        ("sqrt+priming", 4, 0.05, 0.4),
+        ("sqrt+priming", 4, 0.075, 1.2),
+        ("linear+priming", 4, 0.1, 4.0),
+        ("linear+priming", 4, 1.0, 4.0),
+    ],
+)
+def test_rate_factor(scaling, n_ranks, progress, factor):
+    assert rate_factor(scaling, n_ranks, progress) == pytest.approx(factor, rel=1e-12)
