@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import platform
 import random
 import subprocess
@@ -29,6 +30,7 @@ from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 from tasks import TASKS, Task
 
 import sb3_dreamer
+from sb3_dreamer.common.launch import is_launched
 from sb3_dreamer.zoo import plugin
 
 HERE = Path(__file__).parent
@@ -119,6 +121,7 @@ def describe(run: Run, model: BaseAlgorithm, preset: dict[str, Any]) -> dict[str
         episodes=TASKS[run.task].episodes,
         preset=preset,
         overrides=run.hyperparams,
+        ranks=int(os.environ["WORLD_SIZE"]) if is_launched() else 1,
         parameters=sum(parameter.numel() for parameter in model.policy.parameters()),
         versions={"python": platform.python_version(), **{name: module.__version__ for name, module in modules.items()}},
     )
@@ -209,6 +212,8 @@ class Recorder(BaseCallback):
         self.restart_clock()
 
     def _on_rollout_start(self) -> None:
+        if is_launched():
+            return  # what the other ranks have in memory is out of reach
         is_due = time.perf_counter() - self.saved_at > CHECKPOINT_SECONDS
         if is_due or len(self.progress.lines) > self.saved_lines:
             self.save()
@@ -274,7 +279,7 @@ class Recorder(BaseCallback):
 
 
 def execute(run: Run) -> None:
-    """Start or go on, until the run is complete."""
+    """Start or go on, until the run is complete. Several ranks cannot go on: they start anew."""
     if run.is_complete():
         return
     th.set_num_threads(1)

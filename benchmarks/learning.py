@@ -4,6 +4,8 @@ Train on a task through its preset, evaluate at fixed points, stop and resume an
     python benchmarks/learning.py cartpole                                    # our preset, seeds 0, 1, 2, two at a time
     python benchmarks/learning.py cartpole --algo ppo --seeds 0 1
     python benchmarks/learning.py cartpole --trial ent3e-4 --hyperparams ent_coef:3e-4
+    torchrun --nproc-per-node=2 benchmarks/learning.py cartpole --jobs 1 --trial 2ranks \\
+        --hyperparams "distributed_scaling:'sqrt'"
 
 Every run writes ``benchmarks/results/learning/TASK/ALGO[-TRIAL]-seedN.jsonl``: a first line that says what is run, then one
 line per evaluation. Beside it lies a checkpoint until the run is complete; the same command goes on from there, and ends

@@ -163,6 +163,7 @@ def test_files_and_output_are_the_main_ranks(real_run):
         in output
     )
     assert output.count("2 ranks,") == 3  # once per run
+    assert "FutureWarning" not in output
 
 
 def test_zoo_trains_with_ranks(tmp_path):

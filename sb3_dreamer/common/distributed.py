@@ -4,7 +4,7 @@ import atexit
 import io
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial, wraps
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 # The main rank may evaluate for hours while the others wait for its word. Launchers notice a rank that has died at once.
 PATIENCE = timedelta(days=7)
 SEEDS_BETWEEN_RANKS = 1000
+# Torch 2.13 renames it.
+ALL_GATHER = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
 
 
 class RankLostError(RuntimeError):
@@ -200,8 +202,13 @@ class ManyRanks(Ranks):
     def gather(self, tensor: th.Tensor) -> th.Tensor:
         """As :meth:`Ranks.gather`."""
         everyone = tensor.new_empty(self.size * tensor.shape[0], *tensor.shape[1:])
-        dist.all_gather_into_tensor(everyone, tensor.contiguous())
+        ALL_GATHER(everyone, tensor.contiguous())
         return everyone
+
+    def broadcast(self, tensors: Iterable[th.Tensor]) -> None:
+        """As :meth:`Ranks.broadcast`."""
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
 
     def mean(self, tensor: th.Tensor) -> th.Tensor:
         """As :meth:`Ranks.mean`."""

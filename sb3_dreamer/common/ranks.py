@@ -1,6 +1,6 @@
 """The processes that train one model together, as the training loop sees them. By itself a process is one of one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -104,6 +104,9 @@ class Ranks:
     def gather(self, tensor: th.Tensor) -> th.Tensor:
         """:return: the tensors (N, ...) of all ranks, one after the other along the first axis"""
         return tensor
+
+    def broadcast(self, tensors: Iterable[th.Tensor]) -> None:
+        """:param tensors: become those of the main rank"""
 
     def mean(self, tensor: th.Tensor) -> th.Tensor:
         """:return: over all ranks"""

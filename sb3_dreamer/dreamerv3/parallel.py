@@ -1,5 +1,6 @@
 """The training update of several ranks. Imported only where a launcher started them."""
 
+import inspect
 from typing import Any
 
 import torch as th
@@ -12,6 +13,9 @@ from sb3_dreamer.dreamerv3.update import TrainingUpdate
 
 # The backward pass hands over most gradients at its end, so few large messages cost least.
 BUCKET_MB = 64
+# The running range of returns is the same on all ranks anyway, and need not travel at every update. Torch renames the argument.
+IS_RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+NO_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if IS_RENAMED else "broadcast_buffers": False}
 
 
 class ParallelUpdate(TrainingUpdate):
@@ -34,12 +38,9 @@ class ParallelUpdate(TrainingUpdate):
         if self.parallel is None:
             # Not before: compiling evaluates the objective too, and not on all ranks as often if it fails.
             self.loss_module.gather = self.ranks.gather
+            self.ranks.broadcast(self.policy.buffers())
             self.parallel = DistributedDataParallel(
-                self.loss_module,
-                broadcast_buffers=False,  # elsewise the running range of returns would travel at every update
-                static_graph=True,
-                gradient_as_bucket_view=True,
-                bucket_cap_mb=BUCKET_MB,
+                self.loss_module, **NO_BUFFERS, static_graph=True, gradient_as_bucket_view=True, bucket_cap_mb=BUCKET_MB
             )
         return self.parallel(batch, noise)
 
