@@ -1,0 +1,121 @@
+"""
+What several ranks cost: one training update alone, under DDP with one rank, and with two ranks that exchange gradients.
+
+    python benchmarks/scaling.py                                        # proprio_1m, 1 and 2 ranks, one thread each
+    python benchmarks/scaling.py --preset image_12m --iterations 3
+    python benchmarks/scaling.py --device cuda --ranks 1 8 --iterations 50
+    python benchmarks/scaling.py --bytes                                # only the bytes that an update reduces, all sizes
+
+Every number of ranks is a launch of torchrun of its own. In it three things take turns: the update as one process makes it, on
+all ranks at once and without a word between them; the same with all gradients reduced; and the bare reduction of as many
+bytes. A line of JSON per number of ranks; each rank trains a whole batch, so twice the ranks is twice the work.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch as th
+from workloads import BATCH, HORIZON, IMAGE, LENGTH, PRESETS, interleave, make_batch, make_update
+
+from sb3_dreamer.common.launch import is_launched, join_ranks
+from sb3_dreamer.dreamerv3.model_sizes import MODEL_SIZES
+from sb3_dreamer.dreamerv3.parallel import BUCKET_MB, ParallelUpdate
+from sb3_dreamer.dreamerv3.policies import DreamerPolicy
+
+
+def reduced_bytes(policy: DreamerPolicy, batch_size: int = BATCH) -> dict[str, int]:
+    """:return: what one update sends round: gradients, and the returns of all dreams, which are gathered (float32)"""
+    gradients = 4 * sum(parameter.numel() for parameter in policy.trainable_parameters())
+    return dict(gradient_bytes=gradients, return_bytes=4 * batch_size * LENGTH * HORIZON)
+
+
+def print_bytes() -> None:
+    for name in MODEL_SIZES:
+        with th.device("meta"):
+            policy = DreamerPolicy(IMAGE, PRESETS["image_12m"].action_space, lambda _: 0.0, model_size=name)
+        print(json.dumps(dict(model_size=name, **reduced_bytes(policy))), flush=True)
+
+
+def reduction(n_bytes: int, device: th.device) -> Callable[[], None]:
+    """:return: reduces so many bytes over the ranks, in pieces as large as DDP's"""
+    pieces = th.ones(n_bytes // 4, device=device).split(BUCKET_MB * 2**20 // 4)
+
+    def reduce() -> None:
+        works = [th.distributed.all_reduce(piece, async_op=True) for piece in pieces]
+        for work in works:
+            work.wait()
+
+    return reduce
+
+
+def settled(function: Callable[[], Any], device: th.device) -> Callable[[], None]:
+    """:return: the same, waited for"""
+
+    def call() -> None:
+        function()
+        if device.type == "cuda":
+            th.cuda.synchronize()
+
+    return call
+
+
+def work(args: argparse.Namespace) -> None:
+    """One rank."""
+    th.set_num_threads(args.threads)
+    ranks = join_ranks()
+    device = th.device(ranks.device(args.device))
+    alone = make_update(args.preset, device, args.precision)
+    together = ParallelUpdate(make_update(args.preset, device, args.precision).loss_module, ranks, agc_clip=0.3, tau=0.02)
+    batch = make_batch(alone.policy)
+    sizes = reduced_bytes(alone.policy)
+    functions = {
+        "alone": settled(lambda: alone(batch), device),
+        "together": settled(lambda: together(batch), device),
+        "reduction": settled(reduction(sizes["gradient_bytes"], device), device),
+    }
+    for function in functions.values():
+        for _ in range(2):  # DDP arranges its buckets in the first
+            function()
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
+    for _ in range(args.iterations):
+        for name, function in functions.items():
+            th.distributed.barrier()
+            times[name] += interleave({name: function}, 1)[name]
+    if ranks.is_main:
+        wall = {name: float(np.median(np.array(values)[:, 0])) for name, values in times.items()}
+        cpu = {f"{name}_cpu": round(float(np.median(np.array(values)[:, 1])), 5) for name, values in times.items()}
+        line = dict(preset=args.preset, ranks=ranks.size, device=str(device), precision=args.precision, threads=args.threads)
+        line |= dict(iterations=args.iterations, **{name: round(seconds, 5) for name, seconds in wall.items()}, **cpu, **sizes)
+        line |= dict(communication_share=round(wall["reduction"] / wall["together"], 4))
+        print(json.dumps(line), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=PRESETS, default="proprio_1m")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--iterations", type=int, default=10)
+    parser.add_argument("--bytes", action="store_true")
+    args = parser.parse_args()
+    if args.bytes:
+        print_bytes()
+    elif is_launched():
+        work(args)
+    else:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
+        for n_ranks in args.ranks:
+            launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_ranks}"]
+            subprocess.run([*launcher, *sys.argv], env=environment, check=True)
+
+
+if __name__ == "__main__":
+    main()
