@@ -15,6 +15,7 @@ import yaml
 from stable_baselines3.common.monitor import load_results
 
 from sb3_dreamer.common.ranks import Ranks, rate_factor
+from sb3_dreamer.zoo.ranks import adapt_to_rank
 from tests.rank_worker import N_UPDATES, updates
 
 ROOT = Path(__file__).parent.parent
@@ -126,7 +127,7 @@ def test_a_run_with_callbacks_stays_alike_and_ends_together(real_run):
     # Each rank has its own worlds, rows and random numbers, and reads them back.
     assert not np.array_equal(main["first_rows"], other["first_rows"])
     for result in (main, other):
-        assert result["own_rows"] and result["random_goes_on"]
+        assert result["own_rows"] and result["random_goes_on"] and result["wrapper_is_gone"]
     assert main["rows"] > 0 and other["rows"] > 0
     # Statistics are of what both have seen, the resets of 2 x 2 environments included.
     seen = np.concatenate([main["seen"], other["seen"]])
@@ -188,6 +189,31 @@ def test_zoo_trains_with_ranks(tmp_path):
     assert list(np.load(folder / "evaluations.npz")["timesteps"]) == [200, 400]
     assert "learning rate times 2," in output
     assert yaml.unsafe_load((folder / "CartPole-v1" / "config.yml").read_text())
+
+
+def test_the_example_trains_with_ranks(tmp_path):
+    options = (
+        "--steps 240 --model-size debug --batch-size 2 --training-ratio 64 --n-envs 2 --eval-freq 30 --scaling linear+priming"
+    )
+    arguments = [
+        "examples/multi_gpu.py",
+        "--env",
+        "sb3_dreamer/PixelCatch16-v0",
+        *options.split(),
+        "--log-dir",
+        tmp_path / "logs",
+    ]
+    status, output = finish(start(arguments, *ONE_MACHINE, "--nproc-per-node=2"))
+    assert status == 0, output
+    names = {path.name for path in (tmp_path / "logs").iterdir()}
+    assert {"best_model.zip", "evaluations.npz", "model.zip", "rl_model_replay_buffer_240_steps_rank1.pkl"} <= names, names
+
+
+def test_a_search_needs_one_process(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="`-optimize` must run in one process"):
+        adapt_to_rank({"optimize_hyperparameters": True})
 
 
 # ---- what goes wrong ----
