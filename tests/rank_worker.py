@@ -186,6 +186,7 @@ class Accident(gym.Wrapper):
         if self.n_steps == 60 and self.kind == "interrupt":
             (Path(sys.argv[2]) / f"ready{os.environ['RANK']}").touch()
         if self.n_steps == 60 and os.environ["RANK"] == "1":
+            (Path(sys.argv[2]) / "accident").write_text(str(time.time()))
             if self.kind == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.kind == "terminate":
@@ -200,10 +201,15 @@ def accident(kind: str) -> None:
     DreamerV3("MlpPolicy", env, **{**TINY, "training_ratio": 32}, seed=0).learn(1_000_000)
 
 
-def differ() -> dict[str, str]:
-    """The messages of what must be the same on all ranks and is not."""
+def differ() -> dict[str, Any]:
+    """What ranks agree on when each says something else, and the messages of what must be the same and is not."""
     ranks = join_ranks()
-    messages = {}
+    messages: dict[str, Any] = {
+        "steps": ranks.agree(3 + ranks.rank, goes_on=True, can_sample=True),
+        "stop": ranks.agree(1, goes_on=ranks.rank != 0, can_sample=True),
+        "short buffer": ranks.agree(1, goes_on=True, can_sample=ranks.rank != 1),
+        "seeds": [ranks.seed(7), ranks.seed(None)],
+    }
     for name, kwargs in {"batch_size": {"batch_size": 4 + ranks.rank}, "train_freq": {"train_freq": (1, "episode")}}.items():
         try:
             model = DreamerV3("MlpPolicy", "CartPole-v1", **{**TINY, **kwargs})
