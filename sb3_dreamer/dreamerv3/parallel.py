@@ -13,7 +13,7 @@ from sb3_dreamer.dreamerv3.update import TrainingUpdate
 
 # The backward pass hands over most gradients at its end, so few large messages cost least.
 BUCKET_MB = 64
-# The running range of returns is the same on all ranks anyway, and need not travel at every update. Torch renames the argument.
+# The running range of returns is the same on all ranks anyway and need not travel at every update. Torch renames the argument.
 IS_RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
 NO_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if IS_RENAMED else "broadcast_buffers": False}
 
