@@ -1,0 +1,81 @@
+"""The speed benchmarks measure what they say; the one for CUDA on a stand-in, so that it is ready when there is a device."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gpu
+import pytest
+import torch as th
+
+from sb3_dreamer.common.recorders import PythonRecorder
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def run(*arguments: str) -> list[dict]:
+    command = [sys.executable, *arguments]
+    result = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+
+
+def test_a_run_is_taken_apart():
+    options = ["--steps", "320", "--hyperparams", "training_ratio:32", "batch_length:8"]
+    (line,) = run("benchmarks/end_to_end.py", "--env", "CartPole-v1", *options)
+    assert sum(line["shares"].values()) == pytest.approx(1.0, abs=1e-3)
+    assert line["updates"] > 50
+    # What is counted as updates is as long as the updates were, and no part is left out.
+    assert line["shares"]["update"] * line["seconds"] == pytest.approx(line["updates"] * line["seconds_per_update"], rel=0.02)
+    assert 0.5 < line["update_and_environment"] < 1.0
+    assert all(
+        line["shares"][part] > 0 for part in ("environment", "acting", "replay add", "replay sample", "latents", "update")
+    )
+
+
+def test_ranks_are_compared_on_the_same_work():
+    lines = run("benchmarks/scaling.py", "--preset", "debug", "--iterations", "2")
+    assert [line["ranks"] for line in lines] == [1, 2]
+    parameters = 7_000  # of the debug model, and a few
+    for line in lines:
+        assert line["gradient_bytes"] == pytest.approx(4 * parameters, rel=0.1)
+        assert 0 < line["reduction"] < line["together"]
+        assert line["communication_share"] == pytest.approx(line["reduction"] / line["together"], rel=0.02)
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """A CPU that pretends, for the parts of ``gpu.py`` that take their device from it."""
+
+    def milliseconds(function, calls=20, warm_ups=3):
+        start = time.perf_counter()
+        function()
+        return round((time.perf_counter() - start) * 1e3, 4)
+
+    monkeypatch.setattr(gpu, "DEVICE", th.device("cpu"))
+    monkeypatch.setattr(gpu, "CudaRecorder", lambda _: PythonRecorder())
+    monkeypatch.setattr(gpu, "milliseconds", milliseconds)
+    make = gpu.make_update
+    monkeypatch.setattr(gpu, "make_update", lambda *args, is_compiled=False, **kwargs: make(*args, **kwargs))  # it takes long
+
+
+def test_the_cuda_benchmark_finds_replayed_steps_equal(stand_in):
+    assert gpu.check_replay_equals_plain("debug") < 1e-6
+
+
+def test_the_cuda_benchmark_notices_a_frozen_rate(stand_in, monkeypatch):
+    monkeypatch.setattr("sb3_dreamer.common.optimizers.LaProp.fill_rates", lambda self: None)
+    with pytest.raises(AssertionError):
+        gpu.check_replay_equals_plain("debug")
+
+
+def test_the_cuda_benchmark_times_every_part(stand_in):
+    parts = gpu.split("debug", "fp32")
+    assert 0 < parts["encode"] < parts["observe_with_encode"] < parts["whole_loss"] < parts["loss_and_gradient"]
+    assert set(gpu.acting("debug")) == {"eager_1_ms", "recorded_1_ms", "eager_16_ms", "recorded_16_ms"}
+    times = gpu.feed("debug", rows=300)
+    assert set(times) == {"update_alone_ms", "with_host_replay_ms", "with_device_replay_ms"}
+    assert min(times.values()) > 0
