@@ -20,6 +20,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "learning"
 DOCS = HERE.parent / "docs"
 OURS = "dreamerv3"
+TWO_RANKS = "2ranks"  # the trial of two processes that train together
 NAMES = {"dreamerv3": "DreamerV3", "ppo": "PPO", "sac": "SAC", "dqn": "DQN", "recurrentppo": "RecurrentPPO"}
 HEAD = """<!-- Written by benchmarks/report.py from benchmarks/results/learning: run that instead of editing this. -->
 # Results on small tasks
@@ -187,8 +188,9 @@ def render(results: list[Result], plots: Path | None = None) -> str:
     parts = [HEAD, "## Bars\n", table(head, bars)]
     for name, task in TASKS.items():
         groups = {NAMES[algorithm]: select(name, algorithm) for algorithm in NAMES}
+        groups[f"{NAMES[OURS]}, 2 ranks"] = select(name, OURS, TWO_RANKS)
         groups = {label: group for label, group in groups.items() if group}
-        trials = sorted({result.trial for result in results if result.task == name and result.trial})
+        trials = sorted({result.trial for result in results if result.task == name} - {"", TWO_RANKS})
         if groups or trials:
             parts.append(f"## {name}\n\n`{task.env}`: {task.claim}. {references(task)}\n")
         if groups:
