@@ -11,6 +11,12 @@ from torch.nn import functional as F
 NORM_EPS = 1e-4
 
 
+def compute_dtype(like: th.Tensor) -> th.dtype:
+    """:return: of matrix products: autocast's where it is on, else the tensor's own"""
+    device_type = like.device.type
+    return th.get_autocast_dtype(device_type) if th.is_autocast_enabled(device_type) else like.dtype
+
+
 def init_weights(weight: th.Tensor, fan_in: int, outscale: float = 1.0) -> None:
     """
     Fill with a normal of standard deviation outscale / sqrt(fan_in), truncated at two of its own sigmas.
@@ -120,6 +126,31 @@ class NormSiLU(th.autograd.Function):
         return grad_x.to(ctx.dtype), by_scale.flatten(0, -2).sum(0)
 
 
+class KnownLinear(th.autograd.Function):
+    """A linear layer whose result is there already: forward hands it on, backward is the layer's."""
+
+    @staticmethod
+    def forward(ctx: Any, result: th.Tensor, x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
+        """
+        :param ctx: for the backward pass
+        :param result: what the layer makes of ``x`` (..., O)
+        :param x: takes no gradient (..., I)
+        :param weight: (O, I)
+        :param bias: (O,)
+        :return: the result (..., O)
+        """
+        ctx.save_for_backward(x)
+        ctx.dtype = compute_dtype(x)
+        return result.view_as(result)
+
+    @staticmethod
+    def backward(ctx: Any, grad: th.Tensor) -> tuple[None, None, th.Tensor, th.Tensor]:
+        (x,) = ctx.saved_tensors
+        grad = grad.flatten(0, -2)  # (N, O)
+        weight = grad.to(ctx.dtype).t() @ x.flatten(0, -2).to(ctx.dtype)  # (O, I)
+        return None, None, weight.to(grad.dtype), grad.sum(0)
+
+
 class RMSNorm2d(RMSNorm):
     """RMSNorm over the channels of an image (N, C, h, w), not over space."""
 
@@ -188,7 +219,13 @@ class HiddenLayer(nn.Sequential):
         :param x: (..., I)
         :return: (..., U)
         """
-        x = self.linear(x)
+        return self.activate(self.linear(x))
+
+    def activate(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: what the linear layer made of its input (..., U)
+        :return: (..., U)
+        """
         # Acting has no gradient and few rows: there the calls count, not the passes over memory.
         return NormSiLU.apply(x, self.norm.weight) if th.is_grad_enabled() else F.silu(self.norm(x))
 

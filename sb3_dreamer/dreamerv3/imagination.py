@@ -6,12 +6,12 @@ import torch as th
 from torch import nn
 
 from sb3_dreamer.common.preprocessing import encode_actions
+from sb3_dreamer.common.torch_layers import compute_dtype
 from sb3_dreamer.common.type_aliases import ImaginationNoise, ImaginedTrajectory, LatentState
 from sb3_dreamer.dreamerv3.fused_weights import CoreWeights, DreamWeights, core_weights, dream_weights, is_covered
 from sb3_dreamer.dreamerv3.heads import ActorHead
 from sb3_dreamer.dreamerv3.steps import (
     affine,
-    compute_dtype,
     core_step,
     maybe_compiled,
     norm_silu,
@@ -120,17 +120,19 @@ def imagine_fused(
     rest_of_actor = nn.Sequential(*actor.mlp.rest)
     thresholds = sampling_thresholds(noise.stoch, classes, rssm.size.unimix)  # (N, H, S, K)
     features = start.deter.new_empty(n, horizon + 1, rssm.size.features_dim)
+    actor_in = start.deter.new_empty(n, horizon + 1, rssm.size.units)
     stoch = start.stoch.flatten(1)
-    (from_deter, _, actor_in), (from_stoch, actor_too) = read_deter(start.deter, w), read_stoch(stoch, w)
-    state = DreamState(start.deter, stoch, from_deter, from_stoch, actor_in + actor_too)
+    (from_deter, _, for_actor), (from_stoch, for_actor_too) = read_deter(start.deter, w), read_stoch(stoch, w)
+    state = DreamState(start.deter, stoch, from_deter, from_stoch, for_actor + for_actor_too)
     actions: list[th.Tensor] = []
     step = maybe_compiled(dream_step, rssm.is_compiled)
     for k in range(horizon + 1):
         features[:, k, :deter_dim], features[:, k, deter_dim:] = state.deter, state.stoch
-        hidden = rest_of_actor(norm_silu(state.actor_in, actor.mlp.first.norm.weight))  # (N, U)
+        actor_in[:, k] = state.actor_in
+        hidden = rest_of_actor(actor.mlp.first.activate(state.actor_in))  # (N, U)
         actions.append(actor.distribution(hidden).sample(noise.actions[:, k]))  # (N, action_dim)
         if k < horizon:
             action = encode_actions(actions[-1], world_model.action_space)  # (N, A)
             state = step(state, action, thresholds[:, k], core, w)
     latents = LatentState(features[..., :deter_dim], features[..., deter_dim:].unflatten(-1, (groups, classes)))
-    return ImaginedTrajectory(features, th.stack(actions, dim=1), latents)
+    return ImaginedTrajectory(features, th.stack(actions, dim=1), latents, actor_in)

@@ -189,9 +189,12 @@ class DreamerLoss(nn.Module):
         :param dream: its returns
         :return: actor loss (N, H) and metrics
         """
-        distribution: BoundedNormal | MultiCategorical = self.policy.actor(trajectory.features[:, :-1])
-        log_prob = distribution.log_prob(trajectory.actions[:, :-1]).sum(-1)  # (N, H)
-        entropy = distribution.entropy().sum(-1)  # (N, H)
+        actor, features, actor_in = self.policy.actor, trajectory.features, trajectory.actor_in
+        distribution: BoundedNormal | MultiCategorical
+        distribution = actor(features) if actor_in is None else actor.of_known(features, actor_in)  # over (N, H + 1)
+        # The last action has no advantage; cut off here, for a cut through the features would copy them.
+        log_prob = distribution.log_prob(trajectory.actions).sum(-1)[:, :-1]  # (N, H)
+        entropy = distribution.entropy().sum(-1)[:, :-1]  # (N, H)
         normalizer = self.policy.return_normalizer
         advantage = (dream.returns - dream.values[:, :-1]) / normalizer.scale  # (N, H)
         loss = actor_loss(log_prob, entropy, advantage, dream.weights[:, :-1], ent_coef=self.ent_coef)

@@ -13,14 +13,13 @@ import torch as th
 from torch.nn import functional as F
 
 from sb3_dreamer.common.distributions import OneHotCategoricalST
-from sb3_dreamer.common.torch_layers import NORM_EPS
+from sb3_dreamer.common.torch_layers import NORM_EPS, compute_dtype
 from sb3_dreamer.common.type_aliases import LatentState
 from sb3_dreamer.dreamerv3.fused_weights import CoreWeights, ScanWeights, core_weights, is_covered, scan_weights
 from sb3_dreamer.dreamerv3.rssm import RSSM
 from sb3_dreamer.dreamerv3.steps import (
     affine,
     block_product,
-    compute_dtype,
     core_step,
     from_blocks,
     maybe_compiled,

@@ -24,12 +24,6 @@ def maybe_compiled(function: Function, is_compiled: bool) -> Function:
     return cast(Function, th.compile(function, dynamic=False)) if is_compiled else function
 
 
-def compute_dtype(like: th.Tensor) -> th.dtype:
-    """:return: of matrix products: autocast's where it is on, else the tensor's own"""
-    device_type = like.device.type
-    return th.get_autocast_dtype(device_type) if th.is_autocast_enabled(device_type) else like.dtype
-
-
 def affine(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
     """
     :param x: (N, I)
