@@ -8,7 +8,7 @@ PACKAGE = ROOT / "sb3_dreamer"
 
 # Lowest floor first. A file may import from floors below its own.
 FLOORS = [
-    {"zoo.startup._sb3_dreamer_zoo_hook", "zoo.presets", "zoo.ranks", "zoo.sampler", "zoo"},
+    {"zoo.startup._sb3_dreamer_zoo_hook", "zoo.presets", "zoo.ranks", "zoo.sampler", "zoo", "common.products"},
     {
         "common.type_aliases",
         "common.torch_layers",

@@ -8,6 +8,8 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_dreamer.common.products import linear, weight_gradient
+
 NORM_EPS = 1e-4
 
 
@@ -50,6 +52,13 @@ class Linear(nn.Linear):
         """Initialise weights (see :func:`init_weights`) and zero the bias."""
         init_weights(self.weight, self.in_features, self.outscale)
         nn.init.zeros_(self.bias)
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: (..., I)
+        :return: (..., O)
+        """
+        return linear(x, self.weight, self.bias)
 
 
 class BlockLinear(nn.Module):
@@ -147,7 +156,7 @@ class KnownLinear(th.autograd.Function):
     def backward(ctx: Any, grad: th.Tensor) -> tuple[None, None, th.Tensor, th.Tensor]:
         (x,) = ctx.saved_tensors
         grad = grad.flatten(0, -2)  # (N, O)
-        weight = grad.to(ctx.dtype).t() @ x.flatten(0, -2).to(ctx.dtype)  # (O, I)
+        weight = weight_gradient(x.flatten(0, -2).to(ctx.dtype), grad.to(ctx.dtype))  # (O, I)
         return None, None, weight.to(grad.dtype), grad.sum(0)
 
 

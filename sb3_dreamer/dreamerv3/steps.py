@@ -7,6 +7,7 @@ from typing import Any, TypeVar, cast
 import torch as th
 from torch.nn import functional as F
 
+from sb3_dreamer.common.products import block_linear, linear
 from sb3_dreamer.common.torch_layers import NORM_EPS
 from sb3_dreamer.common.utils import one_hot
 from sb3_dreamer.dreamerv3.fused_weights import CoreWeights
@@ -31,14 +32,14 @@ def affine(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
     :param bias: (O,) or (N, O), its dtype is that of the result
     :return: (N, O)
     """
-    if weight.dtype == bias.dtype:
-        return th.addmm(bias, x, weight)
-    return (x.to(weight.dtype) @ weight).to(bias.dtype) + bias
+    if weight.dtype != bias.dtype:
+        return (x.to(weight.dtype) @ weight).to(bias.dtype) + bias
+    return linear(x, weight.t(), bias) if bias.dim() == 1 else th.addmm(bias, x, weight)
 
 
 def product(x: th.Tensor, weight: th.Tensor) -> th.Tensor:
     """(N, I) times (I, O), computed in the dtype of the weight and returned in that of ``x``."""
-    return (x.to(weight.dtype) @ weight).to(x.dtype)
+    return linear(x.to(weight.dtype), weight.t()).to(x.dtype)
 
 
 def to_blocks(x: th.Tensor, blocks: int) -> th.Tensor:
@@ -53,7 +54,7 @@ def from_blocks(x: th.Tensor) -> th.Tensor:
 
 def block_product(x: th.Tensor, weight: th.Tensor) -> th.Tensor:
     """(G, N, I/G) times (G, I/G, O/G), computed in the dtype of the weight and returned in that of ``x``."""
-    return th.bmm(x.to(weight.dtype), weight).to(x.dtype)
+    return block_linear(x.to(weight.dtype), weight).to(x.dtype)
 
 
 def norm_silu(x: th.Tensor, scale: th.Tensor) -> th.Tensor:
@@ -79,7 +80,7 @@ def core_step(
     hidden = hidden + from_blocks(block_product(by_block, core.blocks))  # (N, D)
     active = to_blocks(norm_silu(hidden, core.scale), blocks)  # (G, N, D/G)
     if core.gates.dtype == deter.dtype:
-        gates = th.baddbmm(core.gates_bias, active, core.gates)  # (G, N, 3 D/G)
+        gates = block_linear(active, core.gates, core.gates_bias)  # (G, N, 3 D/G)
     else:
         gates = block_product(active, core.gates) + core.gates_bias
     reset, candidate, update = gates.unflatten(-1, (3, -1)).unbind(2)  # 3 x (G, N, D/G)

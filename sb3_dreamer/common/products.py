@@ -1,0 +1,101 @@
+"""
+Matrix products by the library that is fast on this processor.
+
+torch gives products to MKL and convolutions to oneDNN. On processors that are not Intel's MKL leaves AVX-512 aside and oneDNN
+does not, so there a large product is twice as fast as a convolution by a kernel of one pixel, which is the same sum.
+"""
+
+import math
+from functools import lru_cache
+from pathlib import Path
+
+import torch as th
+from torch.nn import functional as F
+
+MAX_IMAGES, MIN_IMAGES, MIN_ROWS, MIN_WIDTH = 64, 16, 256, 16
+
+
+@lru_cache
+def prefers_convolutions() -> bool:
+    """:return: whether convolutions are the faster products of this processor"""
+    has_both = th.backends.mkl.is_available() and th.backends.mkldnn.is_available()
+    if not has_both or th.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    info = Path("/proc/cpuinfo")
+    return info.exists() and "AuthenticAMD" in info.read_text()
+
+
+IS_CONVOLVED = prefers_convolutions()
+
+
+def is_convolved(x: th.Tensor, n_rows: int, n_out: int) -> bool:
+    """
+    :param x: inputs (..., I)
+    :param n_rows: how many rows they are
+    :param n_out: outputs of each row
+    :return: whether their product is large enough, and of a kind, to be computed as a convolution
+    """
+    return (
+        IS_CONVOLVED
+        and x.dtype == th.float32
+        and x.device.type == "cpu"
+        and n_rows >= MIN_ROWS
+        and n_rows % MIN_IMAGES == 0  # torch gives fewer images to MKL
+        and min(x.shape[-1], n_out) >= MIN_WIDTH
+        and not th.is_autocast_enabled("cpu")
+    )
+
+
+def as_images(x: th.Tensor) -> th.Tensor:
+    """(N, I) to (P, I, N / P, 1), a view where ``x`` is contiguous: rows are pixels, columns channels."""
+    return x.unflatten(0, (math.gcd(len(x), MAX_IMAGES), -1, 1)).permute(0, 3, 1, 2)
+
+
+def from_images(x: th.Tensor) -> th.Tensor:
+    """Undo :func:`as_images`."""
+    return x.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None) -> th.Tensor:
+    """
+    As torch's.
+
+    :param x: (..., I)
+    :param weight: (O, I)
+    :param bias: (O,)
+    :return: (..., O)
+    """
+    if not is_convolved(x, math.prod(x.shape[:-1]), len(weight)):
+        return F.linear(x, weight, bias)
+    images = as_images(x.reshape(-1, x.shape[-1]))  # (P, I, N / P, 1)
+    return from_images(F.conv2d(images, weight[:, :, None, None], bias)).view(*x.shape[:-1], -1)
+
+
+def block_linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None) -> th.Tensor:
+    """
+    One product for each block.
+
+    :param x: (G, N, I/G)
+    :param weight: (G, I/G, O/G)
+    :param bias: (G, 1, O/G)
+    :return: (G, N, O/G); if convolved, a view of (N, O), as ``x`` should be then
+    """
+    blocks, n_rows, _ = x.shape
+    if not is_convolved(x, n_rows, weight.shape[2]):
+        return th.bmm(x, weight) if bias is None else th.baddbmm(bias, x, weight)
+    rows = x.transpose(0, 1).flatten(1)  # (N, I)
+    kernels = weight.mT.flatten(0, 1)[:, :, None, None]  # (O, I/G, 1, 1)
+    result = F.conv2d(as_images(rows), kernels, None if bias is None else bias.flatten(), groups=blocks)
+    return from_images(result).unflatten(1, (blocks, -1)).transpose(0, 1)
+
+
+def weight_gradient(x: th.Tensor, grad: th.Tensor) -> th.Tensor:
+    """
+    :param x: inputs of a linear layer (N, I)
+    :param grad: of its outputs (N, O)
+    :return: gradient of its weight (O, I)
+    """
+    if not is_convolved(x, len(x), grad.shape[1]):
+        return grad.t() @ x
+    size = (grad.shape[1], x.shape[1], 1, 1)
+    return th.nn.grad.conv2d_weight(as_images(x), size, as_images(grad)).flatten(1)  # type: ignore[no-untyped-call]
