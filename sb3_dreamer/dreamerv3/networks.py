@@ -1,6 +1,7 @@
 """Observation in, observation out: the encoder and its mirror, the decoder, for any mix of keys."""
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -37,6 +38,9 @@ from sb3_dreamer.dreamerv3.model_sizes import ModelSize
 MULTIPLIERS = (2, 3, 4, 4)
 # Sides of the coarsest feature map, as the official encoder asserts them.
 MIN_SIDE, MAX_SIDE = 3, 16
+# Activations of one layer that are computed at a time on a CPU. Whole batches are slower there: the allocator fetches every
+# array of 32 MB from the system anew, page by page.
+PIECE_FLOATS = 2**22
 
 
 def n_cnn_stages(height: int, width: int) -> int:
@@ -118,6 +122,19 @@ class ImageTower:
         return self.coarse_height * self.coarse_width * self.channels[-1]
 
 
+def in_pieces(function: Callable[..., th.Tensor], floats_per_row: int, *arguments: th.Tensor) -> th.Tensor:
+    """
+    :param function: of N rows, which it treats each by itself
+    :param floats_per_row: of its largest layer
+    :param arguments: (N, ...) each
+    :return: its result (N, ...), on a CPU computed in pieces
+    """
+    size = max(1, PIECE_FLOATS // floats_per_row)
+    if arguments[0].device.type != "cpu" or len(arguments[0]) <= size:
+        return function(*arguments)
+    return th.cat([function(*piece) for piece in zip(*(argument.split(size) for argument in arguments), strict=True)])
+
+
 def check_image(key: str, space: spaces.Box) -> None:
     """:raises ValueError: if the bounds give no scale, or a float image, which SB3 does not transpose, is channels last"""
     if not (space.is_bounded("both") and bool((space.low < space.high).all())):
@@ -168,7 +185,11 @@ class ConvEncoder(nn.Module):
         :param by_key: observations, of which this tower reads its own images (N, C, h, w)
         :return: features flattened in the order (h, w, channel), (N, tower.features_dim)
         """
-        units = [to_unit(by_key[key]) for key, to_unit in zip(self.tower.keys, self.to_unit, strict=True)]
+        tower = self.tower
+        return in_pieces(self._encode, tower.channels[0] * tower.height * tower.width, *(by_key[key] for key in tower.keys))
+
+    def _encode(self, *images: th.Tensor) -> th.Tensor:
+        units = [to_unit(image) for image, to_unit in zip(images, self.to_unit, strict=True)]
         x = th.cat(units, dim=1) - 0.5  # (N, C, h, w)
         if self.tower.pad_height or self.tower.pad_width:
             # Edge values at bottom and right: no resize, and the decoder crops the same pixels off.
@@ -254,12 +275,16 @@ class ConvDecoder(nn.Module):
         from_deter = from_deter.permute(0, 2, 3, 1, 4).flatten(3)  # (N, h', w', C')
         from_stoch = self.from_stoch(stoch).unflatten(-1, (*coarse, -1))  # (N, h', w', C')
         x = F.silu(self.norm(from_deter + from_stoch)).permute(0, 3, 1, 2)  # (N, C', h', w')
+        largest = max(self.tower.channels[0] // 4, sum(self.tower.key_channels)) * self.tower.height * self.tower.width
+        pixels = in_pieces(self._upsample, largest, x)  # (N, C, h, w)
+        parts = pixels.split(self.tower.key_channels, dim=1)
+        return {key: ImageMSE(part) for key, part in zip(self.tower.keys, parts, strict=True)}
+
+    def _upsample(self, x: th.Tensor) -> th.Tensor:
         for stage in self.stages:
             x = stage(x)  # (N, C'', 2h', 2w')
         x = self.output(x)  # (N, C, h + pad, w + pad)
-        pixels = th.sigmoid(at_least_float32(x[..., : self.tower.height, : self.tower.width]))  # (N, C, h, w)
-        parts = pixels.split(self.tower.key_channels, dim=1)
-        return {key: ImageMSE(part) for key, part in zip(self.tower.keys, parts, strict=True)}
+        return th.sigmoid(at_least_float32(x[..., : self.tower.height, : self.tower.width]))  # (N, C, h, w)
 
 
 class MultiDecoder(nn.Module):
