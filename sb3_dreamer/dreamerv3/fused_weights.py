@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch as th
 
+from sb3_dreamer.common.utils import device_constant
 from sb3_dreamer.dreamerv3.heads import ActorHead
 from sb3_dreamer.dreamerv3.rssm import RSSM
 
@@ -26,7 +27,7 @@ class CoreWeights(NamedTuple):
     blocks: th.Tensor  # (G, D/G, D/G), weights of the blocks' own slices
     scale: th.Tensor  # (D,)
     gates: th.Tensor  # (G, D/G, 3 D/G)
-    gates_bias: th.Tensor  # (G, 1, 3 D/G)
+    gates_bias: th.Tensor  # (G, 1, 3 D/G), the update gate's offset of -1 included
 
 
 def core_weights(rssm: RSSM, dtype: th.dtype, n_inputs: int) -> CoreWeights:
@@ -38,6 +39,8 @@ def core_weights(rssm: RSSM, dtype: th.dtype, n_inputs: int) -> CoreWeights:
     """
     core, size = rssm.core, rssm.size
     own = size.deter // size.blocks
+    gates_bias = core.gates.bias.unflatten(0, (size.blocks, 3, -1))  # (G, 3, D/G)
+    offsets = device_constant((0, 0, 1), gates_bias.device)  # reset, candidate, update (3,)
     norms: list[th.Tensor] = [layer.norm.weight for layer in (core.from_deter, core.from_stoch, core.from_action)[:n_inputs]]
     return CoreWeights(
         input_scale=th.stack(norms),
@@ -46,7 +49,7 @@ def core_weights(rssm: RSSM, dtype: th.dtype, n_inputs: int) -> CoreWeights:
         blocks=core.block.weight[:, :own].to(dtype),
         scale=core.block_norm.weight,
         gates=core.gates.weight.to(dtype),
-        gates_bias=core.gates.bias.unflatten(0, (size.blocks, 1, -1)),
+        gates_bias=(gates_bias - offsets.unsqueeze(-1)).flatten(1).unsqueeze(1),
     )
 
 

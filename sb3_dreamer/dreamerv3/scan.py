@@ -28,6 +28,7 @@ from sb3_dreamer.dreamerv3.steps import (
     sample_one_hot,
     sampling_thresholds,
     softmax,
+    tanh_,
     to_blocks,
 )
 
@@ -315,8 +316,8 @@ def gate_tables(gates: th.Tensor, deter: th.Tensor, keep: th.Tensor) -> tuple[th
     :return: d gates / d deter (T, G, B, 3, D/G), and d deter / d previous deter past the gates (T, G, B, D/G)
     """
     reset, candidate, update = gates.unflatten(-1, (3, -1)).unbind(3)  # 3 x (T, G, B, D/G)
-    reset, update = th.sigmoid(reset), th.sigmoid(update - 1.0)
-    tanh = th.tanh(reset * candidate)
+    reset, update = th.sigmoid(reset), th.sigmoid(update)
+    tanh = tanh_(reset * candidate)
     before = deter.unflatten(-1, (gates.shape[1], -1)).transpose(1, 2)  # (T, G, B, D/G)
     by_tanh = update * (1.0 - tanh.square())
     by_gate = [
