@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch as th
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
 MAX_IMAGES, MIN_IMAGES, MIN_ROWS, MIN_WIDTH = 64, 16, 256, 16
 
@@ -46,14 +47,14 @@ def is_convolved(x: th.Tensor, n_rows: int, n_out: int) -> bool:
     )
 
 
-def as_images(x: th.Tensor) -> th.Tensor:
-    """(N, I) to (P, I, N / P, 1), a view where ``x`` is contiguous: rows are pixels, columns channels."""
-    return x.unflatten(0, (math.gcd(len(x), MAX_IMAGES), -1, 1)).permute(0, 3, 1, 2)
+def as_images(x: th.Tensor, n_rows: int) -> th.Tensor:
+    """N rows (..., I) to (P, I, N / P, 1), a view where ``x`` is contiguous: rows are pixels, columns channels."""
+    return x.reshape(math.gcd(n_rows, MAX_IMAGES), -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
 
 
-def from_images(x: th.Tensor) -> th.Tensor:
-    """Undo :func:`as_images`."""
-    return x.permute(0, 2, 3, 1).flatten(0, 2)
+def from_images(x: th.Tensor, *shape: int) -> th.Tensor:
+    """(P, O, N / P, 1) to the shape of N rows, undoing :func:`as_images`."""
+    return x.permute(0, 2, 3, 1).reshape(shape)
 
 
 def linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None) -> th.Tensor:
@@ -65,10 +66,11 @@ def linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None) -> th
     :param bias: (O,)
     :return: (..., O)
     """
-    if not is_convolved(x, math.prod(x.shape[:-1]), len(weight)):
+    n_rows = math.prod(x.shape[:-1])
+    if not is_convolved(x, n_rows, len(weight)):
         return F.linear(x, weight, bias)
-    images = as_images(x.reshape(-1, x.shape[-1]))  # (P, I, N / P, 1)
-    return from_images(F.conv2d(images, weight[:, :, None, None], bias)).view(*x.shape[:-1], -1)
+    result = F.conv2d(as_images(x, n_rows), weight.unflatten(1, (-1, 1, 1)), bias)  # (P, O, N / P, 1)
+    return from_images(result, *x.shape[:-1], len(weight))
 
 
 def block_linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None) -> th.Tensor:
@@ -84,9 +86,9 @@ def block_linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None)
     if not is_convolved(x, n_rows, weight.shape[2]):
         return th.bmm(x, weight) if bias is None else th.baddbmm(bias, x, weight)
     rows = x.transpose(0, 1).flatten(1)  # (N, I)
-    kernels = weight.mT.flatten(0, 1)[:, :, None, None]  # (O, I/G, 1, 1)
-    result = F.conv2d(as_images(rows), kernels, None if bias is None else bias.flatten(), groups=blocks)
-    return from_images(result).unflatten(1, (blocks, -1)).transpose(0, 1)
+    kernels = weight.mT.flatten(0, 1).unflatten(1, (-1, 1, 1))  # (O, I/G, 1, 1)
+    result = F.conv2d(as_images(rows, n_rows), kernels, None if bias is None else bias.flatten(), groups=blocks)
+    return from_images(result, n_rows, blocks, -1).transpose(0, 1)
 
 
 def weight_gradient(x: th.Tensor, grad: th.Tensor) -> th.Tensor:
@@ -98,4 +100,4 @@ def weight_gradient(x: th.Tensor, grad: th.Tensor) -> th.Tensor:
     if not is_convolved(x, len(x), grad.shape[1]):
         return grad.t() @ x
     size = (grad.shape[1], x.shape[1], 1, 1)
-    return th.nn.grad.conv2d_weight(as_images(x), size, as_images(grad)).flatten(1)  # type: ignore[no-untyped-call]
+    return conv2d_weight(as_images(x, len(x)), size, as_images(grad, len(x))).flatten(1)

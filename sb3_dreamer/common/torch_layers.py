@@ -139,13 +139,13 @@ class KnownLinear(th.autograd.Function):
     """A linear layer whose result is there already: forward hands it on, backward is the layer's."""
 
     @staticmethod
-    def forward(ctx: Any, result: th.Tensor, x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
+    def forward(ctx: Any, result: th.Tensor, x: th.Tensor, _weight: th.Tensor, _bias: th.Tensor) -> th.Tensor:
         """
         :param ctx: for the backward pass
         :param result: what the layer makes of ``x`` (..., O)
         :param x: takes no gradient (..., I)
-        :param weight: (O, I)
-        :param bias: (O,)
+        :param _weight: (O, I)
+        :param _bias: (O,)
         :return: the result (..., O)
         """
         ctx.save_for_backward(x)

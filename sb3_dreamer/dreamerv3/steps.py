@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 import torch as th
 from torch.nn import functional as F
 
-from sb3_dreamer.common.products import block_linear, linear
+from sb3_dreamer.common.products import block_linear, is_convolved, linear
 from sb3_dreamer.common.torch_layers import NORM_EPS
 from sb3_dreamer.common.utils import one_hot
 from sb3_dreamer.dreamerv3.fused_weights import CoreWeights
@@ -34,12 +34,16 @@ def affine(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
     """
     if weight.dtype != bias.dtype:
         return (x.to(weight.dtype) @ weight).to(bias.dtype) + bias
-    return linear(x, weight.t(), bias) if bias.dim() == 1 else th.addmm(bias, x, weight)
+    if bias.dim() == 1 and is_convolved(x, len(x), weight.shape[1]):
+        return linear(x, weight.t(), bias)
+    return th.addmm(bias, x, weight)
 
 
 def product(x: th.Tensor, weight: th.Tensor) -> th.Tensor:
     """(N, I) times (I, O), computed in the dtype of the weight and returned in that of ``x``."""
-    return linear(x.to(weight.dtype), weight.t()).to(x.dtype)
+    rows = x.to(weight.dtype)  # (N, I)
+    result = linear(rows, weight.t()) if is_convolved(rows, len(x), weight.shape[1]) else rows @ weight  # (N, O)
+    return result.to(x.dtype)
 
 
 def to_blocks(x: th.Tensor, blocks: int) -> th.Tensor:
