@@ -1,6 +1,7 @@
 """DreamerV3 as a first-class Stable-Baselines3 algorithm."""
 
 import os
+import sys
 from pathlib import Path
 
 from sb3_dreamer.common.envs import register_envs
@@ -10,7 +11,8 @@ from sb3_dreamer.dreamerv3 import DreamerPolicy, DreamerV3
 __version__ = (Path(__file__).parent / "version.txt").read_text().strip()
 
 register_envs()
-if is_launched() and os.environ["RANK"] != "0":
+# Where RL Zoo imports us, the algorithm may be another one, and ours gets a folder of its own from `zoo/ranks.py`.
+if is_launched() and os.environ["RANK"] != "0" and "rl_zoo3" not in sys.modules:
     from sb3_dreamer.common.distributed import leave_files_to_main_rank
 
     leave_files_to_main_rank()

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -96,7 +97,10 @@ def test_without_the_reduction_they_do_not(one_rank, tmp_path):
 
 def test_two_machines_are_as_one(one_rank, tmp_path):
     """Two launchers that meet at a rendezvous, as on two machines."""
-    meeting = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:29517", "--rdzv-id=test"]
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        endpoint = f"localhost:{probe.getsockname()[1]}"
+    meeting = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", "--rdzv-id=test"]
     machines = [start(["-m", "tests.rank_worker", "updates", tmp_path], *meeting) for _ in range(2)]
     for status, output in map(finish, machines):
         assert status == 0, output
