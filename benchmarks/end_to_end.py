@@ -3,7 +3,7 @@ A real run, and where its time goes: environment, acting, replay, update, all el
 
     python benchmarks/end_to_end.py --env CartPole-v1
     python benchmarks/end_to_end.py --env sb3_dreamer/PixelCatch16-v0
-    python benchmarks/end_to_end.py --env ALE/Pong-v5 --steps 1200 --hyperparams model_size:1m
+    python benchmarks/end_to_end.py --env ALE/Pong-v5 --steps 2600 --hyperparams "model_size:'1m'"
 
 The preset of the environment, as RL Zoo builds it, on one core. Parts are wall seconds of the calls from the outside, nested
 calls counted once; one line of JSON.
