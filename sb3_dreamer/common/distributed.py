@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import partial, wraps
+from functools import lru_cache, partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,12 @@ class RankLostError(RuntimeError):
     """A rank that the others need has ended."""
 
 
+@lru_cache
+def patient_group() -> Any:
+    """:return: torch's group for what ranks agree on, one for all models of a process"""
+    return dist.new_group(backend="gloo", timeout=PATIENCE)
+
+
 class ManyRanks(Ranks):
     """
     The ranks of a launcher. Collectives of tensors go by torch's default group (NCCL on CUDA, gloo on a CPU); what is agreed
@@ -59,7 +65,7 @@ class ManyRanks(Ranks):
             atexit.register(self._leave)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.is_main = self.rank == 0
-        self.patient_group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self.patient_group = patient_group()
         self.is_learning = self.has_failed = False
         self._buffer_paths: list[str] = []
         self._merged: tuple[VecNormalize, list[np.ndarray]] | None = None

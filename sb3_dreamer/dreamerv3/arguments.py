@@ -240,7 +240,8 @@ def facts_for_all(model: "DreamerV3", total_timesteps: int) -> dict[str, Any]:
     facts = {name: getattr(model, name) for name in names}
     parameters = {name: tuple(parameter.shape) for name, parameter in model.policy.named_parameters()}
     environments = f"{model.n_envs} of {model.observation_space}, {model.action_space}"
-    return {**facts, "total_timesteps": total_timesteps, "env": environments, "policy": parameters}
+    facts |= {"total_timesteps": total_timesteps, "env": environments, "policy": parameters}
+    return {**facts, "VecNormalize": model._vec_normalize_env is not None}
 
 
 def announce(model: "DreamerV3") -> None:
