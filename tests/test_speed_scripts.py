@@ -43,7 +43,7 @@ def test_ranks_are_compared_on_the_same_work():
     for line in lines:
         assert line["gradient_bytes"] == pytest.approx(4 * parameters, rel=0.1)
         assert 0 < line["reduction"] < line["together"]
-        assert line["communication_share"] == pytest.approx(line["reduction"] / line["together"], rel=0.02)
+        assert line["communication_share"] == pytest.approx(line["reduction"] / line["together"], abs=2e-4)
 
 
 @pytest.fixture
@@ -51,9 +51,12 @@ def stand_in(monkeypatch):
     """A CPU that pretends, for the parts of ``gpu.py`` that take their device from it."""
 
     def milliseconds(function, calls=20, warm_ups=3):
-        start = time.perf_counter()
-        function()
-        return round((time.perf_counter() - start) * 1e3, 4)
+        times = []
+        for _ in range(5):  # the least of some: other processes may run beside this one
+            start = time.perf_counter()
+            function()
+            times.append(time.perf_counter() - start)
+        return round(min(times) * 1e3, 4)
 
     monkeypatch.setattr(gpu, "DEVICE", th.device("cpu"))
     monkeypatch.setattr(gpu, "CudaRecorder", lambda _: PythonRecorder())
@@ -74,7 +77,8 @@ def test_the_cuda_benchmark_notices_a_frozen_rate(stand_in, monkeypatch):
 
 def test_the_cuda_benchmark_times_every_part(stand_in):
     parts = gpu.split("debug", "fp32")
-    assert 0 < parts["encode"] < parts["observe_with_encode"] < parts["whole_loss"] < parts["loss_and_gradient"]
+    assert 0 < parts["encode"] < parts["observe_with_encode"] < parts["loss_and_gradient"]
+    assert parts["encode"] < parts["world_model_loss"] and parts["encode"] < parts["whole_loss"] < parts["loss_and_gradient"]
     assert set(gpu.acting("debug")) == {"eager_1_ms", "recorded_1_ms", "eager_16_ms", "recorded_16_ms"}
     times = gpu.feed("debug", rows=300)
     assert set(times) == {"update_alone_ms", "with_host_replay_ms", "with_device_replay_ms"}
