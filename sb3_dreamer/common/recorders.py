@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar
 import torch as th
 
 Result = TypeVar("Result")
+WARM_UPS = 3
 
 
 class Recorder(Protocol):
@@ -93,6 +94,19 @@ class PythonRecorder:
 
     def settle(self) -> None:
         """Nothing runs beside."""
+
+
+def record_warm(recorder: Recorder, function: Callable[[], Result]) -> Result:
+    """
+    :param recorder: new
+    :param function: runs a few times before it is recorded
+    :return: what the recorded run returned; the random state is as before
+    """
+    with recorder.fork_rng():
+        with recorder.warm_up():
+            for _ in range(WARM_UPS):
+                function()
+        return recorder.record(function)
 
 
 def tensors_of(value: Any) -> list[th.Tensor]:

@@ -9,7 +9,7 @@ import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_dreamer.common.optimizers import LaProp, clip_grad_agc_
-from sb3_dreamer.common.recorders import Recorder, clone_tensors, tensors_of
+from sb3_dreamer.common.recorders import Recorder, clone_tensors, record_warm, tensors_of
 from sb3_dreamer.common.type_aliases import LatentState, PolicyState, SequenceBatch, UpdateNoise
 from sb3_dreamer.dreamerv3.fused_weights import is_covered
 from sb3_dreamer.dreamerv3.losses import DreamerLoss, LossOutput
@@ -138,8 +138,6 @@ class RecordedUpdate:
     :param make_recorder: makes a new recorder
     """
 
-    WARM_UPS = 3
-
     def __init__(self, update: TrainingUpdate, make_recorder: Callable[[], Recorder]):
         self.update = update
         self.make_recorder = make_recorder
@@ -206,11 +204,7 @@ class RecordedUpdate:
         state = self._state()
         before = [tensor.detach().clone() for tensor in state]
         try:
-            with self.recorder.fork_rng():
-                with self.recorder.warm_up():
-                    for _ in range(self.WARM_UPS):
-                        self.update(self.inputs)
-                self.result = self.recorder.record(lambda: self.update(self.inputs))
+            self.result = record_warm(self.recorder, lambda: self.update(self.inputs))
         finally:
             self.recorder.settle()
             with th.no_grad():
@@ -227,8 +221,6 @@ class RecordedStep:
     :param policy: acts
     :param make_recorder: makes a new recorder
     """
-
-    WARM_UPS = 3
 
     def __init__(self, policy: DreamerPolicy, make_recorder: Callable[[], Recorder]):
         self.policy = policy
@@ -264,10 +256,6 @@ class RecordedStep:
         self.inputs = clone_tensors(new)
         self.recorder = self.make_recorder()
         try:
-            with self.recorder.fork_rng():
-                with self.recorder.warm_up():
-                    for _ in range(self.WARM_UPS):
-                        self.policy.step(*self.inputs)
-                self.result = self.recorder.record(lambda: self.policy.step(*self.inputs))
+            self.result = record_warm(self.recorder, lambda: self.policy.step(*self.inputs))
         finally:
             self.recorder.settle()
