@@ -125,28 +125,31 @@ def fingerprint(model: DreamerV3) -> str:
 
 
 def learn(folder: Path) -> dict[str, Any]:
-    """CartPole with evaluation, checkpoints, normalised observations and an early stop in the middle of a rollout."""
+    """CartPole: a run without an update, then one with evaluation, checkpoints, VecNormalize and a stop within a rollout."""
     # An evaluation longer than what the group of the gradients waits for.
     dist.init_process_group = functools.partial(dist.init_process_group, timeout=timedelta(seconds=4))
     venv = make_vec_env("CartPole-v1", 2, monitor_dir=str(folder / "monitor"), vec_env_cls=SubprocVecEnv)
     env = VecNormalize(venv, norm_reward=False)
     settings: dict[str, Any] = {**TINY, "learning_starts": 64, "training_ratio": 16, "train_freq": 3}
     model = DreamerV3("MlpPolicy", env, **settings, tensorboard_log=str(folder / "board"), learning_rate=1e-3, verbose=1)
+    seen: list[np.ndarray] = []
+    update = env.obs_rms.update
+    env.obs_rms.update = lambda observations: (seen.append(observations.copy()), update(observations))
+    model.learn(12)  # before the first update
+    at_start = fingerprint(model)
     eval_env = VecNormalize(make_vec_env("CartPole-v1", 1, seed=1), training=False, norm_reward=False)
     stop, count = StopAt(896, seconds=6.0), CountSteps()
     checkpoints = CheckpointCallback(100, str(folder / "checkpoints"), save_replay_buffer=True)
     evaluation = EvalCallback(eval_env, eval_freq=50, n_eval_episodes=2, log_path=str(folder / "eval"), verbose=0)
-    seen: list[np.ndarray] = []
-    update = env.obs_rms.update
-    env.obs_rms.update = lambda observations: (seen.append(observations.copy()), update(observations))
     start = time.perf_counter()
     model.learn(100_000, callback=[evaluation, checkpoints, stop, count], progress_bar=True)
     seconds = time.perf_counter() - start
-    model._ranks.merge_statistics(env)  # what came after the last update
+    rate = model.policy.optimizer.param_groups[0]["lr"]
     model.save(folder / f"model_of_{model._ranks.rank}.zip")
     result = {
         "fingerprint": fingerprint(model),
         "n_updates": model._n_updates,
+        "rate": rate,
         "num_timesteps": model.num_timesteps,
         "rows": int(model.replay_buffer.filled.sum()),
         "first_rows": np.asarray(model.replay_buffer.observations)[:20].copy(),
@@ -168,7 +171,12 @@ def learn(folder: Path) -> dict[str, Any]:
     result["wrapper_is_gone"] = wrapper() is None and model._update.parallel is not None
     again = DreamerV3.load(folder / "model_of_0.zip", env=env)
     again.learn(100)
-    return {**result, "fingerprint_later": fingerprint(model), "fingerprint_loaded": fingerprint(again)}
+    return {
+        **result,
+        "fingerprint_at_start": at_start,
+        "fingerprint_later": fingerprint(model),
+        "fingerprint_loaded": fingerprint(again),
+    }
 
 
 # ---- what goes wrong on one rank ----

@@ -120,7 +120,14 @@ def real_run(tmp_path_factory):
 def test_a_run_with_callbacks_stays_alike_and_ends_together(real_run):
     _, (main, other), _ = real_run
     # Alike to the bit: after a run that the main rank stopped in the middle of a rollout, after another one, and from a file.
-    for name in ("fingerprint", "fingerprint_later", "fingerprint_loaded", "n_updates", "num_timesteps"):
+    for name in (
+        "fingerprint",
+        "fingerprint_at_start",
+        "fingerprint_later",
+        "fingerprint_loaded",
+        "n_updates",
+        "num_timesteps",
+    ):
         assert main[name] == other[name], name
     # A rollout is 3 steps of 2 x 2 environments. The main rank stops at 896 steps, in the second step of rollout 75; the other
     # one, which does not know, ends that rollout. What each has done counts.
@@ -128,14 +135,16 @@ def test_a_run_with_callbacks_stays_alike_and_ends_together(real_run):
     assert (main["calls"], other["calls"]) == ((224, 224), (0, 225))
     # 16 trained time steps per environment step, 2 x 4 x 8 per update; the account opens with one update after 64 steps.
     assert main["n_updates"] == 1 + (74 * 12 - 72) * 16 // (2 * 4 * 8) > 200
+    # Twice the ranks, the square root of two the rate; the last update was number n_updates, its warm-up one less.
+    assert main["rate"] == other["rate"] == pytest.approx(1e-3 * 2**0.5 * (main["n_updates"] - 1) / 1000, rel=1e-9)
     # Each rank has its own worlds, rows and random numbers, and reads them back.
     assert not np.array_equal(main["first_rows"], other["first_rows"])
     for result in (main, other):
         assert result["own_rows"] and result["random_goes_on"] and result["wrapper_is_gone"]
     assert main["rows"] > 0 and other["rows"] > 0
-    # Statistics are of what both have seen, the resets of 2 x 2 environments included.
+    # Statistics are of what both have seen, 12 steps before, and two resets of 2 x 2 environments.
     seen = np.concatenate([main["seen"], other["seen"]])
-    assert len(seen) == main["num_timesteps"] + 4
+    assert len(seen) == main["num_timesteps"] + 12 + 2 * 4
     for mine, theirs, expected in zip(
         main["statistics"], other["statistics"], (seen.mean(0), seen.var(0), len(seen)), strict=True
     ):
@@ -148,7 +157,7 @@ def test_files_and_output_are_the_main_ranks(real_run):
     assert main["seconds"] > 6.0  # it evaluated for longer than the group of the gradients waits
     assert (other["writers"], other["verbose"]) == ([], 0)
     assert main["writers"] == ["HumanOutputFormat", "TensorBoardOutputFormat"]
-    assert len(list((folder / "board").iterdir())) == 2  # of two models
+    assert len(list((folder / "board").iterdir())) == 3  # one went on in its own
     assert not (folder / "model_of_1.zip").exists()
     monitors = sorted(path.name for path in (folder / "monitor").iterdir())
     assert monitors == ["0.monitor.csv", "1.monitor.csv"]
@@ -167,7 +176,7 @@ def test_files_and_output_are_the_main_ranks(real_run):
         "2 ranks, distributed_scaling='sqrt': windows per update 4 -> 8, environments 2 -> 4, learning rate times 1.414"
         in output
     )
-    assert output.count("2 ranks,") == 3  # once per run
+    assert output.count("2 ranks,") == 4  # once per run
     assert "FutureWarning" not in output
 
 
@@ -256,8 +265,8 @@ def test_ctrl_c_ends_all(tmp_path):
 def test_ranks_that_differ_agree_or_are_told(tmp_path):
     (main, other), _ = run_ranks("differ", tmp_path, 2)
     seeds = main.pop("seeds"), other.pop("seeds")
-    assert [theirs - mine for mine, theirs in zip(*seeds, strict=True)] == [1000, 1000]
-    assert seeds[0][0] == 7
+    assert (seeds[0][0], seeds[1][0]) == (7, 1007)
+    assert seeds[0][1] != seeds[1][1]
     assert main == other
     assert main["steps"] == Agreement(7, True, True, [])
     assert main["stop"] == Agreement(2, False, True, [])

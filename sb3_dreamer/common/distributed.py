@@ -4,6 +4,8 @@ import atexit
 import io
 import os
 import random
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 # The main rank may evaluate for hours while the others wait for its word. Launchers notice a rank that has died at once.
 PATIENCE = timedelta(days=7)
 SEEDS_BETWEEN_RANKS = 1000
+# Seconds in which the launcher, which looks ten times a second, sees the rank that has ended, and not those that ended for it.
+HEAD_START = 1.0
 # Torch 2.13 renames it.
 ALL_GATHER = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
 
@@ -56,6 +60,7 @@ class ManyRanks(Ranks):
     """
 
     is_launched = True
+    has_failed = False  # any model of this process
 
     def __init__(self) -> None:
         if not dist.is_initialized():
@@ -66,7 +71,7 @@ class ManyRanks(Ranks):
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.is_main = self.rank == 0
         self.patient_group = patient_group()
-        self.is_learning = self.has_failed = False
+        self.is_learning = False
         self._buffer_paths: list[str] = []
         self._merged: tuple[VecNormalize, list[np.ndarray]] | None = None
 
@@ -75,9 +80,10 @@ class ManyRanks(Ranks):
         """Number of this rank on its machine."""
         return int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
 
-    def _leave(self) -> None:
+    @staticmethod
+    def _leave() -> None:
         # After an error others may be gone, and leaving would wait for them: the launcher could not see that we have ended.
-        if not self.has_failed and dist.is_initialized():
+        if not ManyRanks.has_failed and not hasattr(sys, "last_value") and dist.is_initialized():
             dist.destroy_process_group()
 
     def device(self, device: th.device | str) -> th.device | str:
@@ -99,11 +105,11 @@ class ManyRanks(Ranks):
         return th.device("cuda", self.local_rank)
 
     def seed(self, seed: int | None) -> int | None:
-        """As :meth:`Ranks.seed`: ``1000`` apart. Without a seed the main rank draws one, so that no two are alike."""
+        """As :meth:`Ranks.seed`: ``1000`` apart. Without a seed each draws one, for environments may all have the same."""
         if self.size == 1:
             return seed
         if seed is None:
-            seed = int(self.share(int.from_bytes(os.urandom(3), "big")))
+            return int.from_bytes(os.urandom(4), "big")
         return seed + SEEDS_BETWEEN_RANKS * self.rank
 
     def share(self, value: Any) -> Any:
@@ -150,15 +156,13 @@ class ManyRanks(Ranks):
             self.check_equal(facts)
             yield
         except BaseException as error:
-            self.has_failed = True
-            lost = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
-            if lost:
+            ManyRanks.has_failed = True
+            if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
+                time.sleep(HEAD_START)
                 message = (
-                    f"Rank {self.rank} ends because another rank has ended or is out of reach; that one's error came first"
+                    f"Rank {self.rank} ends because another rank has ended or is out of reach: that one's error came first"
                 )
-                lost_error = RankLostError(message)
-                get_error_handler().record_exception(lost_error)
-                raise lost_error from error
+                raise RankLostError(message) from error
             if isinstance(error, Exception):
                 get_error_handler().record_exception(error)
             raise
@@ -183,9 +187,17 @@ class ManyRanks(Ranks):
         return Agreement(total, stops == 0, empty == 0, self.shared_paths() if n_paths else [])
 
     def shared_paths(self) -> list[str]:
-        """:return: where the main rank has written its replay buffer since the last time; elsewhere the others are to do so"""
+        """As :meth:`Ranks.shared_paths`."""
         paths, self._buffer_paths = self.share(self._buffer_paths), []
-        return [] if self.is_main else list(paths)
+        return list(paths)
+
+    def follow(self, paths: list[str], save: Callable[[str], None]) -> None:
+        """As :meth:`Ranks.follow`. A large buffer takes long, and whoever trains meanwhile has less patience."""
+        for path in paths:
+            if not self.is_main:
+                save(path)
+        if paths:
+            dist.barrier(group=self.patient_group)
 
     def merge_statistics(self, vec_normalize: VecNormalize | None) -> None:
         """As :meth:`Ranks.merge_statistics`: what came since the last time is summed over the ranks, as counts and moments."""
@@ -214,7 +226,7 @@ class ManyRanks(Ranks):
     def broadcast(self, tensors: Iterable[th.Tensor]) -> None:
         """As :meth:`Ranks.broadcast`."""
         for tensor in tensors:
-            dist.broadcast(tensor, src=0)
+            dist.broadcast(tensor.detach(), src=0)
 
     def mean(self, tensor: th.Tensor) -> th.Tensor:
         """As :meth:`Ranks.mean`."""

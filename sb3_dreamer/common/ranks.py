@@ -123,8 +123,16 @@ class Ranks:
         """:param path: where the main rank has just written its replay buffer; the others are to do likewise"""
 
     def shared_paths(self) -> list[str]:
-        """:return: what :meth:`ask_others` asks of this rank"""
+        """:return: what :meth:`ask_others` has asked for since the last time"""
         return []
+
+    def follow(self, paths: list[str], save: Callable[[str], None]) -> None:
+        """
+        Do what :meth:`ask_others` asks, and wait until all have done so.
+
+        :param paths: of the main rank's files
+        :param save: writes this rank's
+        """
 
     def random_states(self) -> dict[str, Any] | None:
         """:return: what a rank's replay file says of its random generators; None: nothing"""

@@ -35,6 +35,8 @@ RANGES: dict[str, tuple[float, float, bool]] = {
 }
 OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 POSITIVE = ("training_ratio", "agc_clip")
+# What else several ranks must have in common.
+ALIKE = "num_timesteps _n_updates train_freq precision compile loss_scales replay_context distributed_scaling".split()
 NO_NOISE = "none, the actor is stochastic and `ent_coef` sets how much"
 # Arguments that users of SB3's algorithms know, and what takes their place here.
 COUNTERPARTS = {
@@ -236,8 +238,8 @@ def warn_if_small(model: "DreamerV3") -> None:
 
 def facts_for_all(model: "DreamerV3", total_timesteps: int) -> dict[str, Any]:
     """:return: by name what must be the same on all ranks, lest they wait for each other for ever"""
-    names = ("num_timesteps", "learning_starts", "train_freq", "batch_size", "batch_length", "training_ratio", "tau", "gamma")
-    facts = {name: getattr(model, name) for name in names}
+    facts = {name: getattr(model, name) for name in (*RANGES, *POSITIVE, *ALIKE) if name != "buffer_size"}
+    facts["learning_rate"] = [float(model.lr_schedule(progress)) for progress in (1.0, 0.5, 0.0)]
     parameters = {name: tuple(parameter.shape) for name, parameter in model.policy.named_parameters()}
     environments = f"{model.n_envs} of {model.observation_space}, {model.action_space}"
     facts |= {"total_timesteps": total_timesteps, "env": environments, "policy": parameters}

@@ -17,6 +17,7 @@ from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from sb3_dreamer.common.launch import join_ranks
 from sb3_dreamer.common.preprocessing import decode_actions, encode_actions
 from sb3_dreamer.common.ranks import rate_factor
+from sb3_dreamer.common.recorders import tensors_of
 from sb3_dreamer.common.type_aliases import LatentState, PolicyState
 from sb3_dreamer.common.utils import MetricAverager, PiecewiseSchedule, TrainRatio, UpdateClock, make_schedule, warmup_factor
 from sb3_dreamer.common.write_back import LatentWriteBack
@@ -222,15 +223,15 @@ class DreamerV3(SavedAlgorithm):
         progress_bar: bool = False,
     ) -> SelfDreamerV3:
         """As :meth:`OffPolicyAlgorithm.learn`; steps are those of all ranks."""
-        callback, progress_bar = self._ranks.callback(callback, progress_bar)
         with self._ranks.learning(facts_for_all(self, total_timesteps)):
+            callback, progress_bar = self._ranks.callback(callback, progress_bar)
             super().learn(
                 total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar  # type: ignore[arg-type]
             )
             self._metrics.record(self.logger)  # no run ends without a look at its losses, on no device
             self._write_back.flush()
-            for path in self._ranks.shared_paths():
-                self.save_replay_buffer(path)
+            self._ranks.merge_statistics(self._vec_normalize_env)
+            self._ranks.follow(self._ranks.shared_paths(), self.save_replay_buffer)
         return self
 
     def _setup_learn(
@@ -248,6 +249,7 @@ class DreamerV3(SavedAlgorithm):
         self._clock = UpdateClock()
         self._write_back.flush()
         self._setup_training()
+        self._ranks.broadcast([*self.policy.state_dict().values(), *tensors_of(dict(self.policy.optimizer.state))])
         self._ranks.merge_statistics(self._vec_normalize_env)
         announce(self)
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
@@ -331,8 +333,7 @@ class DreamerV3(SavedAlgorithm):
         agreed = self._ranks.agree(n_steps, rollout.continue_training, self.replay_buffer.can_sample())
         self.num_timesteps = steps_before + agreed.n_steps
         self._owe_updates(agreed.n_steps, agreed.can_sample, agreed.goes_on)
-        for path in agreed.buffer_paths:
-            self.save_replay_buffer(path)
+        self._ranks.follow(agreed.buffer_paths, self.save_replay_buffer)
         return rollout._replace(continue_training=agreed.goes_on)
 
     def _owe_updates(self, n_steps: int, can_sample: bool, will_train: bool) -> None:

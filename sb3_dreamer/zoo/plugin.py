@@ -52,14 +52,15 @@ def register_presets(exp_manager: ModuleType) -> None:
     init.finds_dreamerv3 = True  # type: ignore[attr-defined]
     manager.__init__ = init
     if is_launched():
-        save = manager.save_trained_model
+        learn = manager.learn
 
-        def save_beside_main_rank(self: Any, model: Any) -> None:
+        def learn_beside_main_rank(self: Any, model: Any) -> None:
             if self.algo == NAME:
-                self.save_path = model._ranks.share(self.save_path)  # each rank saves its own replay
-            save(self, model)
+                # Each rank saves its own replay there. Agreed on now: after an interruption nobody may wait for another.
+                self.save_path = model._ranks.share(self.save_path)
+            learn(self, model)
 
-        manager.save_trained_model = save_beside_main_rank
+        manager.learn = learn_beside_main_rank
 
 
 def register_all() -> None:

@@ -1,4 +1,4 @@
-"""RL Zoo under torchrun: every rank runs the whole command; one folder, one evaluation, one voice."""
+"""RL Zoo under torchrun: every rank runs the whole command; one folder, one evaluation."""
 
 import atexit
 import os
