@@ -2,7 +2,7 @@
 The same script on one GPU, on eight, on several machines, or on a CPU: torchrun decides.
 
     python examples/multi_gpu.py
-    torchrun --nproc-per-node=4 examples/multi_gpu.py --env ALE/Pong-v5 --model-size 12m
+    torchrun --nproc-per-node=4 examples/multi_gpu.py --model-size 12m
     torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 examples/multi_gpu.py
 
 Each rank has its own environments, replay and batch; gradients, the range of returns and metrics are those of all. Steps count
@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=4e-5, help="of one rank; several multiply it, see --scaling")
     parser.add_argument("--scaling", default="sqrt", choices=["sqrt", "linear", "sqrt+priming", "linear+priming", "none"])
     parser.add_argument("--batch-size", type=int, default=16, help="windows per rank and update")
+    parser.add_argument("--buffer-size", type=int, default=100_000, help="rows of each rank")
     parser.add_argument("--n-envs", type=int, default=4, help="environments per rank")
     parser.add_argument("--eval-freq", type=int, default=1_000, help="calls of the environments of a rank between evaluations")
     parser.add_argument("--log-dir", type=Path, default=Path("logs") / "multi_gpu")
@@ -36,6 +37,7 @@ def main() -> None:
         make_vec_env(args.env, n_envs=args.n_envs, monitor_dir=str(args.log_dir)),
         learning_rate=args.learning_rate,
         batch_size=args.batch_size,
+        buffer_size=args.buffer_size,
         training_ratio=args.training_ratio,
         model_size=args.model_size,
         distributed_scaling=None if args.scaling == "none" else args.scaling,

@@ -27,6 +27,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_dreamer import DreamerV3
+from sb3_dreamer.common import distributed
 from sb3_dreamer.common.launch import join_ranks
 from sb3_dreamer.common.ranks import Ranks
 from sb3_dreamer.common.type_aliases import ImaginationNoise, SequenceBatch, UpdateNoise
@@ -145,6 +146,7 @@ def learn(folder: Path) -> dict[str, Any]:
     model.learn(100_000, callback=[evaluation, checkpoints, stop, count], progress_bar=True)
     seconds = time.perf_counter() - start
     rate = model.policy.optimizer.param_groups[0]["lr"]
+    distributed.SAVE_PATIENCE = timedelta(seconds=2)
     model.save(folder / f"model_of_{model._ranks.rank}.zip")
     result = {
         "fingerprint": fingerprint(model),
@@ -204,6 +206,17 @@ class Accident(gym.Wrapper):
         return super().step(action)
 
 
+def compiled(folder: Path) -> dict[str, Any]:
+    """Compiled steps with ranks; then saved and loaded by the same script, with nothing between."""
+    model = DreamerV3("MlpPolicy", "CartPole-v1", **{**TINY, "training_ratio": 16}, compile=True, verbose=1)
+    model.learn(60)
+    for _ in range(5):
+        model.save(folder / "again")
+        loaded = DreamerV3.load(folder / "again")
+    is_compiled = model.policy.world_model.rssm.is_compiled
+    return {"fingerprint": fingerprint(model), "loaded": fingerprint(loaded), "is_compiled": is_compiled}
+
+
 def accident(kind: str) -> None:
     env = Accident(gym.make("CartPole-v1"), kind)
     DreamerV3("MlpPolicy", env, **{**TINY, "training_ratio": 32}, seed=0).learn(1_000_000)
@@ -236,7 +249,7 @@ def main() -> None:
     if scenario in ("updates", "unreduced"):
         result: Any = updates(join_ranks(), scenario == "updates")
     else:
-        result = {"learn": learn, "differ": lambda _: differ()}[scenario](folder)
+        result = {"learn": learn, "compiled": compiled, "differ": lambda _: differ()}[scenario](folder)
     th.save(result, folder / f"rank{os.environ['RANK']}.pt")
 
 

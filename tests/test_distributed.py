@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -159,6 +160,7 @@ def test_files_and_output_are_the_main_ranks(real_run):
     assert main["writers"] == ["HumanOutputFormat", "TensorBoardOutputFormat"]
     assert len(list((folder / "board").iterdir())) == 3  # one went on in its own
     assert not (folder / "model_of_1.zip").exists()
+    assert re.search(r"has not saved \S+model_of_1.zip within 2 s", output)
     monitors = sorted(path.name for path in (folder / "monitor").iterdir())
     assert monitors == ["0.monitor.csv", "1.monitor.csv"]
     results = load_results(str(folder / "monitor"))
@@ -178,6 +180,14 @@ def test_files_and_output_are_the_main_ranks(real_run):
     )
     assert output.count("2 ranks,") == 4  # once per run
     assert "FutureWarning" not in output
+
+
+def test_compiled_steps_and_a_load_right_after_a_save(tmp_path):
+    (main, other), output = run_ranks("compiled", tmp_path, 2)
+    assert main["is_compiled"] and other["is_compiled"]
+    assert main["fingerprint"] == other["fingerprint"] == main["loaded"] == other["loaded"]
+    assert output.count("Compiled one step") == 1
+    assert output.count("Using cpu device") == 1  # the main rank speaks, once for the model that is verbose
 
 
 def test_zoo_trains_with_ranks(tmp_path):

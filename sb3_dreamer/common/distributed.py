@@ -6,12 +6,14 @@ import os
 import random
 import sys
 import time
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache, partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -24,6 +26,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
+from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from sb3_dreamer.common.ranks import Agreement, Ranks
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
 # The main rank may evaluate for hours while the others wait for its word. Launchers notice a rank that has died at once.
 PATIENCE = timedelta(days=7)
+SAVE_PATIENCE = timedelta(minutes=2)
 SEEDS_BETWEEN_RANKS = 1000
 # Seconds in which the launcher, which looks ten times a second, sees the rank that has ended, and not those that ended for it.
 HEAD_START = 1.0
@@ -61,6 +65,7 @@ class ManyRanks(Ranks):
 
     is_launched = True
     has_failed = False  # any model of this process
+    saves: ClassVar[Counter[str]] = Counter()  # by path, of all models
 
     def __init__(self) -> None:
         if not dist.is_initialized():
@@ -95,7 +100,7 @@ class ManyRanks(Ranks):
         wanted = get_device(device)
         if wanted.type != "cuda":
             return wanted
-        if wanted.index is not None:
+        if wanted.index is not None and wanted.index != self.local_rank:
             raise ValueError(f"`device` must be 'auto', 'cuda' or 'cpu' where a launcher starts the ranks, got {device!r}")
         if self.local_rank >= th.cuda.device_count():
             raise ValueError(
@@ -136,10 +141,24 @@ class ManyRanks(Ranks):
                 one._on_step = partial(draw_all_ranks_steps, one, self.size)  # type: ignore[method-assign]
         return callbacks, False
 
-    def main_only(self, function: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-        """As :meth:`Ranks.main_only`."""
+    def main_saves(self, save: Callable[..., None], path: Any, *args: Any) -> None:
+        """
+        As :meth:`Ranks.main_saves`, without a collective: a script may let the main rank alone save, and within ``learn`` its
+        callbacks do. Where the main rank saves to another path, the others wait in vain, and not for long.
+        """
         if self.is_main:
-            function(*args, **kwargs)
+            save(path, *args)
+        if self.is_learning or isinstance(path, io.IOBase):
+            return
+        ManyRanks.saves[str(path)] += 1
+        key, store = f"saved {path} {ManyRanks.saves[str(path)]}", _get_default_store()
+        if self.is_main:
+            store.set(key, "")
+            return
+        try:
+            store.wait([key], SAVE_PATIENCE)
+        except RuntimeError:
+            warnings.warn(f"The main rank, which alone writes, has not saved {path} within {SAVE_PATIENCE.seconds} s")
 
     # ---- what all do together ----
 

@@ -1,6 +1,8 @@
 """Whether a launcher such as torchrun started this process, and what follows."""
 
 import os
+import sys
+from pathlib import Path
 
 from sb3_dreamer.common.ranks import Ranks
 
@@ -11,6 +13,12 @@ VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 def is_launched() -> bool:
     """:return: whether a launcher started this process as one of several"""
     return all(name in os.environ for name in VARIABLES)
+
+
+def is_zoo() -> bool:
+    """:return: whether this process runs one of RL Zoo's commands"""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return Path(sys.argv[0]).name == "rl_zoo3" or (spec is not None and spec.name.startswith("rl_zoo3."))
 
 
 def join_ranks() -> Ranks:

@@ -141,6 +141,10 @@ class Ranks:
     def restore_random_states(self, states: dict[str, Any] | None) -> None:
         """:param states: from :meth:`random_states`; a process by itself leaves its generators alone"""
 
-    def main_only(self, function: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-        """Call a function, but on the main rank only."""
-        function(*args, **kwargs)
+    def main_saves(self, save: Callable[..., None], path: Any, *args: Any) -> None:
+        """
+        :param save: is called on the main rank only
+        :param path: of the file, which is there when this returns
+        :param args: all others of ``save``
+        """
+        save(path, *args)

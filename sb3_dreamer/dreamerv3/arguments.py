@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from sb3_dreamer.common.preprocessing import as_space_dict, is_image
 from sb3_dreamer.common.ranks import SCALINGS, rate_factor
+from sb3_dreamer.common.recorders import tensors_of
 from sb3_dreamer.dreamerv3.losses import LOSS_SCALES
 
 if TYPE_CHECKING:
@@ -243,6 +244,7 @@ def facts_for_all(model: "DreamerV3", total_timesteps: int) -> dict[str, Any]:
     parameters = {name: tuple(parameter.shape) for name, parameter in model.policy.named_parameters()}
     environments = f"{model.n_envs} of {model.observation_space}, {model.action_space}"
     facts |= {"total_timesteps": total_timesteps, "env": environments, "policy": parameters}
+    facts["optimizer"] = len(tensors_of(dict(model.policy.optimizer.state)))
     return {**facts, "VecNormalize": model._vec_normalize_env is not None}
 
 

@@ -143,7 +143,7 @@ class DreamerV3(SavedAlgorithm):
             policy_kwargs=policy_kwargs,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
-            verbose=verbose,
+            verbose=verbose if self._ranks.is_main else 0,
             device=self._ranks.device(device),
             support_multi_env=True,
             seed=seed,

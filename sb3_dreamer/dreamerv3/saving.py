@@ -33,8 +33,8 @@ class SavedAlgorithm(OffPolicyAlgorithm):
         exclude: Iterable[str] | None = None,
         include: Iterable[str] | None = None,
     ) -> None:
-        """As SB3's; of several ranks, which are all alike, the main one saves."""
-        self._ranks.main_only(super().save, path, exclude, include)
+        """As SB3's; of several ranks, which are all alike, the main one saves, and the others wait until the file is there."""
+        self._ranks.main_saves(super().save, path, exclude, include)
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """
