@@ -11,13 +11,16 @@ Everything that only a CUDA device can tell, in one command of under ten minutes
 6. replay feed: updates with and without sampling, host and device storage, against updates alone
 7. larger models
 
-Each part writes its results at once; the first inequality ends the run. Nothing else may use the device.
+Each part writes its results at once; a part that fails is reported, the others are run, and the exit status is 1. Nothing else
+may use the device.
 """
 
 import argparse
 import json
 import platform
+import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -242,10 +245,16 @@ def main() -> None:
     parser.add_argument("--larger", nargs="*", default=["image_50m", "image_200m"], help="models of the last part")
     args = parser.parse_args()
     results: dict[str, Any] = {}
+    failed: list[str] = []
 
     def part(name: str, function: Callable[[], Any]) -> None:
         start = time.perf_counter()
-        results[name] = function()
+        try:
+            results[name] = function()
+        except Exception:
+            results[name] = {"failed": traceback.format_exc()}
+            failed.append(name)
+            print(traceback.format_exc())
         results[f"{name} took s"] = round(time.perf_counter() - start, 1)
         args.output.write_text(json.dumps(results, indent=1) + "\n")
         print(name, json.dumps(results[name]), flush=True)
@@ -261,6 +270,8 @@ def main() -> None:
     part("feed image_12m", lambda: feed("image_12m"))
     for preset in args.larger:
         part(f"update {preset} bf16", lambda preset=preset: update_times(preset, "bf16"))
+    if failed:
+        sys.exit(f"Failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

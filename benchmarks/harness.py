@@ -50,6 +50,7 @@ class Run(NamedTuple):
     trial: str
     hyperparams: dict[str, Any]
     folder: Path
+    device: str = "cpu"
 
     @property
     def path(self) -> Path:
@@ -97,7 +98,7 @@ def build(run: Run) -> tuple[BaseAlgorithm, VecEnv, dict[str, Any]]:
             seed=run.seed,
             log_interval=-1,
             verbose=0,
-            device="cpu",
+            device=run.device,
             config=find_config(run, task, log_folder),
         )
         model, preset = manager.setup_experiment()
@@ -122,9 +123,15 @@ def describe(run: Run, model: BaseAlgorithm, preset: dict[str, Any]) -> dict[str
         preset=preset,
         overrides=run.hyperparams,
         ranks=int(os.environ["WORLD_SIZE"]) if is_launched() else 1,
+        device=device_name(model.device),
         parameters=sum(parameter.numel() for parameter in model.policy.parameters()),
         versions={"python": platform.python_version(), **{name: module.__version__ for name, module in modules.items()}},
     )
+
+
+def device_name(device: th.device) -> str:
+    """:return: "cpu", or the name of the card"""
+    return th.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def commit() -> str:
@@ -164,13 +171,14 @@ class Progress:
 
 
 def random_states() -> tuple[Any, ...]:
-    return th.get_rng_state(), np.random.get_state(), random.getstate()
+    return th.get_rng_state(), np.random.get_state(), random.getstate(), th.cuda.get_rng_state_all()
 
 
 def restore_random_states(states: tuple[Any, ...]) -> None:
     th.set_rng_state(states[0])
     np.random.set_state(states[1])
     random.setstate(states[2])
+    th.cuda.set_rng_state_all(states[3])
 
 
 # What ties the parts together: rebuilt, not saved. (SB3's wrappers also keep members of their class, which do not pickle.)
@@ -212,8 +220,8 @@ class Recorder(BaseCallback):
         self.restart_clock()
 
     def _on_rollout_start(self) -> None:
-        if is_launched():
-            return  # what the other ranks have in memory is out of reach
+        if is_launched() or self.run.device != "cpu":
+            return  # what the other ranks, or a recorded update, have in memory is out of reach
         is_due = time.perf_counter() - self.saved_at > CHECKPOINT_SECONDS
         if is_due or len(self.progress.lines) > self.saved_lines:
             self.save()
@@ -279,7 +287,7 @@ class Recorder(BaseCallback):
 
 
 def execute(run: Run) -> None:
-    """Start or go on, until the run is complete. Several ranks cannot go on: they start anew."""
+    """Start or go on, until the run is complete. Several ranks and GPUs cannot go on: they start anew."""
     if run.is_complete():
         return
     th.set_num_threads(1)

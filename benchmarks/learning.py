@@ -37,12 +37,15 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="seeds beside each other, each on one core")
     parser.add_argument("--trial", default="", help="name of a variant, for the file")
     parser.add_argument("--hyperparams", nargs="+", action=StoreDict, default={}, help="over the preset, e.g. ent_coef:3e-4")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="a run on a GPU cannot go on, it starts anew")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
     args = parser.parse_args()
     if bool(args.hyperparams) != bool(args.trial):
         parser.error("--hyperparams and --trial go together: what differs from the preset needs a name")
     steps = args.steps or TASKS[args.task].steps
-    runs = [Run(args.task, args.algo, seed, steps, args.trial, args.hyperparams, args.results) for seed in args.seeds]
+    runs = [
+        Run(args.task, args.algo, seed, steps, args.trial, args.hyperparams, args.results, args.device) for seed in args.seeds
+    ]
     if args.jobs == 1:
         list(map(execute, runs))
     else:
