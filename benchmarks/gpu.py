@@ -31,7 +31,7 @@ from torch.profiler import ProfilerActivity, profile
 from workloads import BATCH, LENGTH, SETTINGS, make_batch, make_policy, make_update
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
-from sb3_dreamer.common.recorders import CudaRecorder
+from sb3_dreamer.common.recorders import CudaRecorder, clone_tensors
 from sb3_dreamer.common.type_aliases import SequenceBatch
 from sb3_dreamer.dreamerv3.losses import DreamerLoss
 from sb3_dreamer.dreamerv3.update import RecordedStep, RecordedUpdate
@@ -148,9 +148,14 @@ def update_times(preset: str, precision: str) -> dict[str, Any]:
     batch = make_batch(update.policy)
     facts["eager_ms"] = milliseconds(lambda: update(batch), 10)
     facts["eager_kernels"] = count_kernels(lambda: update(batch))
+    before = clone_tensors(update.policy.state_dict())
     start = time.perf_counter()
-    update = make_update(preset, DEVICE, precision, is_compiled=True)
-    update(batch)
+    noise = update.loss_module.draw_noise(BATCH, LENGTH)
+    plain = float(update(batch, noise).metrics[-2])  # train/loss
+    update = make_update(preset, DEVICE, precision, is_compiled=True, is_whole=True)
+    update.policy.load_state_dict(before)
+    facts["loss_plain"], facts["loss_compiled"] = plain, float(update(batch, noise).metrics[-2])
+    assert abs(plain - facts["loss_compiled"]) < 0.01 * abs(plain), facts
     th.cuda.synchronize()
     facts["compile_seconds"] = round(time.perf_counter() - start, 1)
     graphs = th._dynamo.utils.counters["stats"]["unique_graphs"]
@@ -218,7 +223,7 @@ def acting(preset: str) -> dict[str, float]:
 
 
 def feed(preset: str, rows: int = 20_000) -> dict[str, float]:
-    update = make_update(preset, DEVICE, "bf16", is_compiled=True)
+    update = make_update(preset, DEVICE, "bf16", is_compiled=True, is_whole=True)
     policy, recorded = update.policy, RecordedUpdate(update, lambda: CudaRecorder(DEVICE))
     batch = make_batch(policy)
     facts = dict(update_alone_ms=milliseconds(lambda: recorded(batch), 50))

@@ -121,7 +121,7 @@ def decode_image(decoder: ConvDecoder, deter: th.Tensor, stoch: th.Tensor) -> di
 
 def reconstruction_loss(decoder: Any, deter: th.Tensor, stoch: th.Tensor, observations: dict[str, th.Tensor]) -> th.Tensor:
     """(N,), summed over keys and pixels."""
-    loss = th.zeros(len(deter), dtype=deter.dtype)
+    loss = deter.new_zeros(len(deter))
     units = dict(zip(decoder.image_keys, decoder.to_unit, strict=True))
     for tower in decoder.towers:
         for key, pixels in decode_image(tower, deter, stoch).items():

@@ -1,6 +1,8 @@
 """The training update: recorded and replayed it takes the same steps, compiled too; it never waits for the device."""
 
+import warnings
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch as th
@@ -258,6 +260,33 @@ def test_a_failure_to_compile_falls_back(monkeypatch):
     maybe_compiled.cache_clear()
     for name, tensor in model.policy.state_dict().items():
         assert th.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize("space", [VECTOR, spaces.Dict({**MIXED.spaces, "n": spaces.Discrete(4)})], ids=["vector", "dict"])
+def test_the_whole_objective_traced_takes_the_same_steps(space, monkeypatch):
+    """As on CUDA, but without the compiler's last stage, the slow one; in float32, for it drops changes of float64 scalars."""
+    monkeypatch.setattr(th, "compile", partial(th.compile, backend="aot_eager"))
+    maybe_compiled.cache_clear()
+    th._dynamo.reset()
+    plain, traced = make(space), make(space)
+    for policy in (plain.policy, traced.policy):
+        policy.float()
+    settings = dict(agc_clip=0.3, tau=0.02, is_compiled=True, is_whole=True)
+    whole = TrainingUpdate(traced.loss_module, **settings)
+    results = []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Training goes on")
+        for update in (plain, whole):
+            th.manual_seed(1)
+            metrics = [update(random_batch(update.policy, seed=seed)).metrics for seed in range(3)]
+            results.append((th.stack(metrics), th.nn.utils.parameters_to_vector(update.policy.parameters()).detach()))
+        graphs = th._dynamo.utils.counters["stats"]["unique_graphs"]
+        TrainingUpdate(make_loss(traced.policy), **settings)(random_batch(traced.policy))  # as by another learn
+    maybe_compiled.cache_clear()
+    th.testing.assert_close(results[0][0], results[1][0], rtol=1e-3, atol=1e-5)
+    # Steps are as large as the rate, 1e-2; rounding turns those of gradients that are nothing but rounding.
+    assert ((results[0][1] - results[1][1]).abs() > 1e-4).float().mean() < 0.01
+    assert graphs > 4 and th._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
 
 @pytest.mark.slow

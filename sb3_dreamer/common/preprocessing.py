@@ -84,8 +84,11 @@ def one_hot_groups(indices: th.Tensor, sizes: list[int]) -> th.Tensor:
     return th.cat([one_hot(indices[..., i], size) for i, size in enumerate(sizes)], dim=-1)
 
 
+@th.compiler.disable
 def class_indices(observation: th.Tensor, space: spaces.Space) -> th.Tensor:
     """
+    Never compiled: the numbers of a space are numpy's.
+
     :param observation: (N, ...) of a discrete space
     :param space: its space
     :return: (N, G), counted from zero

@@ -14,6 +14,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
 
+@th.compiler.disable
 @lru_cache
 def device_constant(values: tuple[int, ...], device: th.device) -> th.Tensor:
     """Copied to the device once, not at every step: a copy would wait for the device."""

@@ -23,6 +23,7 @@ from sb3_dreamer.dreamerv3.steps import (
 from sb3_dreamer.dreamerv3.world_model import WorldModel
 
 
+@th.compiler.disable  # the loop compiles its own step
 @th.no_grad()
 def imagine(world_model: WorldModel, actor: ActorHead, start: LatentState, noise: ImaginationNoise) -> ImaginedTrajectory:
     """

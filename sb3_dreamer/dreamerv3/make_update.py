@@ -25,7 +25,8 @@ def make_update(
     :param loss_module: the objective; its policy owns networks and optimiser
     :param agc_clip: see :class:`TrainingUpdate`
     :param tau: see :class:`TrainingUpdate`
-    :param compile: compile the steps; ``"auto"``: on CUDA. There, unless False, the update is recorded, too.
+    :param compile: compile the steps; ``"auto"``: on CUDA. There, unless False, the rest is compiled and the update is
+        recorded, too.
     :param verbose: 1 prints what is done
     :param ranks: where a launcher started several, gradients are those of all of them
     :return: the fastest update for this model and device
@@ -43,7 +44,7 @@ def make_update(
         from sb3_dreamer.dreamerv3.parallel import ParallelUpdate
 
         return ParallelUpdate(loss_module, ranks, **settings)
-    update = TrainingUpdate(loss_module, **settings)
+    update = TrainingUpdate(loss_module, is_whole=on_cuda, **settings)
     if on_cuda and is_wanted and isinstance(policy.optimizer, LaProp):
         return RecordedUpdate(update, lambda: CudaRecorder(policy.device))
     return update

@@ -215,6 +215,7 @@ class MultiEncoder(BaseFeaturesExtractor):
         super().__init__(observation_space, features_dim)
         self.spaces = space_dict
         self.vector_keys = vector_keys
+        self.sizes = {key: class_counts(space_dict[key]) for key in vector_keys}
         self.mlp = MLP(vector_dim, size.units, size.encoder_layers) if vector_keys else None
         self.towers = nn.ModuleList(ConvEncoder(tower) for tower in towers)
 
@@ -226,18 +227,18 @@ class MultiEncoder(BaseFeaturesExtractor):
         by_key = as_tensor_dict(observations)
         features = []
         if self.mlp is not None:
-            vectors = th.cat([self._vector(by_key[key], self.spaces[key]) for key in self.vector_keys], dim=-1)  # (N, n)
+            vectors = th.cat([self._vector(key, by_key[key]) for key in self.vector_keys], dim=-1)  # (N, n)
             features.append(self.mlp(vectors))  # (N, U)
         for encoder in self.towers:
             features.append(encoder(by_key))  # (N, tower.features_dim)
         return th.cat(features, dim=-1) if len(features) > 1 else features[0]  # (N, E)
 
-    def _vector(self, observation: th.Tensor, space: spaces.Space) -> th.Tensor:
-        sizes = class_counts(space)
+    def _vector(self, key: str, observation: th.Tensor) -> th.Tensor:
+        sizes = self.sizes[key]
         if sizes is None:
             dtype = next(self.parameters()).dtype
             return symlog(observation.reshape(observation.shape[0], -1).to(dtype))  # (N, n)
-        return one_hot_groups(class_indices(observation, space), sizes)  # (N, sum of classes)
+        return one_hot_groups(class_indices(observation, self.spaces[key]), sizes)  # (N, sum of classes)
 
 
 class ConvDecoder(nn.Module):
@@ -300,6 +301,7 @@ class MultiDecoder(nn.Module):
         super().__init__()
         towers, self.vector_keys = split_keys(observation_space, size, normalize_images)
         self.spaces = as_space_dict(observation_space)
+        self.sizes = {key: class_counts(self.spaces[key]) for key in self.vector_keys}
         self.towers = nn.ModuleList(ConvDecoder(tower, size) for tower in towers)
         self.image_keys = [key for tower in towers for key in tower.keys]
         self.to_unit = nn.ModuleList(UnitPixels(space) for tower in towers for space in tower.spaces)
@@ -321,7 +323,7 @@ class MultiDecoder(nn.Module):
         if self.mlp is not None:
             x = self.mlp(th.cat([flat_stoch, deter], dim=-1))  # (N, U); stoch first here, unlike the heads' features
             for key, layer in zip(self.vector_keys, self.vector_outputs, strict=True):
-                sizes = class_counts(self.spaces[key])
+                sizes = self.sizes[key]
                 output = layer(x)  # (N, n)
                 distributions[key] = SymlogMSE(output) if sizes is None else MultiCategorical(output, sizes)
         return distributions
@@ -336,7 +338,7 @@ class MultiDecoder(nn.Module):
         for key, to_unit in zip(self.image_keys, self.to_unit, strict=True):
             targets[key] = to_unit(by_key[key])  # (N, C, h, w)
         for key in self.vector_keys:
-            if class_counts(self.spaces[key]) is None:
+            if self.sizes[key] is None:
                 targets[key] = by_key[key].reshape(by_key[key].shape[0], -1)  # (N, n)
             else:
                 targets[key] = class_indices(by_key[key], self.spaces[key])  # (N, G)

@@ -36,7 +36,7 @@ class ParallelUpdate(TrainingUpdate):
         self.ranks = ranks
         self.parallel: DistributedDataParallel | None = None
 
-    def evaluate(self, batch: SequenceBatch, noise: UpdateNoise | None) -> LossOutput:
+    def evaluate(self, batch: SequenceBatch, noise: UpdateNoise) -> LossOutput:
         """As :meth:`TrainingUpdate.evaluate`."""
         if self.parallel is None:
             # Not before: compiling evaluates the objective too, and not on all ranks as often if it fails.

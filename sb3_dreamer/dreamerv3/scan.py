@@ -34,11 +34,10 @@ from sb3_dreamer.dreamerv3.steps import (
 
 
 class StepResult(NamedTuple):
-    """One step forward: the next state, what the next step reads of it, and what the backward loop needs."""
+    """One step forward: the next state, and what the backward loop needs."""
 
     deter: th.Tensor  # (B, D)
     stoch: th.Tensor  # one-hot (B, S * K)
-    read: th.Tensor  # (B, R)
     logits: th.Tensor  # (B, S * K)
     inputs: th.Tensor  # (B, 2, R)
     hidden: th.Tensor  # (B, D)
@@ -57,7 +56,7 @@ def forward_step(
     noise: th.Tensor,
     core: CoreWeights,
     w: ScanWeights,
-) -> StepResult:
+) -> tuple[StepResult, th.Tensor]:
     """
     :param deter: (B, D)
     :param stoch: (B, S * K)
@@ -68,7 +67,7 @@ def forward_step(
     :param noise: as for :func:`sample_one_hot`
     :param core: weights of the core
     :param w: all other weights
-    :return: one step
+    :return: one step, and what the next one reads of its deter (B, R)
     """
     # A reset zeroes the state; what was read of it before the reset is zero then, too.
     from_deter = th.addcmul(w.deter_bias, read, keep)  # (B, R)
@@ -79,7 +78,7 @@ def forward_step(
     logits = affine(norm_silu(posterior, w.posterior_scale), w.logits, w.logits_bias)  # (B, S * K)
     probs = softmax(logits.unflatten(-1, (noise.shape[1], -1)))  # (B, S, K)
     stoch = sample_one_hot(probs, noise).flatten(1)  # (B, S * K)
-    return StepResult(deter, stoch, read, logits, inputs, hidden, gates, posterior, probs)
+    return StepResult(deter, stoch, logits, inputs, hidden, gates, posterior, probs), read
 
 
 # ---- backward ----
@@ -134,7 +133,7 @@ class StepTables(NamedTuple):
 
 
 class StepGradients(NamedTuple):
-    """One step backward: gradients of what it computed, and of the state before it."""
+    """One step backward: gradients of what it computed, and of the state before it past what was read of it."""
 
     logits: th.Tensor  # (B, S * K)
     posterior_out: th.Tensor  # after norm and SiLU (B, R)
@@ -146,7 +145,6 @@ class StepGradients(NamedTuple):
     inputs: th.Tensor  # (B, 2, R)
     deter: th.Tensor  # carried (B, D)
     stoch: th.Tensor  # carried (B, S * K)
-    read: th.Tensor  # carried (B, R)
 
 
 def backward_step(
@@ -158,7 +156,7 @@ def backward_step(
     core: CoreWeights,
     w: ScanWeights,
     mixed: float,
-) -> StepGradients:
+) -> tuple[StepGradients, th.Tensor]:
     """
     :param grad_deter: of this step's deter, without what comes through ``grad_read`` (B, D)
     :param grad_stoch: (B, S * K)
@@ -168,7 +166,7 @@ def backward_step(
     :param core: weights of the core
     :param w: all other weights
     :param mixed: share of the softmax in the probabilities, 1 - unimix
-    :return: one step back
+    :return: one step back, and the gradient of what it read of the deter before (B, R)
     """
     dtype, blocks = grad_deter.dtype, core.blocks.shape[0]
     # Straight through: the gradient of the one-hot is that of the probabilities.
@@ -192,9 +190,8 @@ def backward_step(
     inputs = norm_backward(inputs_out, tables.inputs)  # (B, 2, R)
     read, from_stoch = (inputs * tables.keep.unsqueeze(-1)).unbind(1)  # 2 x (B, R)
     stoch = product(from_stoch, w.stoch.t())  # (B, S * K)
-    return StepGradients(
-        logits, posterior_out, posterior, gates, core_out, hidden, inputs_out, inputs, from_blocks(carried), stoch, read
-    )
+    grads = logits, posterior_out, posterior, gates, core_out, hidden, inputs_out, inputs, from_blocks(carried), stoch
+    return StepGradients(*grads), read
 
 
 def weight_gradient(x: th.Tensor, grad: th.Tensor, dtype: th.dtype) -> th.Tensor:
@@ -237,11 +234,12 @@ class ObserveScan(th.autograd.Function):
         """:return: deter (T, B, D), stoch and logits (T, B, S * K)"""
         core, w = split_weights(weights)
         steps: list[StepResult] = []
-        before = deter, stoch, product(deter, w.read).chunk(2, dim=-1)[0]
+        before, read = (deter, stoch), product(deter, w.read).chunk(2, dim=-1)[0]
         step = maybe_compiled(forward_step, is_compiled)
         for t in range(len(keep)):
-            steps.append(step(*before, keep[t], action_in[t], embed_in[t], noise[t], core, w))
-            before = steps[-1][:3]
+            result, read = step(*before, read, keep[t], action_in[t], embed_in[t], noise[t], core, w)
+            steps.append(result)
+            before = result.deter, result.stoch
         result = StepResult(*(th.stack(parts) for parts in zip(*steps, strict=True)))
         ctx.unimix, ctx.is_compiled = unimix, is_compiled
         ctx.save_for_backward(keep, deter, stoch, *result, *weights)
@@ -267,12 +265,14 @@ class ObserveScan(th.autograd.Function):
             keep,
         )
         steps: list[StepGradients] = []
-        carried = th.zeros_like(grad_deter[0]), th.zeros_like(grad_stoch[0]), th.zeros_like(result.read[0])
+        carried = th.zeros_like(grad_deter[0]), th.zeros_like(grad_stoch[0])
+        read = th.zeros_like(result.posterior[0])
         step = maybe_compiled(backward_step, ctx.is_compiled)
         for t in reversed(range(len(keep))):
-            grads = grad_deter[t] + carried[0], grad_stoch[t] + carried[1], grad_logits[t], carried[2]
-            steps.append(step(*grads, tables.at(t), core, w, 1.0 - ctx.unimix))
-            carried = steps[-1][-3:]
+            grads = grad_deter[t] + carried[0], grad_stoch[t] + carried[1], grad_logits[t], read
+            gradients, read = step(*grads, tables.at(t), core, w, 1.0 - ctx.unimix)
+            steps.append(gradients)
+            carried = gradients.deter, gradients.stoch
         grad = StepGradients(*(th.stack(parts) for parts in zip(*reversed(steps), strict=True)))
         dtype = w.read.dtype
         from_deter, from_stoch = grad.inputs.unbind(2)  # 2 x (T, B, R)

@@ -31,6 +31,7 @@ class TrainingUpdate:
     :param agc_clip: see :func:`~sb3_dreamer.common.optimizers.clip_grad_agc_`
     :param tau: share of the critic that its slow copy takes
     :param is_compiled: compile the steps of the fused loops at the first batch
+    :param is_whole: compile all of the objective around them, too
     :param verbose: 1 prints one line about that
     """
 
@@ -41,13 +42,16 @@ class TrainingUpdate:
         agc_clip: float,
         tau: float,
         is_compiled: bool = False,
+        is_whole: bool = False,
         verbose: int = 0,
     ):
         self.loss_module = loss_module
+        self.objective: Callable[[SequenceBatch, UpdateNoise], LossOutput] = loss_module
         self.policy = loss_module.policy
         self.agc_clip = agc_clip
         self.tau = tau
-        self.must_compile = is_compiled and not self.policy.world_model.rssm.is_compiled
+        self.is_whole = is_whole
+        self.must_compile = is_compiled and (is_whole or not self.policy.world_model.rssm.is_compiled)
         self.verbose = verbose
         self.metric_names: tuple[str, ...] = ()
 
@@ -59,7 +63,9 @@ class TrainingUpdate:
         """
         if self.must_compile:
             self.must_compile = False
-            compile_steps(self, batch)
+            compile_update(self, batch)
+        # Not by the objective itself, so that the numbers are the same where it is compiled.
+        noise = self.loss_module.draw_noise(*batch.rewards.shape) if noise is None else noise
         with self.policy.autocast():
             output = self.evaluate(batch, noise)
         self.compute_gradients(output.loss)
@@ -71,9 +77,9 @@ class TrainingUpdate:
         values = th.stack([value.detach().float() for value in metrics.values()])  # (M,)
         return UpdateResult(output.posterior.detach(), self.mean_over_ranks(values))
 
-    def evaluate(self, batch: SequenceBatch, noise: UpdateNoise | None) -> LossOutput:
+    def evaluate(self, batch: SequenceBatch, noise: UpdateNoise) -> LossOutput:
         """:return: the objective, as :meth:`DreamerLoss.forward`"""
-        return self.loss_module(batch, noise)
+        return self.objective(batch, noise)
 
     def mean_over_ranks(self, metrics: th.Tensor) -> th.Tensor:
         """:return: means of the metrics over the processes that train together (M,)"""
@@ -100,28 +106,32 @@ class TrainingUpdate:
             parameter.grad = gradient
 
 
-def compile_steps(update: TrainingUpdate, batch: SequenceBatch) -> None:
+def compile_update(update: TrainingUpdate, batch: SequenceBatch) -> None:
     """
-    Compile the steps of the fused loops for the shapes of this batch, or say why not and go on without.
+    Compile the steps of the fused loops, and what is around them, for the shapes of this batch, or say why not and go on
+    without.
 
     :param update: whose model it is for
     :param batch: any batch of the run
     """
     policy, rssm = update.policy, update.policy.world_model.rssm
-    if not is_covered(rssm):
+    if not is_covered(rssm) and not update.is_whole:
         return
     normalizer = policy.return_normalizer
     kept = normalizer.low.clone(), normalizer.high.clone()
-    start, rssm.is_compiled = time.perf_counter(), True
+    start, rssm.is_compiled = time.perf_counter(), is_covered(rssm)
+    if update.is_whole:
+        update.objective = th.compile(update.loss_module.forward, dynamic=False)
     devices = [policy.device] if policy.device.type == "cuda" else []
     try:
         with th.random.fork_rng(devices), policy.autocast():
-            loss = update.loss_module(batch).loss
+            loss = update.objective(batch, update.loss_module.draw_noise(*batch.rewards.shape)).loss
         th.autograd.grad(loss, policy.trainable_parameters(), allow_unused=True)  # outside of autocast, as in an update
         if update.verbose >= 1:
-            print(f"Compiled one step of observing, of its backward pass and of dreaming: {time.perf_counter() - start:.0f} s")
+            parts = "the objective" if update.is_whole else "one step of observing, of its backward pass and of dreaming"
+            print(f"Compiled {parts}: {time.perf_counter() - start:.0f} s")
     except Exception as error:
-        rssm.is_compiled = False
+        rssm.is_compiled, update.objective = False, update.loss_module
         warnings.warn(f"Training goes on uncompiled (compile=False says so at once), for compiling failed: {error!r}")
     finally:
         normalizer.low.copy_(kept[0])

@@ -135,8 +135,11 @@ class WorldModel(nn.Module):
         :param noise: (B, T, S) uniform, or class indices
         :return: posterior states (B, T, ...) and the distribution they were drawn from
         """
+        return self._filter(batch, self.encode(batch.observations), noise)
+
+    @th.compiler.disable  # the loop compiles its own step
+    def _filter(self, batch: SequenceBatch, embed: th.Tensor, noise: th.Tensor) -> tuple[LatentState, OneHotCategoricalST]:
         prev_actions = encode_actions(batch.prev_actions, self.action_space)  # (B, T, A)
-        embed = self.encode(batch.observations)  # (B, T, E)
         return observe(self.rssm, embed, prev_actions, batch.is_first, batch.initial, noise)
 
     def loss(
