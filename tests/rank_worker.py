@@ -219,7 +219,11 @@ def compiled(folder: Path) -> dict[str, Any]:
 
 def accident(kind: str) -> None:
     env = Accident(gym.make("CartPole-v1"), kind)
-    DreamerV3("MlpPolicy", env, **{**TINY, "training_ratio": 32}, seed=0).learn(1_000_000)
+    model = DreamerV3("MlpPolicy", env, **{**TINY, "training_ratio": 32}, seed=0)
+    if kind == "script" and os.environ["RANK"] == "1":
+        (Path(sys.argv[2]) / "accident").write_text(str(time.time()))
+        raise FileNotFoundError("the script of rank 1 is at its end")
+    model.learn(1_000_000)
 
 
 def differ() -> dict[str, Any]:
@@ -243,7 +247,7 @@ def differ() -> dict[str, Any]:
 def main() -> None:
     th.set_num_threads(1)
     scenario, folder = sys.argv[1], Path(sys.argv[2])
-    if scenario in ("kill", "terminate", "error", "interrupt"):
+    if scenario in ("kill", "terminate", "error", "script", "interrupt"):
         accident(scenario)
         return
     if scenario in ("updates", "unreduced"):

@@ -248,6 +248,7 @@ def test_a_search_needs_one_process(monkeypatch):
         ("kill", "Signal 9 (SIGKILL)"),
         ("terminate", "Signal 15 (SIGTERM)"),
         ("error", "FileNotFoundError: the world of rank 1 is gone"),
+        ("script", "FileNotFoundError: the script of rank 1 is at its end"),
     ],
 )
 def test_one_rank_ends_all(kind, message, tmp_path):

@@ -54,6 +54,23 @@ def patient_group() -> Any:
     return dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
+def report_uncaught(show: Callable[..., Any], kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """
+    In the place of ``sys.excepthook``: torchrun's report shows the exception that ended a rank.
+
+    :param show: the hook before
+    :param kind: class of the exception
+    :param error: the exception
+    :param trace: its traceback
+    """
+    if isinstance(error, Exception) and not isinstance(error, RankLostError):
+        try:
+            raise error.with_traceback(trace)  # it is written down as one that is being handled
+        except Exception:
+            get_error_handler().record_exception(error)
+    show(kind, error, trace)
+
+
 class ManyRanks(Ranks):
     """
     The ranks of a launcher. Collectives of tensors go by torch's default group (NCCL on CUDA, gloo on a CPU); what is agreed
@@ -73,6 +90,7 @@ class ManyRanks(Ranks):
                 th.cuda.set_device(self.local_rank % th.cuda.device_count())
             dist.init_process_group()
             atexit.register(self._leave)
+            sys.excepthook = partial(report_uncaught, sys.excepthook)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.is_main = self.rank == 0
         self.patient_group = patient_group()
@@ -182,8 +200,6 @@ class ManyRanks(Ranks):
                     f"Rank {self.rank} ends because another rank has ended or is out of reach: that one's error came first"
                 )
                 raise RankLostError(message) from error
-            if isinstance(error, Exception):
-                get_error_handler().record_exception(error)
             raise
         finally:
             self.is_learning = False
