@@ -117,8 +117,7 @@ def compile_update(update: TrainingUpdate, batch: SequenceBatch) -> None:
     policy, rssm = update.policy, update.policy.world_model.rssm
     if not is_covered(rssm) and not update.is_whole:
         return
-    normalizer = policy.return_normalizer
-    kept = normalizer.low.clone(), normalizer.high.clone()
+    kept = [buffer.clone() for buffer in policy.buffers()]
     start, rssm.is_compiled = time.perf_counter(), is_covered(rssm)
     if update.is_whole:
         update.objective = th.compile(update.loss_module.forward, dynamic=False)
@@ -134,8 +133,8 @@ def compile_update(update: TrainingUpdate, batch: SequenceBatch) -> None:
         rssm.is_compiled, update.objective = False, update.loss_module
         warnings.warn(f"Training goes on uncompiled (compile=False says so at once), for compiling failed: {error!r}")
     finally:
-        normalizer.low.copy_(kept[0])
-        normalizer.high.copy_(kept[1])
+        for buffer, before in zip(policy.buffers(), kept, strict=True):
+            buffer.copy_(before)
 
 
 class RecordedUpdate:
