@@ -11,7 +11,7 @@ import torch as th
 from torch import distributions, nn
 from torch.nn import functional as F
 
-from sb3_dreamer.common.preprocessing import as_space_dict, as_tensor_dict, class_counts, class_indices
+from sb3_dreamer.common.preprocessing import as_space_dict, as_tensor_dict, class_counts, class_indices, class_starts
 from sb3_dreamer.common.torch_layers import BlockLinear, UpsampledConv2d
 from sb3_dreamer.common.type_aliases import SequenceBatch, UpdateNoise
 from sb3_dreamer.dreamerv3.losses import LOSS_SCALES
@@ -85,7 +85,7 @@ def encode_image(tower: ConvEncoder, by_key: dict[str, th.Tensor]) -> th.Tensor:
 
 
 def one_hots(observation: th.Tensor, space: Any) -> th.Tensor:
-    indices = class_indices(observation, space)
+    indices = class_indices(observation, class_starts(space))
     sizes = class_counts(space)
     assert sizes is not None
     return th.cat([F.one_hot(indices[:, i], size) for i, size in enumerate(sizes)], dim=-1)
@@ -135,7 +135,7 @@ def reconstruction_loss(decoder: Any, deter: th.Tensor, stoch: th.Tensor, observ
             if sizes is None:
                 loss = loss + (output - symlog(observations[key].flatten(1))).pow(2).sum(-1)
             else:
-                indices = class_indices(observations[key], space)
+                indices = class_indices(observations[key], class_starts(space))
                 for i, logits in enumerate(output.split(sizes, dim=-1)):
                     loss = loss + F.cross_entropy(logits, indices[:, i], reduction="none")
     return loss

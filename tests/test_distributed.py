@@ -182,6 +182,20 @@ def test_files_and_output_are_the_main_ranks(real_run):
     assert "FutureWarning" not in output
 
 
+@pytest.mark.parametrize("command", [["-m", "rl_zoo3.train"], ["-m", "sb3_dreamer.zoo", "train"]], ids=["stock", "ours"])
+def test_other_algorithms_of_the_zoo_keep_their_files(command, tmp_path):
+    """Each rank trains PPO by itself there, in a folder of its own."""
+    arguments = ["--algo", "ppo", "--env", "CartPole-v1", "-n", "64", "--eval-freq", "-1", "--log-folder", str(tmp_path)]
+    environment = {**ENVIRONMENT, "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "x", "MASTER_PORT": "1"}
+    subprocess.run(
+        [sys.executable, *command, *arguments, "--hyperparams", "n_steps:32", "n_envs:1"],
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
+    assert len(list(tmp_path.glob("ppo/*/0.monitor.csv"))) == 1
+
+
 def test_compiled_steps_and_a_load_right_after_a_save(tmp_path):
     (main, other), output = run_ranks("compiled", tmp_path, 2)
     assert main["is_compiled"] and other["is_compiled"]

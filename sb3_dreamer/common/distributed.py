@@ -7,13 +7,12 @@ import random
 import sys
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache, partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch as th
@@ -82,7 +81,7 @@ class ManyRanks(Ranks):
 
     is_launched = True
     has_failed = False  # any model of this process
-    saves: ClassVar[Counter[str]] = Counter()  # by path, of all models
+    reports = False  # what ends this process
 
     def __init__(self) -> None:
         if not dist.is_initialized():
@@ -90,6 +89,8 @@ class ManyRanks(Ranks):
                 th.cuda.set_device(self.local_rank % th.cuda.device_count())
             dist.init_process_group()
             atexit.register(self._leave)
+        if not ManyRanks.reports:
+            ManyRanks.reports = True
             sys.excepthook = partial(report_uncaught, sys.excepthook)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.is_main = self.rank == 0
@@ -159,17 +160,23 @@ class ManyRanks(Ranks):
                 one._on_step = partial(draw_all_ranks_steps, one, self.size)  # type: ignore[method-assign]
         return callbacks, False
 
-    def main_saves(self, save: Callable[..., None], path: Any, *args: Any) -> None:
+    def main_saves(self, save: Callable[[Any], None], path: Any, progress: tuple[int, int]) -> None:
         """
         As :meth:`Ranks.main_saves`, without a collective: a script may let the main rank alone save, and within ``learn`` its
         callbacks do. Where the main rank saves to another path, the others wait in vain, and not for long.
         """
-        if self.is_main:
-            save(path, *args)
-        if self.is_learning or isinstance(path, io.IOBase):
+        if isinstance(path, io.IOBase):
+            if self.is_main:
+                save(path)
             return
-        ManyRanks.saves[str(path)] += 1
-        key, store = f"saved {path} {ManyRanks.saves[str(path)]}", _get_default_store()
+        if self.is_main:
+            target = Path(path) if Path(path).suffix else Path(f"{path}.zip")  # as SB3 names it
+            unfinished = target.with_name(f"{target.name}.unfinished")
+            save(unfinished)
+            unfinished.replace(target)  # at once: others may be reading the one before
+        if self.is_learning or not dist.is_initialized():
+            return
+        key, store = f"saved {path} after {progress}", _get_default_store()
         if self.is_main:
             store.set(key, "")
             return

@@ -5,13 +5,12 @@ Randomness is always an argument: ``sample`` maps noise to a sample and draws no
 deterministic. Everything here is computed in float32 at least, whatever the precision of the network.
 """
 
-from functools import cached_property
 from typing import Any
 
 import torch as th
 from torch.nn import functional as F
 
-from sb3_dreamer.common.utils import device_constant, one_hot
+from sb3_dreamer.common.utils import computed_once, device_constant, one_hot
 
 
 def at_least_float32(x: th.Tensor) -> th.Tensor:
@@ -57,7 +56,7 @@ class Categorical:
         self.unimix = unimix
         self.sizes = sizes
 
-    @cached_property
+    @computed_once
     def probs(self) -> th.Tensor:
         """Mixed probabilities (..., G, K)."""
         probs = F.softmax(self.logits, dim=-1)
@@ -68,7 +67,7 @@ class Categorical:
         is_real = th.arange(probs.shape[-1], device=probs.device) < self.sizes.unsqueeze(-1)  # (G, K)
         return (1.0 - self.unimix) * probs + self.unimix * is_real.to(probs.dtype) / self.sizes.unsqueeze(-1)
 
-    @cached_property
+    @computed_once
     def log_probs(self) -> th.Tensor:
         """Logarithm of the mixed probabilities (..., G, K)."""
         if self.unimix == 0.0:
@@ -170,12 +169,12 @@ class SymexpTwoHot:
         self.logits = at_least_float32(logits)
         self.bins = bins
 
-    @cached_property
+    @computed_once
     def log_probs(self) -> th.Tensor:
         """Log-probabilities without gradient (..., n_bins)."""
         return F.log_softmax(self.logits.detach(), dim=-1)
 
-    @cached_property
+    @computed_once
     def probs(self) -> th.Tensor:
         """Probabilities without gradient (..., n_bins)."""
         # What can be trained will be asked for its logarithms, too.

@@ -9,6 +9,8 @@ from sb3_dreamer.common.ranks import Ranks
 # What torchrun, like any launcher for torch's "env://", tells each process.
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
+IS_ZOO = "SB3_DREAMER_IS_ZOO"
+
 
 def is_launched() -> bool:
     """:return: whether a launcher started this process as one of several"""
@@ -16,9 +18,14 @@ def is_launched() -> bool:
 
 
 def is_zoo() -> bool:
-    """:return: whether this process runs one of RL Zoo's commands"""
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    return Path(sys.argv[0]).name == "rl_zoo3" or (spec is not None and spec.name.startswith("rl_zoo3."))
+    """:return: whether this process runs one of RL Zoo's commands, or is a worker of one that does"""
+    # Not `sys.argv`, which says nothing yet while `python -m` imports the package of its module.
+    command = sys.orig_argv[1:]
+    first = next((i for i, part in enumerate(command) if part == "-m" or not part.startswith("-")), len(command))
+    program = command[first + 1] if command[first : first + 1] == ["-m"] else Path("".join(command[first : first + 1])).name
+    if program.split(".")[0] == "rl_zoo3" or program == "sb3_dreamer.zoo":
+        os.environ[IS_ZOO] = "1"  # for the workers
+    return IS_ZOO in os.environ
 
 
 def join_ranks() -> Ranks:

@@ -84,18 +84,20 @@ def one_hot_groups(indices: th.Tensor, sizes: list[int]) -> th.Tensor:
     return th.cat([one_hot(indices[..., i], size) for i, size in enumerate(sizes)], dim=-1)
 
 
-@th.compiler.disable
-def class_indices(observation: th.Tensor, space: spaces.Space) -> th.Tensor:
-    """
-    Never compiled: the numbers of a space are numpy's.
+def class_starts(space: spaces.Space) -> tuple[int, ...]:
+    """:return: the first class of each element of a discrete space, none if all are 0"""
+    starts = tuple(np.asarray(getattr(space, "start", 0)).reshape(-1).tolist())
+    return starts if any(starts) else ()
 
+
+def class_indices(observation: th.Tensor, starts: tuple[int, ...]) -> th.Tensor:
+    """
     :param observation: (N, ...) of a discrete space
-    :param space: its space
+    :param starts: from :func:`class_starts`
     :return: (N, G), counted from zero
     """
     indices = observation.reshape(observation.shape[0], -1).long()
-    start = np.asarray(getattr(space, "start", 0)).reshape(-1)
-    return indices - device_constant(tuple(start.tolist()), indices.device) if start.any() else indices
+    return indices - device_constant(starts, indices.device) if starts else indices
 
 
 def encoded_dim(space: spaces.Space) -> int:

@@ -141,10 +141,10 @@ class Ranks:
     def restore_random_states(self, states: dict[str, Any] | None) -> None:
         """:param states: from :meth:`random_states`; a process by itself leaves its generators alone"""
 
-    def main_saves(self, save: Callable[..., None], path: Any, *args: Any) -> None:
+    def main_saves(self, save: Callable[[Any], None], path: Any, progress: tuple[int, int]) -> None:  # noqa: ARG002
         """
         :param save: is called on the main rank only
         :param path: of the file, which is there when this returns
-        :param args: all others of ``save``
+        :param progress: environment steps and updates of what is saved
         """
-        save(path, *args)
+        save(path)

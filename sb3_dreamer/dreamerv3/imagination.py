@@ -8,6 +8,7 @@ from torch import nn
 from sb3_dreamer.common.preprocessing import encode_actions
 from sb3_dreamer.common.torch_layers import compute_dtype
 from sb3_dreamer.common.type_aliases import ImaginationNoise, ImaginedTrajectory, LatentState
+from sb3_dreamer.common.utils import never_compiled
 from sb3_dreamer.dreamerv3.fused_weights import CoreWeights, DreamWeights, core_weights, dream_weights, is_covered
 from sb3_dreamer.dreamerv3.heads import ActorHead
 from sb3_dreamer.dreamerv3.steps import (
@@ -23,7 +24,7 @@ from sb3_dreamer.dreamerv3.steps import (
 from sb3_dreamer.dreamerv3.world_model import WorldModel
 
 
-@th.compiler.disable  # the loop compiles its own step
+@never_compiled  # the loop compiles its own step
 @th.no_grad()
 def imagine(world_model: WorldModel, actor: ActorHead, start: LatentState, noise: ImaginationNoise) -> ImaginedTrajectory:
     """

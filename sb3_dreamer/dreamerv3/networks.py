@@ -18,6 +18,7 @@ from sb3_dreamer.common.preprocessing import (
     as_tensor_dict,
     class_counts,
     class_indices,
+    class_starts,
     encoded_dim,
     is_image,
     one_hot_groups,
@@ -215,7 +216,9 @@ class MultiEncoder(BaseFeaturesExtractor):
         super().__init__(observation_space, features_dim)
         self.spaces = space_dict
         self.vector_keys = vector_keys
+        # Python's numbers, not the spaces' own: a compiler would take those of numpy for tensors.
         self.sizes = {key: class_counts(space_dict[key]) for key in vector_keys}
+        self.starts = {key: class_starts(space_dict[key]) for key in vector_keys}
         self.mlp = MLP(vector_dim, size.units, size.encoder_layers) if vector_keys else None
         self.towers = nn.ModuleList(ConvEncoder(tower) for tower in towers)
 
@@ -238,7 +241,7 @@ class MultiEncoder(BaseFeaturesExtractor):
         if sizes is None:
             dtype = next(self.parameters()).dtype
             return symlog(observation.reshape(observation.shape[0], -1).to(dtype))  # (N, n)
-        return one_hot_groups(class_indices(observation, self.spaces[key]), sizes)  # (N, sum of classes)
+        return one_hot_groups(class_indices(observation, self.starts[key]), sizes)  # (N, sum of classes)
 
 
 class ConvDecoder(nn.Module):
@@ -302,6 +305,7 @@ class MultiDecoder(nn.Module):
         towers, self.vector_keys = split_keys(observation_space, size, normalize_images)
         self.spaces = as_space_dict(observation_space)
         self.sizes = {key: class_counts(self.spaces[key]) for key in self.vector_keys}
+        self.starts = {key: class_starts(self.spaces[key]) for key in self.vector_keys}
         self.towers = nn.ModuleList(ConvDecoder(tower, size) for tower in towers)
         self.image_keys = [key for tower in towers for key in tower.keys]
         self.to_unit = nn.ModuleList(UnitPixels(space) for tower in towers for space in tower.spaces)
@@ -341,5 +345,5 @@ class MultiDecoder(nn.Module):
             if self.sizes[key] is None:
                 targets[key] = by_key[key].reshape(by_key[key].shape[0], -1)  # (N, n)
             else:
-                targets[key] = class_indices(by_key[key], self.spaces[key])  # (N, G)
+                targets[key] = class_indices(by_key[key], self.starts[key])  # (N, G)
         return targets

@@ -3,6 +3,7 @@
 import io
 import pathlib
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -34,7 +35,8 @@ class SavedAlgorithm(OffPolicyAlgorithm):
         include: Iterable[str] | None = None,
     ) -> None:
         """As SB3's; of several ranks, which are all alike, the main one saves, and the others wait until the file is there."""
-        self._ranks.main_saves(super().save, path, exclude, include)
+        save = partial(super().save, exclude=exclude, include=include)
+        self._ranks.main_saves(save, path, (self.num_timesteps, self._n_updates))
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """

@@ -15,6 +15,8 @@ from sb3_dreamer.dreamerv3.fused_weights import is_covered
 from sb3_dreamer.dreamerv3.losses import DreamerLoss, LossOutput
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
 
+MAX_VARIANTS = 64
+
 
 class UpdateResult(NamedTuple):
     """What an update leaves behind: posterior (B, T, ...) and metrics in the order of ``metric_names`` (M,)."""
@@ -120,6 +122,8 @@ def compile_update(update: TrainingUpdate, batch: SequenceBatch) -> None:
     kept = [buffer.clone() for buffer in policy.buffers()]
     start, rssm.is_compiled = time.perf_counter(), is_covered(rssm)
     if update.is_whole:
+        # Numbers such as gamma are constants of what is compiled, and all models of a process count together.
+        th._dynamo.config.recompile_limit = max(th._dynamo.config.recompile_limit, MAX_VARIANTS)
         update.objective = th.compile(update.loss_module.forward, dynamic=False)
     devices = [policy.device] if policy.device.type == "cuda" else []
     try:

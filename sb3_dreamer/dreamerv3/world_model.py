@@ -12,6 +12,7 @@ from torch import nn
 from sb3_dreamer.common.distributions import OneHotCategoricalST
 from sb3_dreamer.common.preprocessing import as_space_dict, as_tensor_dict, encode_actions, encoded_dim
 from sb3_dreamer.common.type_aliases import LatentState, SequenceBatch, TensorObs
+from sb3_dreamer.common.utils import never_compiled
 from sb3_dreamer.dreamerv3.heads import ContinueHead, TwoHotHead
 from sb3_dreamer.dreamerv3.model_sizes import ModelSize
 from sb3_dreamer.dreamerv3.networks import MultiDecoder, MultiEncoder
@@ -137,7 +138,7 @@ class WorldModel(nn.Module):
         """
         return self._filter(batch, self.encode(batch.observations), noise)
 
-    @th.compiler.disable  # the loop compiles its own step
+    @never_compiled  # the loop compiles its own step
     def _filter(self, batch: SequenceBatch, embed: th.Tensor, noise: th.Tensor) -> tuple[LatentState, OneHotCategoricalST]:
         prev_actions = encode_actions(batch.prev_actions, self.action_space)  # (B, T, A)
         return observe(self.rssm, embed, prev_actions, batch.is_first, batch.initial, noise)
