@@ -61,7 +61,7 @@ class DreamerV3(SavedAlgorithm):
     :param online_queue: train on each new window once before drawing uniformly
     :param imagine_last: dream from the last K rows of each window only; 0: from all
     :param precision: ``"fp32"``, ``"bf16"`` (autocast), or ``"auto"``: bf16 where a CUDA device has it
-    :param compile: compile the recurrent steps, and on CUDA record the whole update as one graph; ``"auto"``: on CUDA
+    :param compile: compile the recurrent steps, on CUDA all of the objective, and record the update; ``"auto"``: on CUDA
     :param distributed_scaling: what several ranks (torchrun), each with its own batch and environments, do to the learning
         rate: ``"sqrt"``, ``"linear"``, None, ``"sqrt+priming"``, ``"linear+priming"``, see
         :func:`~sb3_dreamer.common.ranks.rate_factor`
