@@ -38,9 +38,9 @@ other.
 How far to trust the trials: most have one seed, and were stopped by hand when they looked bad or when the time was needed
 elsewhere; about ten starts of less than 5,000 steps were deleted. Where a setting became or ceased to be the preset, name and
 `overrides` in the first line of its file were edited by hand, the evaluations were not: the trials of `tmaze4` and `tmaze10`;
-`batch8x8`, `gamma99`, `lr1e-3`, `batch16x16` and `twostages` of `pixelreach`, and `twostages` of its Dict form; `fourstages` of
-`pixelcatch64`; `continue20ent1e-2` seed 1 and `continue20all128` of `cartpole`; and seed 0 of `pixelreach`, a trial whose settings
-became the preset as they were. `constant`
+`batch8x8`, `gamma99`, `lr1e-3`, `batch16x16` and `twostages` of `pixelreach`, and `twostages` of its Dict form;
+`fourstages` of `pixelcatch64`; `continue20ent1e-2` seed 1 and `continue20all128` of `cartpole`; and seed 0 of `pixelreach`,
+a trial whose settings became the preset as they were. `constant`
 was converted from files of an older benchmark. `overrides` say what differed from the preset of that day; what ran stands in
 the first line of each file, whole. `lin20last8fn01` of `cartpole` has the settings that are now the preset, run by an older
 version of the code.
