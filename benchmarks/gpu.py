@@ -256,10 +256,10 @@ def main() -> None:
         start = time.perf_counter()
         try:
             results[name] = function()
-        except Exception:
-            results[name] = {"failed": traceback.format_exc()}
+        except Exception as error:
+            results[name] = {"failed": repr(error)}  # the file names no paths of the machine
             failed.append(name)
-            print(traceback.format_exc())
+            traceback.print_exc()
         results[f"{name} took s"] = round(time.perf_counter() - start, 1)
         args.output.write_text(json.dumps(results, indent=1) + "\n")
         print(name, json.dumps(results[name]), flush=True)
