@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -86,6 +87,8 @@ def build(run: Run) -> tuple[BaseAlgorithm, VecEnv, dict[str, Any]]:
     """:return: the model and the environments for evaluation, as RL Zoo makes them, and the preset as it was read"""
     plugin.register_all()
     task = TASKS[run.task]
+    if task.package:
+        importlib.import_module(task.package)
     with tempfile.TemporaryDirectory() as log_folder, contextlib.redirect_stdout(io.StringIO()):
         manager = ExperimentManager(
             argparse.Namespace(),
@@ -165,6 +168,7 @@ class Progress:
     """How far a run is; part of its checkpoint."""
 
     lines: list[str] = field(default_factory=list)
+    episodes: list[tuple[int, float]] = field(default_factory=list)  # (environment steps, training return) since the last line
     train_cpu: float = 0.0
     train_wall: float = 0.0
     eval_cpu: float = 0.0
@@ -238,6 +242,8 @@ class Recorder(BaseCallback):
         self.restart_clock()
 
     def _on_step(self) -> bool:
+        ends = [info["episode"]["r"] for info in self.locals["infos"] if "episode" in info]
+        self.progress.episodes += [(self.num_timesteps, float(value)) for value in ends]
         if self.num_timesteps >= self.task.every * len(self.progress.lines):
             self.stop_clock()
             limit = self.task.train_seconds
@@ -251,6 +257,9 @@ class Recorder(BaseCallback):
         """Append one line."""
         started, randomness = time.process_time(), random_states()
         line: dict[str, Any] = dict(steps=self.num_timesteps, updates=self.model._n_updates)
+        if self.task.published:
+            line["training"] = self.progress.episodes
+        self.progress.episodes = []
         for name, deterministic in (("deterministic", True), ("sampled", False)):
             returns = self.returns(deterministic)
             line |= {name: round(float(np.mean(returns)), 4), f"{name}_std": round(float(np.std(returns)), 4)}

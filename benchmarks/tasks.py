@@ -29,6 +29,8 @@ class Task(NamedTuple):
     :param eval_envs: environments that evaluate beside each other
     :param train_seconds: stop after so much processor time
     :param config: YAML file to take the preset from, relative to this folder
+    :param published: the published curve that its training returns are compared with, as ``suite/task``
+    :param package: module that registers the environment
     """
 
     claim: str
@@ -41,6 +43,8 @@ class Task(NamedTuple):
     eval_envs: int = 10
     train_seconds: float | None = None
     config: str | None = None
+    published: str | None = None
+    package: str | None = None
 
 
 PIXELCATCH = dict(steps=6000, every=500, episodes=100, references={"random": -0.74, "blind": -0.75, "best possible": 1.0})
@@ -53,6 +57,24 @@ PIXELREACH = dict(
 )
 TMAZE = dict(every=500, episodes=100, references={"random": 0.0, "without memory": 0.0, "best possible": 1.0})
 
+
+def dm_control(name: str) -> Task:
+    """:return: a task of dm_control as numbers, to 100,000 frames: every action is done twice"""
+    return Task(
+        "dm_control as numbers, the published protocol",
+        f"dm_control/{'-'.join(name.rsplit('_', 1))}-v0",
+        steps=50_000,
+        every=5_000,
+        episodes=10,
+        bars=(),
+        references={"best possible": 1000},
+        config="../hyperparams/dm_control_proprio.yml",
+        published=f"dmc_proprio/dmc_{name}",
+        package="shimmy",
+    )
+
+
+DM_CONTROL = "pendulum_swingup", "reacher_hard", "walker_stand", "cartpole_swingup", "ball_in_cup_catch", "walker_walk"
 TASKS: dict[str, Task] = {
     "cartpole": Task(
         "vectors, discrete actions",
@@ -108,4 +130,5 @@ TASKS: dict[str, Task] = {
     "pixelreach_dict": Task("Dict of pixels and numbers", "sb3_dreamer/PixelReachDict-v0", **PIXELREACH),
     "tmaze4": Task("memory of 4 steps", "sb3_dreamer/TMaze-v0", steps=5000, bars=(Bar("last", must=0.95),), **TMAZE),
     "tmaze10": Task("memory of 10 steps", "sb3_dreamer/TMaze10-v0", steps=20_000, bars=(Bar("last", aim=0.95),), **TMAZE),
+    **{f"dmc_{name}": dm_control(name) for name in DM_CONTROL},
 }
