@@ -30,8 +30,9 @@ FLOORS = [
         "common.envs.pixel_reach",
         "common.envs.t_maze",
     },
-    {"common.row_storage"},
-    {"common.buffers", "common.envs", "dreamerv3.model_sizes"},
+    {"common.images", "common.vec_normalize", "dreamerv3.model_sizes"},
+    {"common.value_checks", "common.row_storage"},
+    {"common.buffers", "common.envs"},
     {"common.write_back"},
     {"dreamerv3.networks", "dreamerv3.heads", "dreamerv3.rssm"},
     {"dreamerv3.fused_weights"},
@@ -82,13 +83,23 @@ def test_imports_run_downwards():
     assert not wrong, wrong
 
 
+def docstring_lines(node: ast.AST) -> int:
+    """:return: lines of the node's docstring, 0 if it has none"""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    if not isinstance(node, documented) or ast.get_docstring(node) is None:
+        return 0
+    return node.body[0].end_lineno - node.body[0].lineno + 1
+
+
 def test_files_and_functions_fit_on_a_screen():
     too_long = []
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text()
-        if len(text.splitlines()) > 400:
-            too_long.append(f"{path.name}: {len(text.splitlines())} lines")
-        for node in ast.walk(ast.parse(text)):
+        nodes = list(ast.walk(ast.parse(text)))
+        n_code = len(text.splitlines()) - sum(map(docstring_lines, nodes))
+        if n_code > 400:
+            too_long.append(f"{path.name}: {n_code} lines")
+        for node in nodes:
             if isinstance(node, ast.FunctionDef) and node.name != "__init__":
                 n_lines = node.end_lineno - node.body[0].lineno + 1
                 if n_lines > 60:

@@ -104,7 +104,29 @@ def test_vec_normalize_leaves_the_other_keys_alone():
     np.testing.assert_allclose(batch.observations["joints"], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("wrapper", [VecTransposeImage, lambda env: VecFrameStack(env, 2)])
+@pytest.mark.parametrize("is_wrapped", [False, True], ids=["SB3 transposes", "RL Zoo transposes"])
+def test_vec_normalize_below_a_transposed_image(is_wrapped):
+    """The order of README and RL Zoo. Rows, terminal ones included, are those of the same environment without it."""
+    space = camera_and_joints(channels_last=True)
+
+    def learn(normalize):
+        np.random.seed(0)
+        inner = DummyVecEnv([lambda: NoiseEnv(space, spaces.Discrete(3))] * 2)
+        env = VecNormalize(inner, norm_obs_keys=["joints"]) if normalize else inner
+        env = VecTransposeImage(env) if is_wrapped else env
+        return DreamerV3("MultiInputPolicy", env, seed=0, **{**QUICK, "learning_starts": 40}).learn(40)
+
+    normalised, raw = learn(True), learn(False)
+    assert isinstance(normalised.get_vec_normalize_env(), VecNormalize)
+    assert normalised.replay_buffer.dones.sum() > 2 and normalised.replay_buffer.is_first.sum() > 4
+    for key, rows in raw.replay_buffer.observations.items():
+        np.testing.assert_allclose(normalised.replay_buffer.observations[key], rows, atol=1e-5)
+    normalised.learn(80, reset_num_timesteps=False)
+    assert normalised._n_updates > 0
+    evaluate_policy(normalised, normalised.get_env(), n_eval_episodes=2, warn=False)
+
+
+@pytest.mark.parametrize("wrapper", [lambda env: VecFrameStack(env, 2)])
 def test_vec_normalize_must_see_what_the_model_sees(wrapper):
     """Else SB3 would store rows as they were before the wrapper, of another shape."""
     parts = camera_and_joints(channels_last=True).spaces

@@ -19,9 +19,10 @@ from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from sb3_dreamer import DreamerV3
+from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from tests.helpers import ACTION_SPACES, IMAGE, MIXED, TINY, VECTOR, counter_envs, counter_model
 from tests.test_run import NoiseEnv
 
@@ -55,6 +56,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "learning_rate=[(0, 1e-3), (0, 1e-4)]": dict(learning_rate=[(0, 1e-3), (0, 1e-4)]),
     "loss_scales=dict(rewards=1.0)": dict(loss_scales=dict(rewards=1.0)),
     "loss_scales=dict(reward=-1.0)": dict(loss_scales=dict(reward=-1.0)),
+    "loss_scales=dict(reconstruction=dict(camera=1.0))": dict(loss_scales=dict(reconstruction=dict(camera=1.0))),
+    "loss_scales=dict(reconstruction=dict(obs=-1.0))": dict(loss_scales=dict(reconstruction=dict(obs=-1.0))),
     "precision='fp16'": dict(precision="fp16"),
     "compile='yes'": dict(compile="yes"),
     "distributed_scaling='square'": dict(distributed_scaling="square"),
@@ -118,11 +121,30 @@ SPACES: dict[str, Callable[[], Any]] = {
 }
 
 
-# A channels-last image: SB3 would put VecTransposeImage around VecNormalize.
-CAMERA = spaces.Dict({"camera": spaces.Box(0, 255, (16, 20, 3), np.uint8), "joints": VECTOR})
-SPACES["VecNormalize inside of VecTransposeImage"] = lambda: DreamerV3(
-    "MultiInputPolicy", VecNormalize(DummyVecEnv([lambda: NoiseEnv(CAMERA, DISCRETE)]), norm_obs_keys=["joints"]), **TINY
-)
+CAMERA = spaces.Dict({"camera": spaces.Box(0, 255, (3, 16, 20), np.uint8), "joints": VECTOR})
+SPACES |= {
+    "VecFrameStack around VecNormalize": lambda: DreamerV3(
+        "MultiInputPolicy",
+        VecFrameStack(VecNormalize(DummyVecEnv([lambda: NoiseEnv(CAMERA, DISCRETE)]), norm_obs_keys=["joints"]), 2),
+        **TINY,
+    ),
+    "CnnPolicy on an image of two axes": construct(spaces.Box(0, 255, (64, 64), np.uint8), policy="CnnPolicy"),
+    "observations: a Box of size 0": construct(spaces.Box(0.0, 1.0, (0,), np.float32)),
+    "observations: a Dict without keys": construct(spaces.Dict({}), policy="MultiInputPolicy"),
+    "observations: (64, 64, 6) floats (a warning)": construct(spaces.Box(0.0, 1.0, (64, 64, 6), np.float32)),
+}
+
+
+def keys(**policy_kwargs: Any):
+    return lambda: DreamerV3("MultiInputPolicy", NoiseEnv(CAMERA, DISCRETE), **TINY, policy_kwargs=policy_kwargs)
+
+
+SPACES |= {
+    "`policy_kwargs=dict(image_keys=['camrea'])`": keys(image_keys=["camrea"]),
+    "`policy_kwargs=dict(image_keys=['joints'])`": keys(image_keys=["joints"]),
+    "`policy_kwargs=dict(image_keys=['camera'], vector_keys=['camera'])`": keys(image_keys=["camera"], vector_keys=["camera"]),
+    "`policy_kwargs=dict(image_keys=[], vector_keys=[])`": keys(image_keys=[], vector_keys=[]),
+}
 
 
 class BrokenEnv(NoiseEnv):
@@ -137,10 +159,25 @@ class BrokenEnv(NoiseEnv):
         return (obs + self.bad_obs, reward + self.bad_reward, *rest) if self.t == 3 else (obs, reward, *rest)
 
 
-def learn_with(**bad: float):
+def learn_with(n_steps: int = 20, **bad: float):
     return lambda: DreamerV3(
         "MlpPolicy", DummyVecEnv([lambda: NoiseEnv(VECTOR, DISCRETE), lambda: BrokenEnv(**bad)]), **TINY
-    ).learn(20)
+    ).learn(n_steps)
+
+
+def add(obs=1, next_obs=2, action=0, reward=0.0, infos=None, space=spaces.Discrete(5), actions=DISCRETE):  # noqa: B008
+    """:return: what adds one step of one environment to an empty buffer"""
+    buffer = SequenceReplayBuffer(60, space, actions, "cpu", 1, batch_length=2, latent_shape=(2, 2, 2))
+    done = np.zeros(1, dtype=bool)
+    arrays = [np.array([part]) for part in (obs, next_obs, action, reward)]
+    return lambda: buffer.add(*arrays, done, [{}] if infos is None else infos)
+
+
+def look_at_codes():
+    """A thousand rows of codes in a space for pictures."""
+    env = NoiseEnv(spaces.Box(0, 255, (3, 8, 8), np.uint8), DISCRETE)
+    env.observation_space.sample = lambda: np.full((3, 8, 8), 7, np.uint8)
+    DreamerV3("CnnPolicy", env, **{**TINY, "learning_starts": 5000}).learn(1001)
 
 
 def predict_with(observation: Any = None, state: Any = None, episode_start: Any = None):
@@ -175,6 +212,25 @@ USES: dict[str, Callable[[], Any]] = {
     "an observation holds NaN": learn_with(bad_obs=np.nan),
     "an observation holds infinity": learn_with(bad_obs=np.inf),
     "a reward is NaN": learn_with(bad_reward=np.nan),
+    "an observation holds np.finfo(np.float64).max": add(0.0, np.finfo(np.float64).max, space=spaces.Box(-9, 9, ())),
+    "a reward of 1e300": add(reward=1e300),
+    "a reward of 1e9 (a warning)": learn_with(80, bad_reward=1e9),
+    "an observation of 5 in Discrete(5)": add(next_obs=5),
+    "an observation of 1.5 in Discrete(5)": add(next_obs=1.5),
+    "an observation of 2 in MultiBinary(2)": add([0, 1], [1, 2], space=spaces.MultiBinary(2)),
+    "an observation of shape (3,) in Box(2,)": add([0, 1], [1, 2, 3], space=spaces.Box(-9, 9, (2,))),
+    "a value of 12 in an image of 0 to 10": add(
+        np.zeros((8, 8, 3)), np.full((8, 8, 3), 12), space=spaces.Box(0, 10, (8, 8, 3), np.uint8)
+    ),
+    "add: action 3 in Discrete(3)": add(action=3),
+    "add: an action of Box(-2, 2) that is not scaled": add(action=[1.7], actions=spaces.Box(-2, 2, (1,))),
+    "add: an action is NaN": add(action=[np.nan], actions=spaces.Box(-2, 2, (1,))),
+    "add: two infos for one environment": add(infos=[{}, {}]),
+    "an image holds codes up to 7 (a warning)": look_at_codes,
+    "predict(an observation with NaN)": lambda: counter_model().predict(np.array([[1.0, np.nan, 0.0]])),
+    "predict(a Dict with other keys)": lambda: DreamerV3("MultiInputPolicy", NoiseEnv(CAMERA, DISCRETE), **TINY).predict(
+        {"joints": np.zeros(5)}
+    ),
     "buffer_size=5: no window fits (a warning)": lambda: counter_model(buffer_size=5).learn(30),
     "predict((obs, info))": predict_with((np.zeros((2, 3), np.float32), {})),
     "predict(obs, state of another batch)": predict_with(state=(np.zeros((3, 8)), np.zeros((3, 2, 4)), np.zeros((3, 4)))),

@@ -92,14 +92,12 @@ def test_every_size_is_counted():
 
 
 def test_names():
-    vector, image = VECTOR_CASE[0], IMAGE_CASE[0]
-    assert resolve_model_size("auto", vector) == MODEL_SIZES["1m"]
-    assert resolve_model_size("auto", image) == MODEL_SIZES["12m"]
-    assert resolve_model_size("auto", spaces.Dict({"a": vector, "b": image})) == MODEL_SIZES["12m"]
-    assert resolve_model_size("size12m", vector) == resolve_model_size("12m", vector)
-    assert resolve_model_size("S", vector, deter=64).deter == 64
+    assert resolve_model_size("auto", has_images=False) == MODEL_SIZES["1m"]
+    assert resolve_model_size("auto", has_images=True) == MODEL_SIZES["12m"]
+    assert resolve_model_size("size12m") == resolve_model_size("12m", has_images=True)
+    assert resolve_model_size("S", deter=64).deter == 64
     with pytest.raises(ValueError, match=r"`model_size` must be 'auto' or one of .*12m.*, got 'huge'"):
-        resolve_model_size("huge", vector)
+        resolve_model_size("huge")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_dreamer import DreamerV3
+from sb3_dreamer.common.images import image_layout
+from sb3_dreamer.common.preprocessing import as_space_dict
 from tests.test_run import policy_name
 
 FLOATS = (np.float16, np.float32, np.float64)
@@ -109,9 +111,10 @@ def cases(draw):
     settings_["training_ratio"] = settings_["batch_size"] * settings_["batch_length"] / 8  # an update in eight steps
     action_space = draw(st.one_of(boxes(bounded=True), discrete_spaces(for_actions=True)))
     observation_space = draw(observation_spaces())
-    # A float image is one only where SB3's switch says so.
-    is_float_image = isinstance(observation_space, spaces.Box) and observation_space.shape[1:2] >= (16,)
-    settings_["policy_kwargs"] = dict(normalize_images=not is_float_image or observation_space.dtype == np.uint8)
+    # Boxes of three axes that are too small for an image are numbers on purpose, or there would be a warning.
+    flat = [key for key, space in as_space_dict(observation_space).items() if isinstance(space, spaces.Box)]
+    flat = [key for key in flat if image_layout(as_space_dict(observation_space)[key]) is None]
+    settings_["policy_kwargs"] = dict(vector_keys=flat)
     return observation_space, action_space, [draw(lengths) for _ in range(n_envs)], settings_
 
 

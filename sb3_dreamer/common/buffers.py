@@ -10,11 +10,16 @@ from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dreamer.common.device_rows import STORAGES, DeviceRows, side_stream, to_device
-from sb3_dreamer.common.preprocessing import SINGLE_KEY, as_array_dict, check_finite
+from sb3_dreamer.common.preprocessing import SINGLE_KEY, as_array_dict, as_space_dict, steps_of
 from sb3_dreamer.common.recorders import tensors_of
 from sb3_dreamer.common.row_storage import RowStorage
 from sb3_dreamer.common.type_aliases import LatentState, NumpyObs, SequenceBatch, SequenceIndices, TensorObs
 from sb3_dreamer.common.utils import one_hot
+from sb3_dreamer.common.value_checks import ObservationCheck, RangeCheck, action_check, reward_check, warn_if_codes
+
+# Images are judged by so many rows.
+ROWS_BEFORE_LOOK = 1000
+FROM_SPACES = ("_envs", "_nowhere", "_check_obs", "_check_action", "_check_reward", "_check_range", "_steps_until_look")
 
 
 class SequenceReplayBuffer(RowStorage):
@@ -81,14 +86,37 @@ class SequenceReplayBuffer(RowStorage):
         self.storage = storage
         self.is_allocated = False
         self._device_rows: DeviceRows | None = None
+        self._make_checks()
         self._make_arrays(0)
         self._clear_streams()
+
+    # ---- what is looked at ----
+
+    def _make_checks(self) -> None:
+        """Everything that follows from the spaces, so that it is not part of a file."""
+        self._envs, self._nowhere = np.arange(self.n_envs), np.zeros(self.n_envs, dtype=bool)
+        self._check_obs = ObservationCheck(self.observation_space)
+        self._check_action, self._check_reward = action_check(self.action_space), reward_check()
+        self._check_range = RangeCheck("reward")
+        self._steps_until_look = max(1, min(ROWS_BEFORE_LOOK // self.n_envs, self.buffer_size))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name not in FROM_SPACES}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "_newest": None})
+        self._make_checks()
+
+    def _look_at_images(self) -> None:
+        for key, array in as_array_dict(self.observations).items():
+            warn_if_codes(key, as_space_dict(self.observation_space)[key], array[: self.size()], self.n_envs)
 
     # ---- memory ----
 
     def _clear_streams(self) -> None:
         self.counts = np.zeros(self.n_envs, dtype=np.int64)  # rows ever written, per environment
         self._opens_episode = np.ones(self.n_envs, dtype=bool)
+        self._newest: np.ndarray | None = None  # the newest row of each stream, where all were written by the last step
         self._queue: deque[tuple[int, int]] = deque(maxlen=max(1, self.n_envs * self.buffer_size // self.window_length))
 
     # ---- writing ----
@@ -106,6 +134,24 @@ class SequenceReplayBuffer(RowStorage):
             self.batch_length = batch_length
             self._queue.clear()
 
+    @property
+    def pos(self) -> int:
+        """Where the longest stream writes its next row. Like ``full``, it follows from ``counts``."""
+        return int((self.counts % self.buffer_size).max())
+
+    @pos.setter
+    def pos(self, value: int) -> None:
+        """SB3's constructor and reset set it to 0."""
+
+    @property
+    def full(self) -> bool:
+        """Whether every stream has begun to overwrite its oldest rows."""
+        return bool((self.counts >= self.buffer_size).all())
+
+    @full.setter
+    def full(self, value: bool) -> None:
+        """SB3's constructor and reset set it to False."""
+
     def size(self) -> int:
         """:return: rows in the shortest stream"""
         return int(self.filled.min())
@@ -118,7 +164,8 @@ class SequenceReplayBuffer(RowStorage):
 
     def mark_starts(self, starts: np.ndarray) -> None:
         """
-        Say before ``add`` that its ``obs`` begins an episode. After a ``done`` this is known; a reset without one is not.
+        Say before ``add`` that its ``obs`` begins an episode. This is known after a ``done``, and where ``obs`` is not the
+        row stored last.
 
         :param starts: (n_envs,)
         """
@@ -131,41 +178,74 @@ class SequenceReplayBuffer(RowStorage):
         action: np.ndarray,
         reward: np.ndarray,
         done: np.ndarray,
-        infos: list[dict[str, Any]],
+        infos: list[dict[str, Any]] | dict[str, Any],
     ) -> None:
         """
-        Append what one step of all environments brought.
+        Append what one step of all environments brought. One environment may leave out the first axis.
 
-        :param obs: (n_envs, ...) where the action was chosen; stored only where it begins an episode
+        :param obs: (n_envs, ...) where the action was chosen; stored only where it begins an episode. Where it is not the row
+            stored last, it begins one, and the episode before counts as truncated.
         :param next_obs: (n_envs, ...) true next observation, the final one where an episode ended
         :param action: (n_envs, ...) index, or value scaled to [-1, 1]
         :param reward: (n_envs,)
         :param done: (n_envs,) terminated or truncated
         :param infos: ``TimeLimit.truncated`` tells truncations
-        :raises ValueError: if an observation or a reward is NaN or infinite; nothing is stored then
+        :raises ValueError: names the first value that cannot be stored as it is; nothing is stored then
         """
-        opening = np.flatnonzero(self._opens_episode)
-        stored = [next_obs, {"reward": reward}] + ([obs] if len(opening) else [])  # elsewhere obs is a row already
-        for arrays in stored:
-            for name, array in as_array_dict(arrays).items():
-                check_finite(name, np.asarray(array))
+        n = self.n_envs
+        obs_rows, next_rows = self._check_obs.rows(obs, n), self._check_obs(next_obs, n)
+        flat = np.asarray(action).reshape(n, -1) if np.size(action) == n * self.action_dim else action
+        actions, rewards = self._check_action(flat, n), self._check_reward(reward, n)
+        is_last, is_cut = np.asarray(done, dtype=bool).reshape(n), self._truncated(infos)
+        opening = np.flatnonzero(self._opens_episode | self._is_elsewhere(obs_rows))
+        if len(opening):  # in all other environments obs is a row already
+            self._check_obs(obs_rows, n)
         if not self.is_allocated:
             self._allocate()
-        done = np.asarray(done, dtype=bool)
-        truncated = np.zeros(self.n_envs, dtype=bool)
-        if self.handle_timeout_termination:
-            truncated[:] = [info.get("TimeLimit.truncated", False) for info in infos]
         if len(opening):
             self._cut_before(opening)
-            zeros = np.zeros((self.n_envs, self.action_dim))
-            never = np.zeros(self.n_envs, dtype=bool)
-            self._append(opening, obs, zeros, np.zeros(self.n_envs), ~never, never, never)
-        everywhere = np.arange(self.n_envs)
-        is_first = np.zeros(self.n_envs, dtype=bool)
-        self._append(everywhere, next_obs, action, reward, is_first, done, done & truncated)
-        self._opens_episode = done.copy()
-        self.pos = int((self.counts % self.buffer_size).max())
-        self.full = bool((self.counts >= self.buffer_size).all())
+            zeros, nowhere = np.zeros((n, self.action_dim)), self._nowhere
+            self._append(opening, obs_rows, zeros, np.zeros(n), ~nowhere, nowhere, nowhere)
+        self._append(self._envs, next_rows, actions, rewards, self._nowhere, is_last, is_last & is_cut)
+        self._opens_episode = is_last.copy()
+        self._steps_until_look -= 1
+        if self._steps_until_look == 0:
+            self._look_at_images()
+
+    def extend(self, *args: Any, **kwargs: Any) -> None:
+        """
+        :param args: as those of :meth:`add`, with one axis more in front: one entry per step
+        :param kwargs: the same by name
+        """
+        names = list(kwargs)
+        for row in zip(*(steps_of(argument) for argument in (*args, *kwargs.values())), strict=True):
+            self.add(*row[: len(args)], **dict(zip(names, row[len(args) :], strict=True)))
+
+    def _truncated(self, infos: list[dict[str, Any]] | dict[str, Any]) -> np.ndarray:
+        """:return: where the step was the last one before a time limit (n_envs,)"""
+        if not self.handle_timeout_termination:
+            return self._nowhere
+        per_env = [infos] if isinstance(infos, dict) else infos
+        if len(per_env) != self.n_envs:
+            raise ValueError(f"`infos` must hold one dict per environment, {self.n_envs} in all, got {len(per_env)}")
+        return np.array([bool(info.get("TimeLimit.truncated", False)) for info in per_env])
+
+    def _is_elsewhere(self, observations: dict[str, np.ndarray]) -> np.ndarray:
+        """:return: where an observation is not the row stored last, (n_envs,); False where there is none yet"""
+        if not self.is_allocated:
+            return self._nowhere
+        differs = self._nowhere
+        rows = (self.counts - 1) % self.buffer_size if self._newest is None else self._newest
+        for key, array in as_array_dict(self.observations).items():
+            last = array[rows, self._envs]  # (n_envs, ...)
+            values = observations[key].reshape(last.shape)
+            if values.dtype != last.dtype and last.dtype.kind == "f":
+                with np.errstate(over="ignore"):
+                    values = values.astype(last.dtype)  # rounded as the row was
+            is_other = values != last
+            if np.logical_or.reduce(is_other, axis=None):
+                differs = differs | is_other.reshape(self.n_envs, -1).any(axis=1)
+        return differs if differs is self._nowhere else differs & (self.counts > 0)
 
     def _cut_before(self, envs: np.ndarray) -> None:
         """An episode that was abandoned by a reset ends like a truncated one."""
@@ -178,7 +258,7 @@ class SequenceReplayBuffer(RowStorage):
     def _append(
         self,
         envs: np.ndarray,
-        observations: NumpyObs,
+        observations: dict[str, np.ndarray],
         actions: np.ndarray,
         rewards: np.ndarray,
         is_first: np.ndarray,
@@ -186,22 +266,23 @@ class SequenceReplayBuffer(RowStorage):
         timeouts: np.ndarray,
     ) -> None:
         """Append one row to each stream of ``envs``; all arguments hold all environments."""
-        rows = self.counts[envs] % self.buffer_size
-        values = as_array_dict(observations)
+        new = slice(None) if envs is self._envs else envs  # a view where all get a row
+        rows = self.counts[new] % self.buffer_size
         for key, array in as_array_dict(self.observations).items():
-            array[rows, envs] = np.asarray(values[key]).reshape(self.n_envs, *array.shape[2:])[envs]
+            array[rows, envs] = observations[key].reshape(self.n_envs, *array.shape[2:])[new]
         if self._device_rows is not None:  # else they are made of all rows when they are asked for
             self._device_rows.write(rows, envs, as_array_dict(self.observations))
-        self.actions[rows, envs] = np.asarray(actions).reshape(self.n_envs, self.action_dim)[envs]
-        self.rewards[rows, envs] = np.asarray(rewards)[envs]
-        self.is_first[rows, envs] = is_first[envs]
-        self.dones[rows, envs] = dones[envs]
-        self.timeouts[rows, envs] = timeouts[envs]
+        self.actions[rows, envs] = actions.reshape(self.n_envs, self.action_dim)[new]
+        self.rewards[rows, envs] = rewards[new]
+        self.is_first[rows, envs] = is_first[new]
+        self.dones[rows, envs] = dones[new]
+        self.timeouts[rows, envs] = timeouts[new]
         self.has_latent[rows, envs] = False
         # Last, so that an interrupt in between leaves no half-written row in the stream.
-        self.counts[envs] += 1
+        self.counts[new] += 1
+        self._newest = rows if envs is self._envs else None
         if self.online_queue:
-            for env in envs[self.counts[envs] % self.window_length == 0]:
+            for env in envs[self.counts[new] % self.window_length == 0]:
                 self._queue.append((int(env), int(self.counts[env]) - self.window_length))
 
     # ---- latents ----
@@ -209,7 +290,7 @@ class SequenceReplayBuffer(RowStorage):
     @property
     def acting_indices(self) -> SequenceIndices:
         """Rows of the observations from which the last stored actions were chosen: those before the newest rows."""
-        return SequenceIndices(self.counts[:, None] - 2, np.arange(self.n_envs))
+        return SequenceIndices(self.counts[:, None] - 2, self._envs)
 
     def update_latents(self, indices: SequenceIndices, latents: LatentState) -> None:
         """
@@ -289,6 +370,7 @@ class SequenceReplayBuffer(RowStorage):
         if not self.replay_context:
             is_first[:, 0] = True
         rewards = self._normalize_reward(self.rewards[where], env)
+        self._check_range(rewards)
         dones, timeouts = self.dones[where], self.timeouts[where]
         return SequenceBatch(
             observations=self._observations(where, env),

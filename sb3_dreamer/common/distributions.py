@@ -5,6 +5,7 @@ Randomness is always an argument: ``sample`` maps noise to a sample and draws no
 deterministic. Everything here is computed in float32 at least, whatever the precision of the network.
 """
 
+import math
 from typing import Any
 
 import torch as th
@@ -28,6 +29,11 @@ def symexp(x: th.Tensor) -> th.Tensor:
     return th.sign(x) * th.expm1(th.abs(x))
 
 
+# Bins of the two-hot distribution lie between symexp(-20) and symexp(20).
+TWO_HOT_RANGE = 20.0
+TWO_HOT_LIMIT = math.expm1(TWO_HOT_RANGE)
+
+
 def symexp_bins(n_bins: int) -> th.Tensor:
     """
     Bins of the two-hot distribution: symexp of an even grid on [-20, 20], exactly antisymmetric, middle exactly 0.
@@ -35,7 +41,7 @@ def symexp_bins(n_bins: int) -> th.Tensor:
     :param n_bins: number of bins, odd or even
     :return: (n_bins,) float32, increasing
     """
-    half = symexp(th.linspace(-20.0, 0.0, (n_bins + 1) // 2))
+    half = symexp(th.linspace(-TWO_HOT_RANGE, 0.0, (n_bins + 1) // 2))
     mirrored = -half.flip(0)
     return th.cat([half, mirrored[1:] if n_bins % 2 else mirrored])
 

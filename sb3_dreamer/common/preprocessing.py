@@ -4,11 +4,12 @@ how observations and actions are written for the model.
 """
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import is_image_space
 
 from sb3_dreamer.common.type_aliases import NumpyObs, TensorObs
 from sb3_dreamer.common.utils import device_constant, one_hot
@@ -36,24 +37,12 @@ def as_array_dict(observations: NumpyObs) -> dict[str, np.ndarray]:
     return observations if isinstance(observations, dict) else {SINGLE_KEY: observations}
 
 
-def check_finite(name: str, array: np.ndarray) -> None:
-    """
-    :param name: key of an observation, or ``reward``
-    :param array: (n_envs, ...)
-    :raises ValueError: names the key and the environment of the first value that is NaN or infinite
-    """
-    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-        env, *where = np.argwhere(~np.isfinite(array))[0]
-        raise ValueError(f"`{name}` of environment {env} is {array[(env, *where)]}: all values must be finite")
-
-
-def is_image(space: spaces.Space, normalize_images: bool = True) -> bool:
-    """
-    :param space: space of one key
-    :param normalize_images: SB3's switch; when False, float boxes of three dimensions are images too
-    :return: whether the key is read by convolutions
-    """
-    return is_image_space(space) or (not normalize_images and is_image_space(space, normalized_image=True))
+def steps_of(argument: Any) -> Iterator[Any]:
+    """:return: one entry per step of an array (n_steps, ...), a list or a dict of arrays; a dict of arrays gives dicts"""
+    if not isinstance(argument, dict):
+        return iter(argument)
+    n_steps = len(next(iter(argument.values())))
+    return ({key: values[step] for key, values in argument.items()} for step in range(n_steps))
 
 
 def class_counts(space: spaces.Space) -> list[int] | None:
@@ -90,13 +79,18 @@ def class_starts(space: spaces.Space) -> tuple[int, ...]:
     return starts if any(starts) else ()
 
 
+def as_rows(observation: th.Tensor) -> th.Tensor:
+    """:return: (N, ...) or (N,) as (N, n), also for N = 0"""
+    return observation.flatten(1) if observation.dim() > 1 else observation.unsqueeze(1)
+
+
 def class_indices(observation: th.Tensor, starts: tuple[int, ...]) -> th.Tensor:
     """
     :param observation: (N, ...) of a discrete space
     :param starts: from :func:`class_starts`
     :return: (N, G), counted from zero
     """
-    indices = observation.reshape(observation.shape[0], -1).long()
+    indices = as_rows(observation).long()
     return indices - device_constant(starts, indices.device) if starts else indices
 
 

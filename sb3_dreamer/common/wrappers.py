@@ -125,6 +125,30 @@ class TupleToDict(gym.ObservationWrapper):
         return {str(i): part for i, part in enumerate(observation)}
 
 
+class CodesToClasses(gym.ObservationWrapper):
+    """
+    A grid of codes (as MiniGrid's 7x7x3) as classes: the model reads one-hots and reconstructs classes. As a picture, where
+    the codes 1 and 2 are almost the same brightness, it would hardly see a change.
+
+    :param env: its observations are whole numbers of any shape, counted from 0
+    :param classes: number of codes, the same for all elements
+    :raises ValueError: if the observations are no Box of whole numbers, or ``classes`` is below 2
+    """
+
+    def __init__(self, env: gym.Env, classes: int):
+        super().__init__(env)
+        space = env.observation_space
+        if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.integer):
+            raise ValueError(f"`CodesToClasses` needs a Box of whole numbers, got {space}")
+        if classes < 2:
+            raise ValueError(f"`classes` must be at least 2, got {classes}")
+        self.observation_space = spaces.MultiDiscrete([classes] * int(np.prod(space.shape)), dtype=np.int16)
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        """:return: the codes as one vector"""
+        return observation.reshape(-1).astype(np.int16)
+
+
 class CrafterEnv(gym.Env):
     """
     Crafter (Hafner 2021) for gymnasium: an episode terminates when the player dies, which Crafter tells by a discount of 0,

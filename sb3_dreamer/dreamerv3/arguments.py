@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +11,11 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
-from sb3_dreamer.common.preprocessing import as_space_dict, is_image
+from sb3_dreamer.common.images import image_layout
+from sb3_dreamer.common.preprocessing import as_space_dict
 from sb3_dreamer.common.ranks import SCALINGS, rate_factor
 from sb3_dreamer.common.recorders import tensors_of
-from sb3_dreamer.dreamerv3.losses import LOSS_SCALES
+from sb3_dreamer.dreamerv3.losses import LOSS_SCALES, LossScales
 
 if TYPE_CHECKING:
     from sb3_dreamer.dreamerv3.dreamerv3 import DreamerV3
@@ -98,7 +99,7 @@ def check_arguments(model: "DreamerV3") -> None:
     if model.distributed_scaling not in SCALINGS:
         raise ValueError(f"`distributed_scaling` must be one of {SCALINGS}, got {model.distributed_scaling!r}")
     check_train_freq(model)
-    check_loss_scales(model.loss_scales)
+    check_loss_scales(model.loss_scales, list(as_space_dict(model.observation_space)))
     check_kwargs(model)
     check_spaces(model)
 
@@ -131,11 +132,18 @@ def check_train_freq(model: "DreamerV3") -> None:
         raise ValueError(f"`train_freq` in episodes needs one rank, got {model._ranks.size}: use (n, 'step')")
 
 
-def check_loss_scales(loss_scales: dict[str, float] | None) -> None:
-    """:raises ValueError: if a name is no loss or a scale is negative"""
+def check_loss_scales(loss_scales: LossScales | None, keys: list[str]) -> None:
+    """:raises ValueError: if a name is no loss, a scale is negative, or one of the reconstruction names no key"""
     for name, scale in (loss_scales or {}).items():
         if name not in LOSS_SCALES:
             raise ValueError(f"`loss_scales` knows no {name!r}, its keys are {', '.join(LOSS_SCALES)}")
+        if name == "reconstruction" and isinstance(scale, Mapping):
+            unknown = [key for key in scale if key not in keys]
+            if unknown or not scale:
+                raise ValueError(f"`loss_scales['reconstruction']` must name keys of the observation, {keys}, got {scale}")
+            for key, key_scale in scale.items():
+                check_number(f"loss_scales['reconstruction'][{key!r}]", key_scale, 0.0, float("inf"), False)
+            continue
         check_number(f"loss_scales[{name!r}]", scale, 0.0, float("inf"), False)
 
 
@@ -169,7 +177,12 @@ def check_space(space: spaces.Space) -> None:
 def check_spaces(model: "DreamerV3") -> None:
     """:raises ValueError: if a space is of a kind that SB3 or we do not handle, or VecNormalize normalises an image"""
     action_space = model.action_space
-    for key, space in [*as_space_dict(model.observation_space).items(), ("action", action_space)]:
+    observed = as_space_dict(model.observation_space)
+    if not observed:
+        raise ValueError("A Dict of observations must have at least one key, got none")
+    for key, space in [*observed.items(), ("action", action_space)]:
+        if 0 in (space.shape or ()):
+            raise ValueError(f"Spaces must hold at least one number, `{key}` is {space}")
         if isinstance(space, spaces.MultiDiscrete) and len(space.shape) != 1:
             raise ValueError(f"MultiDiscrete spaces must have one axis, `{key}` has shape {space.shape}: flatten it")
     if np.any(getattr(action_space, "start", 0)):
@@ -187,9 +200,10 @@ def check_vec_normalize(vec_normalize: VecNormalize, model: "DreamerV3") -> None
     """:raises ValueError: if it normalises an image, or its rows, which the buffer stores, have other shapes than ours"""
     theirs = as_space_dict(vec_normalize.observation_space)
     for key, space in as_space_dict(model.observation_space).items():
-        if key in theirs and theirs[key].shape != space.shape:
+        # A transposed image is transposed back where it is stored.
+        if key in theirs and sorted(theirs[key].shape or ()) != sorted(space.shape or ()):
             raise ValueError(
-                "VecNormalize must stand outside of the wrappers that change shapes, as VecNormalize(VecTransposeImage(env)): "
+                "VecNormalize must stand outside of the wrappers that change shapes, as VecNormalize(VecFrameStack(env, 4)): "
                 f"its `{key}` has shape {theirs[key].shape}, the model's {space.shape}"
             )
     if not vec_normalize.norm_obs:
@@ -200,7 +214,7 @@ def check_vec_normalize(vec_normalize: VecNormalize, model: "DreamerV3") -> None
         # In a Dict, VecNormalize has replaced a uint8 image by a space of its own making, below itself as well.
         clip, shape = vec_normalize.clip_obs, normalised[key].shape or ()
         was_image = vec_normalize.norm_obs_keys is not None and normalised[key] == spaces.Box(-clip, clip, shape, np.float32)
-        if len(shape) == 3 and (was_image or is_image(normalised[key], normalize_images)):
+        if len(shape) == 3 and (was_image or image_layout(normalised[key], normalize_images) is not None):
             raise ValueError(
                 f"VecNormalize must leave images alone (`{key}` is one): name the other keys in `norm_obs_keys`, "
                 "or use `norm_obs=False`"

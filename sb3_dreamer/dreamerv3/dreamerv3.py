@@ -1,5 +1,6 @@
 """DreamerV3 inside Stable-Baselines3's collect/train loop."""
 
+from copy import deepcopy
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -11,7 +12,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule, TrainFreq
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from sb3_dreamer.common.launch import join_ranks
@@ -20,9 +21,10 @@ from sb3_dreamer.common.ranks import rate_factor
 from sb3_dreamer.common.recorders import tensors_of
 from sb3_dreamer.common.type_aliases import LatentState, PolicyState
 from sb3_dreamer.common.utils import MetricAverager, PiecewiseSchedule, TrainRatio, UpdateClock, make_schedule, warmup_factor
+from sb3_dreamer.common.vec_normalize import in_model_layout
 from sb3_dreamer.common.write_back import LatentWriteBack
 from sb3_dreamer.dreamerv3.arguments import announce, check_arguments, check_space, facts_for_all, name_counterparts
-from sb3_dreamer.dreamerv3.losses import DreamerLoss
+from sb3_dreamer.dreamerv3.losses import DreamerLoss, LossScales
 from sb3_dreamer.dreamerv3.make_update import make_acting, make_update
 from sb3_dreamer.dreamerv3.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy
 from sb3_dreamer.dreamerv3.saving import SavedAlgorithm
@@ -54,7 +56,7 @@ class DreamerV3(SavedAlgorithm):
     :param ent_coef: weight of the actor's entropy
     :param free_nats: dynamics and representation loss are not reduced below this
     :param loss_scales: weights of the losses by name, see :data:`~sb3_dreamer.dreamerv3.losses.LOSS_SCALES`; unnamed ones
-        keep theirs
+        keep theirs. ``"reconstruction"`` takes a number, or weights by key of the observation.
     :param agc_clip: largest ratio of a tensor's gradient norm to its own norm
     :param lr_warmup_steps: updates until the learning rate is reached; the first update has learning rate 0
     :param replay_context: start windows from the latent state stored with the row before, and refresh it after each update
@@ -106,7 +108,7 @@ class DreamerV3(SavedAlgorithm):
         tau: float = 0.02,
         ent_coef: float = 3e-4,
         free_nats: float = 1.0,
-        loss_scales: dict[str, float] | None = None,
+        loss_scales: LossScales | None = None,
         agc_clip: float = 0.3,
         lr_warmup_steps: int = 1000,
         replay_context: bool = True,
@@ -230,7 +232,7 @@ class DreamerV3(SavedAlgorithm):
             )
             self._metrics.record(self.logger)  # no run ends without a look at its losses, on no device
             self._write_back.flush()
-            self._ranks.merge_statistics(self._vec_normalize_env)
+            self._ranks.merge_statistics(self.get_vec_normalize_env())
             self._ranks.follow(self._ranks.shared_paths(), self.save_replay_buffer)
         return self
 
@@ -247,12 +249,17 @@ class DreamerV3(SavedAlgorithm):
         if reset_num_timesteps:
             self._train_ratio.close()
         self._clock = UpdateClock()
+        self._vec_normalize_env = in_model_layout(self.get_vec_normalize_env(), self.observation_space)
         self._write_back.flush()
         self._setup_training()
         self._ranks.broadcast([*self.policy.state_dict().values(), *tensors_of(dict(self.policy.optimizer.state))])
-        self._ranks.merge_statistics(self._vec_normalize_env)
+        self._ranks.merge_statistics(self.get_vec_normalize_env())
         announce(self)
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def get_vec_normalize_env(self) -> VecNormalize | None:
+        """:return: the environment's VecNormalize itself, not what stores its observations"""
+        return unwrap_vec_normalize(self.env) if self.env is not None else None
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
@@ -301,6 +308,8 @@ class DreamerV3(SavedAlgorithm):
         latent = LatentState(self._last_state.deter.unsqueeze(1), self._last_state.stoch.unsqueeze(1))  # (n_envs, 1, ...)
         replay_buffer.update_latents(replay_buffer.acting_indices, latent)
         self._last_episode_starts = np.array(dones, dtype=bool)
+        # Some VecEnvs write the next observation into the array that they returned last.
+        self._last_obs = deepcopy(self._last_obs)
 
     def collect_rollouts(
         self,
@@ -350,7 +359,7 @@ class DreamerV3(SavedAlgorithm):
         :param batch_size: B, windows per update
         """
         self.policy.set_training_mode(True)
-        self._ranks.merge_statistics(self._vec_normalize_env)
+        self._ranks.merge_statistics(self.get_vec_normalize_env())
         for _ in range(gradient_steps):
             self._clock.start()
             self._update_learning_rate(self.policy.optimizer)

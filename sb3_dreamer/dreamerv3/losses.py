@@ -1,7 +1,7 @@
 """The objective: world model, actor and critic losses, summed into one number."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch as th
 from torch import nn
@@ -17,6 +17,7 @@ from sb3_dreamer.common.type_aliases import (
     UpdateNoise,
 )
 from sb3_dreamer.dreamerv3.imagination import imagine
+from sb3_dreamer.dreamerv3.networks import MultiDecoder
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
 
 LOSS_SCALES: dict[str, float] = {
@@ -31,6 +32,33 @@ LOSS_SCALES: dict[str, float] = {
 }
 
 CACHED_ROWS = 1024
+
+
+LossScales = Mapping[str, float | Mapping[str, float]]
+
+
+def split_loss_scales(loss_scales: LossScales | None) -> tuple[dict[str, float], dict[str, float]]:
+    """
+    :param loss_scales: as a user gives them
+    :return: weights of single keys in the reconstruction loss, and the weight of every loss
+    """
+    scales = {**LOSS_SCALES, **(loss_scales or {})}
+    reconstruction = scales["reconstruction"]
+    key_scales = dict(reconstruction) if isinstance(reconstruction, Mapping) else {}
+    if key_scales:
+        scales["reconstruction"] = 1.0
+    return key_scales, scales  # type: ignore[return-value]
+
+
+def check_key_scales(key_scales: Mapping[str, float], decoder: nn.Module) -> None:
+    """:raises ValueError: if a key has a weight and is not reconstructed by our own decoder"""
+    if isinstance(decoder, MultiDecoder):
+        decoded = sorted([*decoder.vector_keys, *decoder.image_keys])
+        unknown = sorted(set(key_scales) - set(decoded))
+        if unknown:
+            raise ValueError(
+                f"`loss_scales['reconstruction']` must name keys that are reconstructed: {decoded}, got {unknown}"
+            )
 
 
 def actor_loss(
@@ -85,7 +113,8 @@ class DreamerLoss(nn.Module):
     :param ent_coef: weight of the actor's entropy
     :param free_nats: of dynamics and representation loss
     :param imagine_last: dream from the last K rows of each window only, 0: from all
-    :param loss_scales: overrides of :data:`LOSS_SCALES`
+    :param loss_scales: overrides of :data:`LOSS_SCALES`; ``"reconstruction"`` may be a dict of weights by key of the
+        observation, 1 for keys that are not named
     """
 
     def __init__(
@@ -98,7 +127,7 @@ class DreamerLoss(nn.Module):
         ent_coef: float,
         free_nats: float,
         imagine_last: int = 0,
-        loss_scales: Mapping[str, float] | None = None,
+        loss_scales: LossScales | None = None,
     ):
         super().__init__()
         self.policy = policy
@@ -108,7 +137,8 @@ class DreamerLoss(nn.Module):
         self.ent_coef = ent_coef
         self.free_nats = free_nats
         self.imagine_last = imagine_last
-        self.loss_scales = {**LOSS_SCALES, **(loss_scales or {})}
+        self.key_scales, self.loss_scales = split_loss_scales(loss_scales)
+        check_key_scales(self.key_scales, policy.world_model.decoder)
         # Several ranks put the one here that collects a tensor from all of them.
         self.gather: Callable[[th.Tensor], th.Tensor] = th.detach
 
@@ -137,7 +167,8 @@ class DreamerLoss(nn.Module):
         if noise is None:
             noise = self.draw_noise(*batch.rewards.shape)
         world_model = self.policy.world_model
-        terms, posterior, metrics = world_model.loss(batch, noise.posterior, free_nats=self.free_nats, gamma=self.gamma)
+        settings: dict[str, Any] = dict(free_nats=self.free_nats, gamma=self.gamma, key_scales=self.key_scales)
+        terms, posterior, metrics = world_model.loss(batch, noise.posterior, **settings)
 
         # ---- dream from the posterior, cut from the graph ----
         recent = LatentState(*(part[:, -self.imagine_last :] for part in posterior))  # (B, K, ...); K = T for 0

@@ -4,10 +4,6 @@ from dataclasses import dataclass, fields, replace
 from numbers import Integral
 from typing import Any
 
-from gymnasium import spaces
-
-from sb3_dreamer.common.preprocessing import as_space_dict, is_image
-
 
 @dataclass(frozen=True)
 class ModelSize:
@@ -111,20 +107,16 @@ MODEL_SIZES: dict[str, ModelSize] = {
 SIZE_FIELDS = frozenset(field.name for field in fields(ModelSize))
 
 
-def resolve_model_size(
-    name: str, observation_space: spaces.Space, normalize_images: bool = True, **overrides: Any
-) -> ModelSize:
+def resolve_model_size(name: str, has_images: bool = False, **overrides: Any) -> ModelSize:
     """
     :param name: a key of ``MODEL_SIZES``, also spelt ``size12m``, or ``"auto"``: 1m without images, 12m with
-    :param observation_space: decides ``"auto"``
-    :param normalize_images: see :func:`~sb3_dreamer.common.preprocessing.is_image`
+    :param has_images: decides ``"auto"``
     :param overrides: single dimensions
     :return: the dimensions
     :raises ValueError: if the name is unknown or a dimension is out of range
     """
     if name == "auto":
-        has_image = any(is_image(space, normalize_images) for space in as_space_dict(observation_space).values())
-        name = "12m" if has_image else "1m"
+        name = "12m" if has_images else "1m"
     key = name.removeprefix("size") if isinstance(name, str) else name
     if key not in MODEL_SIZES:
         raise ValueError(f"`model_size` must be 'auto' or one of {', '.join(MODEL_SIZES)}, got {name!r}")

@@ -7,20 +7,20 @@ from itertools import pairwise
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import is_image_space_channels_first
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 from torch.nn import functional as F
 
 from sb3_dreamer.common.distributions import ImageMSE, MultiCategorical, SymlogMSE, at_least_float32, symlog
+from sb3_dreamer.common.images import ImageLayout, ObservationKeys, choose_keys
 from sb3_dreamer.common.preprocessing import (
+    as_rows,
     as_space_dict,
     as_tensor_dict,
     class_counts,
     class_indices,
     class_starts,
     encoded_dim,
-    is_image,
     one_hot_groups,
 )
 from sb3_dreamer.common.torch_layers import (
@@ -68,28 +68,30 @@ def n_cnn_stages(height: int, width: int) -> int:
 
 class UnitPixels(nn.Module):
     """
-    Pixels in [0, 1] from the bounds of an image space.
+    Pixels in [0, 1] from the bounds of an image space, channels first.
 
-    :param space: an image, channels first
+    :param space: an image
+    :param layout: how it is read
     """
 
     low: th.Tensor
     span: th.Tensor
 
-    def __init__(self, space: spaces.Box):
+    def __init__(self, space: spaces.Box, layout: ImageLayout):
         super().__init__()
+        self.layout = layout
         low, high = space.low.astype(np.float32), space.high.astype(np.float32)
-        if np.ptp(low) == 0.0 and np.ptp(high) == 0.0:
-            low, high = low.min(), high.max()  # the same for all pixels: keep one number
-        self.register_buffer("low", th.tensor(low), persistent=False)
-        self.register_buffer("span", th.tensor(high - low), persistent=False)
+        is_same = np.ptp(low) == 0.0 and np.ptp(high) == 0.0  # for all pixels: keep one number
+        for name, bound in (("low", low), ("span", high - low)):
+            whole = th.tensor(bound.flat[0]) if is_same else layout.channels_first(th.tensor(bound[None]))[0]  # (C, h, w)
+            self.register_buffer(name, whole, persistent=False)
 
     def forward(self, image: th.Tensor) -> th.Tensor:
         """
-        :param image: (N, C, h, w) in the dtype of the space
+        :param image: (N, \\*space.shape) in the dtype of the space
         :return: (N, C, h, w)
         """
-        return (image.to(self.low.dtype) - self.low) / self.span
+        return (self.layout.channels_first(image).to(self.low.dtype) - self.low) / self.span
 
 
 class ImageTower:
@@ -97,15 +99,17 @@ class ImageTower:
     Geometry of one stack of convolutions, shared by encoder and decoder: which keys it reads and in which sizes.
 
     :param keys: image keys of equal height and width, sorted; their channels are concatenated
-    :param image_spaces: their spaces, channels first
+    :param image_spaces: their spaces
+    :param layouts: how they are read
     :param size: model dimensions
     """
 
-    def __init__(self, keys: list[str], image_spaces: list[spaces.Box], size: ModelSize):
+    def __init__(self, keys: list[str], image_spaces: list[spaces.Box], layouts: list[ImageLayout], size: ModelSize):
         self.keys = keys
         self.spaces = image_spaces
-        self.key_channels = [space.shape[0] for space in image_spaces]
-        self.height, self.width = image_spaces[0].shape[1:]
+        self.layouts = layouts
+        self.key_channels = [layout.channels for layout in layouts]
+        self.height, self.width = layouts[0].height, layouts[0].width
         if size.cnn_multipliers is None:
             n_stages = n_cnn_stages(self.height, self.width)
             multipliers = (MULTIPLIERS + MULTIPLIERS[-1:] * n_stages)[:n_stages]
@@ -136,33 +140,26 @@ def in_pieces(function: Callable[..., th.Tensor], floats_per_row: int, *argument
     return th.cat([function(*piece) for piece in zip(*(argument.split(size) for argument in arguments), strict=True)])
 
 
-def check_image(key: str, space: spaces.Box) -> None:
-    """:raises ValueError: if the bounds give no scale, or a float image, which SB3 does not transpose, is channels last"""
-    if not (space.is_bounded("both") and bool((space.low < space.high).all())):
-        bounds = f"low={space.low.min()} high={space.high.max()}"
-        raise ValueError(f"The bounds of the float image `{key}` must be finite and apart, got {bounds}")
-    if space.dtype != np.uint8 and not is_image_space_channels_first(space):
-        raise ValueError(f"The float image `{key}` must be channels first, got shape {space.shape}")
-
-
-def split_keys(observation_space: spaces.Space, size: ModelSize, normalize_images: bool) -> tuple[list[ImageTower], list[str]]:
+def split_keys(
+    observation_space: spaces.Space, size: ModelSize, layouts: dict[str, ImageLayout], keys: list[str]
+) -> tuple[list[ImageTower], list[str]]:
     """
+    :param observation_space: space of the environment
+    :param size: model dimensions
+    :param layouts: of the keys that are images
+    :param keys: which keys are asked for, sorted
     :return: one tower per image size, in the order of their first keys, and the keys that are no images; all sorted
-    :raises ValueError: if a float image has infinite bounds
     """
     space_dict = as_space_dict(observation_space)
-    by_size: dict[tuple[int, ...], list[str]] = {}
-    vector_keys = []
-    for key, space in space_dict.items():
-        if not is_image(space, normalize_images):
-            class_counts(space)  # raises on an unsupported space
-            vector_keys.append(key)
-            continue
-        assert isinstance(space, spaces.Box)
-        check_image(key, space)
-        by_size.setdefault(space.shape[1:], []).append(key)
-    towers = [ImageTower(keys, [space_dict[key] for key in keys], size) for keys in by_size.values()]  # type: ignore[misc]
-    return towers, vector_keys
+    by_size: dict[tuple[int, int], list[str]] = {}
+    for key in keys:
+        if key in layouts:
+            by_size.setdefault((layouts[key].height, layouts[key].width), []).append(key)
+    towers = [
+        ImageTower(group, [space_dict[key] for key in group], [layouts[key] for key in group], size)  # type: ignore[misc]
+        for group in by_size.values()
+    ]
+    return towers, [key for key in keys if key not in layouts]
 
 
 class ConvEncoder(nn.Module):
@@ -175,7 +172,7 @@ class ConvEncoder(nn.Module):
     def __init__(self, tower: ImageTower):
         super().__init__()
         self.tower = tower
-        self.to_unit = nn.ModuleList(UnitPixels(space) for space in tower.spaces)
+        self.to_unit = nn.ModuleList(map(UnitPixels, tower.spaces, tower.layouts))
         stages = []
         for n_in, n_out in zip([sum(tower.key_channels), *tower.channels[:-1]], tower.channels, strict=True):
             stages.append(nn.Sequential(Conv2dSame(n_in, n_out), nn.MaxPool2d(2), RMSNorm2d(n_out), nn.SiLU()))
@@ -203,13 +200,14 @@ class MultiEncoder(BaseFeaturesExtractor):
     """
     All keys of an observation to one embedding: an MLP over vectors (symlog values and one-hots), a tower per image size.
 
-    :param observation_space: space of the environment, images channels first
+    :param observation_space: space of the environment
     :param size: model dimensions
-    :param normalize_images: see :func:`~sb3_dreamer.common.preprocessing.is_image`
+    :param keys: which keys it reads, and how; None: all of them
     """
 
-    def __init__(self, observation_space: spaces.Space, size: ModelSize, normalize_images: bool = True):
-        towers, vector_keys = split_keys(observation_space, size, normalize_images)
+    def __init__(self, observation_space: spaces.Space, size: ModelSize, keys: ObservationKeys | None = None):
+        keys = keys or choose_keys(observation_space)
+        towers, vector_keys = split_keys(observation_space, size, keys.layouts, keys.encoded)
         space_dict = as_space_dict(observation_space)
         vector_dim = sum(encoded_dim(space_dict[key]) for key in vector_keys)
         features_dim = (size.units if vector_keys else 0) + sum(tower.features_dim for tower in towers)
@@ -240,7 +238,7 @@ class MultiEncoder(BaseFeaturesExtractor):
         sizes = self.sizes[key]
         if sizes is None:
             dtype = next(self.parameters()).dtype
-            return symlog(observation.reshape(observation.shape[0], -1).to(dtype))  # (N, n)
+            return symlog(as_rows(observation).to(dtype))  # (N, n)
         return one_hot_groups(class_indices(observation, self.starts[key]), sizes)  # (N, sum of classes)
 
 
@@ -297,18 +295,19 @@ class MultiDecoder(nn.Module):
 
     :param observation_space: as for :class:`MultiEncoder`
     :param size: model dimensions
-    :param normalize_images: see :func:`~sb3_dreamer.common.preprocessing.is_image`
+    :param keys: which keys it reconstructs, and how; None: all of them
     """
 
-    def __init__(self, observation_space: spaces.Space, size: ModelSize, normalize_images: bool = True):
+    def __init__(self, observation_space: spaces.Space, size: ModelSize, keys: ObservationKeys | None = None):
         super().__init__()
-        towers, self.vector_keys = split_keys(observation_space, size, normalize_images)
+        keys = keys or choose_keys(observation_space)
+        towers, self.vector_keys = split_keys(observation_space, size, keys.layouts, keys.decoded)
         self.spaces = as_space_dict(observation_space)
         self.sizes = {key: class_counts(self.spaces[key]) for key in self.vector_keys}
         self.starts = {key: class_starts(self.spaces[key]) for key in self.vector_keys}
         self.towers = nn.ModuleList(ConvDecoder(tower, size) for tower in towers)
         self.image_keys = [key for tower in towers for key in tower.keys]
-        self.to_unit = nn.ModuleList(UnitPixels(space) for tower in towers for space in tower.spaces)
+        self.to_unit = nn.ModuleList(to_unit for tower in towers for to_unit in map(UnitPixels, tower.spaces, tower.layouts))
         self.mlp = MLP(size.features_dim, size.units, size.decoder_layers) if self.vector_keys else None
         # A list, not a dict by key: users choose the keys, and a ModuleDict refuses dots and names such as "values".
         widths = [encoded_dim(self.spaces[key]) for key in self.vector_keys]
@@ -343,7 +342,7 @@ class MultiDecoder(nn.Module):
             targets[key] = to_unit(by_key[key])  # (N, C, h, w)
         for key in self.vector_keys:
             if self.sizes[key] is None:
-                targets[key] = by_key[key].reshape(by_key[key].shape[0], -1)  # (N, n)
+                targets[key] = as_rows(by_key[key])  # (N, n)
             else:
                 targets[key] = class_indices(by_key[key], self.starts[key])  # (N, G)
         return targets

@@ -13,10 +13,12 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.common.utils import polyak_update
 from torch import nn
 
+from sb3_dreamer.common.images import choose_keys, image_layout, warn_if_flattened
 from sb3_dreamer.common.optimizers import LaProp
-from sb3_dreamer.common.preprocessing import decode_actions, encode_actions, encoded_dim, is_image
+from sb3_dreamer.common.preprocessing import SINGLE_KEY, decode_actions, encode_actions, encoded_dim
 from sb3_dreamer.common.returns import ReturnNormalizer
 from sb3_dreamer.common.type_aliases import LatentState, NumpyObs, PolicyState
+from sb3_dreamer.common.value_checks import ObservationCheck
 from sb3_dreamer.dreamerv3.heads import ActorHead, TwoHotHead
 from sb3_dreamer.dreamerv3.model_sizes import SIZE_FIELDS, resolve_model_size
 from sb3_dreamer.dreamerv3.world_model import WorldModel
@@ -42,7 +44,11 @@ class DreamerPolicy(BasePolicy):
     :param model_size: see :data:`~sb3_dreamer.dreamerv3.model_sizes.MODEL_SIZES`, or ``"auto"``
     :param precision: ``"fp32"``, ``"bf16"`` (matrix products by autocast, parameters stay float32), or ``"auto"``:
         bf16 on a CUDA device that has it, else fp32
-    :param normalize_images: when False, float boxes of three dimensions are images too (their bounds give the scale)
+    :param normalize_images: when False, every Box of three axes is an image (its bounds give the scale)
+    :param image_keys: keys of the observation that are images, whatever their space looks like (``"obs"`` where it is no Dict)
+    :param vector_keys: keys that are vectors, whatever their space looks like; if ``image_keys`` is given as well, the model
+        sees the keys of these two lists and no other
+    :param decoder_keys: keys that are reconstructed; None: those that the model sees
     :param optimizer_class: optimiser of all networks
     :param optimizer_kwargs: its keyword arguments besides the learning rate; ``lr_scale``, a dict with any of the keys
         ``world_model``, ``actor``, ``critic``, multiplies the learning rate of these parts
@@ -62,6 +68,9 @@ class DreamerPolicy(BasePolicy):
         model_size: str = "auto",
         precision: str = "auto",
         normalize_images: bool = True,
+        image_keys: list[str] | None = None,
+        vector_keys: list[str] | None = None,
+        decoder_keys: list[str] | None = None,
         optimizer_class: type[th.optim.Optimizer] = LaProp,
         optimizer_kwargs: dict[str, Any] | None = None,
         encoder_class: type[nn.Module] | None = None,
@@ -88,7 +97,9 @@ class DreamerPolicy(BasePolicy):
         self.model_size = model_size
         self.precision = precision
         self.dimensions = dimensions
-        self.size = resolve_model_size(model_size, observation_space, normalize_images, **dimensions)
+        self.key_kwargs = dict(image_keys=image_keys, vector_keys=vector_keys, decoder_keys=decoder_keys)
+        keys = choose_keys(observation_space, normalize_images, **self.key_kwargs)
+        self.size = resolve_model_size(model_size, bool(keys.layouts), **dimensions)
         self.network_kwargs = dict(
             encoder_class=encoder_class,
             encoder_kwargs=encoder_kwargs,
@@ -96,8 +107,11 @@ class DreamerPolicy(BasePolicy):
             decoder_kwargs=decoder_kwargs,
         )
         self.world_model = WorldModel(
-            observation_space, action_space, self.size, normalize_images, **self.network_kwargs  # type: ignore[arg-type]
+            observation_space, action_space, self.size, keys, **self.network_kwargs  # type: ignore[arg-type]
         )
+        if encoder_class is None:
+            warn_if_flattened(observation_space, keys, vector_keys)
+        self.check_observation = ObservationCheck(observation_space)
         self.actor = ActorHead(action_space, self.size)
         self.critic = TwoHotHead(self.size, self.size.critic_layers)
         self.critic_target = deepcopy(self.critic).requires_grad_(False)
@@ -193,6 +207,20 @@ class DreamerPolicy(BasePolicy):
         actions = distribution.mode() if deterministic else distribution.sample(self.actor.draw_noise(n))
         return actions, PolicyState(latent.deter, latent.stoch, encode_actions(actions, self.action_space))
 
+    def obs_to_tensor(self, observation: NumpyObs) -> tuple[PyTorchObs, bool]:
+        """
+        As SB3's, and every value is checked as the replay checks it.
+
+        :param observation: one observation or (n, ...)
+        :return: tensors (n, ...) on the device, and whether there was a batch axis
+        :raises ValueError: if a key, a shape or a value is not one of the observation space
+        """
+        self.check_observation.check_numbers(observation)
+        tensors, is_vectorized = super().obs_to_tensor(observation)
+        n_rows = len(next(iter(tensors.values())) if isinstance(tensors, dict) else tensors)
+        self.check_observation(observation, n_rows)
+        return tensors, is_vectorized
+
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         actions, _ = self.step(observation, None, None, deterministic)
         return actions
@@ -254,6 +282,7 @@ class DreamerPolicy(BasePolicy):
             precision=self.precision,
             optimizer_class=self.optimizer_class,
             optimizer_kwargs=self.optimizer_kwargs,
+            **self.key_kwargs,
             **self.network_kwargs,
             **self.dimensions,
         )
@@ -263,11 +292,15 @@ class CnnPolicy(DreamerPolicy):
     """:class:`DreamerPolicy` that insists on an image, as SB3's policy of this name does."""
 
     def __init__(self, observation_space: spaces.Space, *args: Any, **kwargs: Any):
-        normalize_images = kwargs.get("normalize_images", True)
-        assert is_image(observation_space, normalize_images), (
-            f"You should use `CnnPolicy` only with images, got {observation_space}: use `MlpPolicy`, or "
-            "`policy_kwargs=dict(normalize_images=False)` if it is an image of another dtype or range"
-        )
+        is_named = SINGLE_KEY in (kwargs.get("image_keys") or ())
+        if not is_named and image_layout(observation_space, kwargs.get("normalize_images", True)) is None:
+            shape = observation_space.shape or ()
+            what = "a channel axis is missing: add it, for instance by gymnasium.wrappers.ReshapeObservation(env, "
+            way_out = f"{what}{(*shape, 1)}), or " if len(shape) == 2 else ""
+            raise AssertionError(
+                f"You should use `CnnPolicy` only with images, got {observation_space}: {way_out}use `MlpPolicy`, or say "
+                f"`policy_kwargs=dict(image_keys=[{SINGLE_KEY!r}])` if it is an image of two or three axes with finite bounds"
+            )
         super().__init__(observation_space, *args, **kwargs)
 
 

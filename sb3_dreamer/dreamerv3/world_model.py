@@ -1,6 +1,6 @@
 """The world model: encoder, RSSM, decoder, reward and continue heads, and the loss that trains them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ from gymnasium import spaces
 from torch import nn
 
 from sb3_dreamer.common.distributions import OneHotCategoricalST
+from sb3_dreamer.common.images import ObservationKeys
 from sb3_dreamer.common.preprocessing import as_space_dict, as_tensor_dict, encode_actions, encoded_dim
 from sb3_dreamer.common.type_aliases import LatentState, SequenceBatch, TensorObs
 from sb3_dreamer.common.utils import never_compiled
@@ -80,7 +81,7 @@ class WorldModel(nn.Module):
     :param observation_space: space of the environment, images channels first
     :param action_space: action space of the environment
     :param size: model dimensions
-    :param normalize_images: see :func:`~sb3_dreamer.common.preprocessing.is_image`
+    :param keys: which keys are seen and reconstructed, and how; None: all of them
     :param encoder_class: an encoder of one's own, ``encoder_class(observation_space, **encoder_kwargs)``: a module with
         ``features_dim`` and ``forward(obs) -> (N, features_dim)``, on a tensor (N, ...) or a dict of them in the dtype of
         the space (float64 comes out of the replay as float32)
@@ -98,7 +99,7 @@ class WorldModel(nn.Module):
         observation_space: spaces.Space,
         action_space: spaces.Space,
         size: ModelSize,
-        normalize_images: bool = True,
+        keys: ObservationKeys | None = None,
         encoder_class: type[nn.Module] | None = None,
         encoder_kwargs: dict[str, Any] | None = None,
         decoder_class: type[nn.Module] | None = None,
@@ -108,14 +109,14 @@ class WorldModel(nn.Module):
         self.action_space = action_space
         self.encoder: nn.Module
         if encoder_class is None:
-            self.encoder = MultiEncoder(observation_space, size, normalize_images)
+            self.encoder = MultiEncoder(observation_space, size, keys)
         else:
             self.encoder = encoder_class(observation_space, **(encoder_kwargs or {}))
             check_encoder(self.encoder, observation_space)
         self.rssm = RSSM(int(self.encoder.features_dim), encoded_dim(action_space), size)  # type: ignore[arg-type]
         self.decoder: nn.Module
         if decoder_class is None:
-            self.decoder = MultiDecoder(observation_space, size, normalize_images)
+            self.decoder = MultiDecoder(observation_space, size, keys)
         else:
             self.decoder = decoder_class(observation_space, *size.latent_shape, **(decoder_kwargs or {}))
             check_decoder(self.decoder, observation_space, size)
@@ -144,7 +145,13 @@ class WorldModel(nn.Module):
         return observe(self.rssm, embed, prev_actions, batch.is_first, batch.initial, noise)
 
     def loss(
-        self, batch: SequenceBatch, noise: th.Tensor, *, free_nats: float, gamma: float
+        self,
+        batch: SequenceBatch,
+        noise: th.Tensor,
+        *,
+        free_nats: float,
+        gamma: float,
+        key_scales: Mapping[str, float] | None = None,
     ) -> tuple[dict[str, th.Tensor], LatentState, dict[str, th.Tensor]]:
         """
         World model loss (paper, world model learning).
@@ -153,14 +160,17 @@ class WorldModel(nn.Module):
         :param noise: (B, T, S) uniform, or class indices
         :param free_nats: see :meth:`RSSM.kl_loss`
         :param gamma: discount, learnt inside the continue head: its target is gamma * (1 - is_terminal)
+        :param key_scales: weights of single keys in the reconstruction loss, 1 for all others
         :return: losses (B, T) by name, posterior states (B, T, ...), metrics
         """
         states, posterior = self.observe(batch, noise)
         prior = self.rssm.prior(states.deter)  # logits (B, T, S, K)
         features = self.rssm.features(states)  # (B, T, F)
         dynamics, representation = self.rssm.kl_loss(posterior, prior, free_nats)  # (B, T), (B, T)
+        by_key = self.reconstruction_losses(states, batch.observations)  # (B, T) each
+        scaled = [loss * (key_scales or {}).get(key, 1.0) for key, loss in by_key.items()]
         losses = {
-            "reconstruction": self.reconstruction_loss(states, batch.observations),
+            "reconstruction": th.stack(scaled).sum(0) if scaled else th.zeros_like(dynamics),
             "reward": self.reward_head(features).loss(batch.rewards),
             "continue": self.continue_head(features).loss(gamma * (1.0 - batch.is_terminal.to(features.dtype))),
             "dynamics": dynamics,
@@ -170,6 +180,8 @@ class WorldModel(nn.Module):
             "world_model/prior_entropy": prior.entropy().sum(-1).mean().detach(),
             "world_model/posterior_entropy": posterior.entropy().sum(-1).mean().detach(),
         }
+        if len(by_key) > 1:
+            metrics |= {f"world_model/reconstruction_loss/{key}": loss.detach().mean() for key, loss in by_key.items()}
         return losses, states, metrics
 
     def reconstruction_losses(self, states: LatentState, observations: TensorObs) -> dict[str, th.Tensor]:
@@ -184,7 +196,3 @@ class WorldModel(nn.Module):
         is_own = not isinstance(self.decoder, MultiDecoder)  # then its targets are the observations as they are
         targets = as_tensor_dict(observations) if is_own else self.decoder.targets(observations)  # type: ignore[operator]
         return {key: dist.loss(targets[key]).unflatten(0, lead) for key, dist in distributions.items()}
-
-    def reconstruction_loss(self, states: LatentState, observations: TensorObs) -> th.Tensor:
-        """:return: the sum of :meth:`reconstruction_losses` over keys, (B, T)"""
-        return th.stack(list(self.reconstruction_losses(states, observations).values())).sum(0)

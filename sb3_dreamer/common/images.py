@@ -1,0 +1,186 @@
+"""What is an image: which Box is read by convolutions, and how its axes become channels, height and width."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+
+from sb3_dreamer.common.preprocessing import as_space_dict, class_counts
+
+CHANNELS = (1, 3, 4)
+MIN_SIDE = 8
+# Bounds further apart than this give no scale: they say "any number".
+MAX_SPAN = 2.0**32
+
+
+class ImageLayout(NamedTuple):
+    """
+    How an observation becomes an image (C, h, w).
+
+    ``axes`` are the axes of the observation in the order channels (one, or several of a frame stack, or none), height, width.
+    """
+
+    axes: tuple[int, ...]
+    channels: int
+    height: int
+    width: int
+
+    def channels_first(self, images: th.Tensor) -> th.Tensor:
+        """
+        :param images: (N, \\*space.shape)
+        :return: (N, C, h, w)
+        """
+        moved = images.permute(0, *(axis + 1 for axis in self.axes))
+        return moved.reshape(len(images), self.channels, self.height, self.width)
+
+
+def make_layout(shape: tuple[int, ...], height_axis: int) -> ImageLayout:
+    """:return: the layout with height and width at ``height_axis`` and the axis behind it, all other axes as channels"""
+    others = [axis for axis in range(len(shape)) if axis not in (height_axis, height_axis + 1)]
+    channels = math.prod(shape[axis] for axis in others)
+    return ImageLayout((*others, height_axis, height_axis + 1), channels, shape[height_axis], shape[height_axis + 1])
+
+
+def has_scale(space: spaces.Box) -> bool:
+    """:return: whether the bounds say which values are dark and which are bright"""
+    if not space.is_bounded("both"):
+        return False
+    span = space.high.astype(np.float64) - space.low.astype(np.float64)
+    return bool((span > 0).all() and (span <= MAX_SPAN).all())
+
+
+def plain_layout(space: spaces.Box) -> ImageLayout | None:
+    """
+    :param space: a Box
+    :return: its layout where the meaning of a bounded Box with three or four axes is plain: height and width are neighbours
+        of at least 8, the one or two other axes are smaller (a frame stack has two), one of them 1, 3 or 4; else None
+    """
+    shape = space.shape
+    if len(shape) not in (3, 4) or not has_scale(space):
+        return None
+    large = [axis for axis, length in enumerate(shape) if length >= MIN_SIDE]
+    small = [length for length in shape if length < MIN_SIDE]
+    if len(large) != 2 or large[1] != large[0] + 1 or not set(small) & set(CHANNELS):
+        return None
+    return make_layout(shape, large[0])
+
+
+def named_layout(space: spaces.Box) -> ImageLayout | None:
+    """:return: the layout of a Box of which the user says that it is an image; None if its axes are not those of one"""
+    shape = space.shape
+    if len(shape) == 2:
+        return make_layout(shape, 0)
+    if len(shape) == 3:
+        return make_layout(shape, 1 if is_image_space_channels_first(space) else 0)
+    return plain_layout(space)
+
+
+def image_layout(space: spaces.Space, normalize_images: bool = True) -> ImageLayout | None:
+    """
+    :param space: space of one key, as the model gets it (SB3 transposes uint8 images with bounds 0 and 255)
+    :param normalize_images: SB3's switch; when False, every Box of three axes is an image
+    :return: how it is read as an image, or None if it is read as numbers
+    """
+    if not isinstance(space, spaces.Box):
+        return None
+    if is_image_space(space):
+        return named_layout(space)
+    plain = plain_layout(space)
+    if plain is None and not normalize_images and is_image_space(space, normalized_image=True):
+        return named_layout(space)
+    return plain
+
+
+class ObservationKeys(NamedTuple):
+    """Which keys of an observation are seen and reconstructed, and how: layouts of the images, all others are vectors."""
+
+    layouts: dict[str, ImageLayout]
+    encoded: list[str]
+    decoded: list[str]
+
+
+def choose_keys(
+    observation_space: spaces.Space,
+    normalize_images: bool = True,
+    image_keys: Sequence[str] | None = None,
+    vector_keys: Sequence[str] | None = None,
+    decoder_keys: Sequence[str] | None = None,
+) -> ObservationKeys:
+    """
+    :param observation_space: space of the environment; the key of a space that is no Dict is ``"obs"``
+    :param normalize_images: see :func:`image_layout`
+    :param image_keys: keys that are images whatever their space looks like
+    :param vector_keys: keys that are vectors whatever their space looks like; if ``image_keys`` is given as well, the model
+        sees the keys of these two lists and no other
+    :param decoder_keys: keys that are reconstructed; None: those that the model sees
+    :return: the keys in sorted order
+    :raises ValueError: if a key is unknown, in two lists or no image, or if the model would see nothing
+    """
+    space_dict = as_space_dict(observation_space)
+    images, vectors = check_keys("image_keys", image_keys, space_dict), check_keys("vector_keys", vector_keys, space_dict)
+    decoded = check_keys("decoder_keys", decoder_keys, space_dict)
+    if set(images) & set(vectors):
+        raise ValueError(f"`image_keys` and `vector_keys` must not share keys, got {sorted(set(images) & set(vectors))}")
+    layouts = {}
+    for key, space in space_dict.items():
+        layout = None if key in vectors else image_layout(space, normalize_images)
+        if key in images:
+            layout = named_layout(space) if isinstance(space, spaces.Box) else None
+            if layout is None:
+                raise ValueError(
+                    f"`image_keys` must be Boxes of two or three axes, or frame stacks of four; `{key}` is {space}"
+                )
+        if layout is None:
+            class_counts(space)  # raises on an unsupported space
+        else:
+            check_scale(key, space)
+            layouts[key] = layout
+    only_listed = image_keys is not None and vector_keys is not None
+    encoded = [key for key in space_dict if not only_listed or key in (*images, *vectors)]
+    if not encoded:
+        raise ValueError(f"`image_keys` and `vector_keys` are empty: the model would see none of {sorted(space_dict)}")
+    return ObservationKeys(layouts, encoded, encoded if decoder_keys is None else decoded)
+
+
+def check_keys(name: str, keys: Sequence[str] | None, space_dict: dict[str, spaces.Space]) -> list[str]:
+    """
+    :return: the keys in sorted order
+    :raises ValueError: if they are no list of keys of the observation space
+    """
+    if keys is None:
+        return []
+    unknown = [key for key in keys if key not in space_dict] if isinstance(keys, (list, tuple)) else [keys]
+    if unknown:
+        raise ValueError(f"`{name}` must be a list of keys among {sorted(space_dict)}, got {keys!r}")
+    return sorted(set(keys))
+
+
+def check_scale(key: str, space: spaces.Space) -> None:
+    """:raises ValueError: if the bounds of an image give no scale"""
+    assert isinstance(space, spaces.Box)
+    if not has_scale(space):
+        bounds = f"low={space.low.min()} high={space.high.max()}"
+        raise ValueError(f"The bounds of the image `{key}` must be finite and apart, got {bounds}")
+
+
+def warn_if_flattened(observation_space: spaces.Space, keys: ObservationKeys, named: Sequence[str] | None) -> None:
+    """
+    One warning for each Box of three axes or more that is read as numbers although nobody said so.
+
+    :param observation_space: space of the environment
+    :param keys: what was chosen for it
+    :param named: the user's ``vector_keys``
+    """
+    for key, space in as_space_dict(observation_space).items():
+        shape = space.shape or ()
+        if isinstance(space, spaces.Box) and len(shape) >= 3 and key not in keys.layouts and key not in (named or ()):
+            warnings.warn(
+                f"`{key}` of shape {shape} and dtype {space.dtype} is read as {math.prod(shape):,} numbers, not as an image: "
+                f"images have finite bounds, height and width of at least {MIN_SIDE} and 1, 3 or 4 channels. If it is one, "
+                f"say `policy_kwargs=dict(image_keys=[{key!r}])`; if it is none, `vector_keys=[{key!r}]`"
+            )

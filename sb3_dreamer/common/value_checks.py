@@ -1,0 +1,248 @@
+"""Values of observations, actions and rewards, checked once where they enter, as they will be stored."""
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import maybe_transpose
+
+from sb3_dreamer.common.distributions import TWO_HOT_LIMIT
+from sb3_dreamer.common.images import image_layout
+from sb3_dreamer.common.preprocessing import as_array_dict, as_space_dict
+from sb3_dreamer.common.type_aliases import NumpyObs
+
+# Rounding of a scaled action, and of an image that was resized, share of the range.
+TOLERANCE = 1e-3
+# An image whose values stay below this share of their range may hold codes.
+SMALL_SHARE = 0.1
+# Kinds of dtype: float, signed and unsigned integer, bool.
+NUMBERS = "fiub"
+# What SB3 stores in fewer bits.
+STORED = {np.dtype(np.float64): np.dtype(np.float32)}
+
+
+def image_limits(space: spaces.Box, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """:return: lowest and highest value of an image, one number each where all pixels have the same"""
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    margin = 0.0 if dtype.kind in "iub" else TOLERANCE * (high - low)
+    limits = []
+    for bound in (low - margin, high + margin):
+        is_same = np.ptp(bound) == 0.0  # for all pixels
+        limits.append(np.asarray(bound.flat[0] if is_same else bound, dtype=np.uint8 if dtype.kind == "b" else dtype))
+    return limits[0], limits[1]
+
+
+class ValueCheck:
+    """
+    Checks rows of one space: every value must be allowed, and must still be so in the dtype in which it is stored.
+
+    :param name: what the message calls them
+    :param space: Box, Discrete, MultiDiscrete or MultiBinary. The bounds of a Box count where it is an image; elsewhere they
+        are ignored, as SB3 does.
+    :param bounds: lowest and highest value in place of those of the space
+    :param hint: end of the message about a value
+    """
+
+    def __init__(
+        self, name: str, space: spaces.Space, bounds: tuple[float, float] | None = None, hint: str | None = None
+    ) -> None:
+        self.name = name
+        self.space = space
+        self.shape: tuple[int, ...] = space.shape or ()
+        self.core = tuple(length for length in self.shape if length != 1)
+        dtype = np.dtype(space.dtype)
+        self.dtype = STORED.get(dtype, dtype)
+        self.is_whole = self.dtype.kind in "iub"
+        low, high, allowed = self._limits(space, bounds)
+        self.has_one_range = bool(np.ptp(low) == 0 and np.ptp(high) == 0)
+        # Python's numbers are faster to compare with.
+        self.low: Any
+        self.high: Any
+        self.low, self.high = (low.flat[0].item(), high.flat[0].item()) if self.has_one_range else (low, high)
+        self.hint = hint or allowed
+        self.is_finite_enough = isinstance(space, spaces.Box) and self.dtype.kind == "f" and bounds is None
+        self.is_finite_enough &= image_layout(space) is None
+        # Nothing to look for where each value of the dtype is allowed.
+        info = np.iinfo(self.dtype) if self.dtype.kind in "iu" else None
+        self.is_free = info is not None and bool(np.all(self.low <= info.min) and np.all(self.high >= info.max))
+
+    def _limits(self, space: spaces.Space, bounds: tuple[float, float] | None) -> tuple[np.ndarray, np.ndarray, str]:
+        """:return: lowest and highest value of each element, and what is allowed in words"""
+        if isinstance(space, spaces.Box):
+            if bounds is not None:
+                low, high = (np.asarray(bound, dtype=self.dtype) for bound in bounds)
+            elif image_layout(space) is not None:
+                low, high = image_limits(space, self.dtype)
+            elif self.dtype.kind == "f":
+                largest = np.asarray(np.finfo(self.dtype).max)
+                return -largest, largest, f"all values must be finite ({self.dtype} is stored: at most {largest:.2g})"
+            else:
+                info = np.iinfo(self.dtype) if self.dtype.kind in "iu" else None
+                low, high = np.asarray(info.min if info else 0), np.asarray(info.max if info else 1)
+            kind = "whole numbers" if self.is_whole else "values"
+            return low, high, f"allowed are {kind} from {low.min():.6g} to {high.max():.6g}"
+        first = np.asarray(getattr(space, "start", 0), dtype=np.int64)
+        n_classes = 2 if isinstance(space, spaces.MultiBinary) else getattr(space, "nvec", getattr(space, "n", None))
+        last = first + np.asarray(n_classes, dtype=np.int64) - 1
+        return first, last, f"allowed are whole numbers from {first.min()} to {last.max()}, the space is {space}"
+
+    def rows(self, values: np.ndarray, n_rows: int) -> np.ndarray:
+        """
+        :param values: (n_rows, \\*shape), axes of length 1 may be missing
+        :param n_rows: of the batch
+        :return: the values as an array (n_rows, \\*shape)
+        :raises ValueError: if they have another shape
+        """
+        array = np.asarray(values)
+        if array.dtype.kind not in NUMBERS:
+            raise ValueError(f"`{self.name}` must hold numbers, got an array of {array.dtype}")
+        if array.shape != (n_rows, *self.shape):
+            array = maybe_transpose(array, self.space)  # as SB3 takes images
+            if array.size != n_rows * math.prod(self.shape) or self._core_of(array, n_rows) != self.core:
+                raise ValueError(
+                    f"`{self.name}` must have shape {(n_rows, *self.shape)}, one row per environment, got {array.shape}"
+                )
+            array = array.reshape(n_rows, *self.shape)
+        return array
+
+    def __call__(self, values: np.ndarray, n_rows: int) -> np.ndarray:
+        """
+        :param values: see :meth:`rows`
+        :param n_rows: of the batch
+        :return: the values as an array (n_rows, \\*shape)
+        :raises ValueError: names the first value that is not allowed, or the shape
+        """
+        array = self.rows(values, n_rows)
+        if not self._is_plainly_right(array):
+            self._refuse_first_wrong(array)
+        return array
+
+    def _is_plainly_right(self, array: np.ndarray) -> bool:
+        """:return: True if one or two passes over the array show that all is well; False if it takes a closer look"""
+        if array.dtype != self.dtype or array.size == 0:
+            return array.size == 0
+        if self.is_free:
+            return True
+        if self.is_finite_enough:
+            return math.isfinite(np.add.reduce(array, axis=None))  # or the sum overflows
+        return self.has_one_range and bool(
+            np.minimum.reduce(array, axis=None) >= self.low and np.maximum.reduce(array, axis=None) <= self.high
+        )
+
+    def _refuse_first_wrong(self, array: np.ndarray) -> None:
+        is_allowed = (array >= self.low) & (array <= self.high)
+        if self.is_whole and array.dtype.kind == "f":
+            is_allowed &= array == np.rint(array)
+        if not is_allowed.all():
+            env, *where = np.argwhere(~is_allowed)[0]
+            element = f"[{', '.join(map(str, where))}]" if len(where) and math.prod(self.shape) > 1 else ""
+            raise ValueError(f"`{self.name}`{element} of environment {env} is {array[(env, *where)]}: {self.hint}")
+
+    @staticmethod
+    def _core_of(array: np.ndarray, n_rows: int) -> tuple[int, ...]:
+        """:return: the shape without its rows and without axes of length 1"""
+        shape = [length for length in array.shape if length != 1]
+        return tuple(shape if n_rows == 1 else shape[1:])
+
+
+class ObservationCheck:
+    """
+    :class:`ValueCheck` for each key of an observation.
+
+    :param space: observation space
+    """
+
+    def __init__(self, space: spaces.Space) -> None:
+        self.parts = {key: ValueCheck(key, part) for key, part in as_space_dict(space).items()}
+
+    def __call__(self, observations: NumpyObs, n_rows: int) -> dict[str, np.ndarray]:
+        """
+        :param observations: (n_rows, ...), possibly by key
+        :param n_rows: of the batch
+        :return: by key (n_rows, \\*shape)
+        :raises ValueError: if a key is missing or a value is not allowed
+        """
+        arrays = self.check_keys(observations)
+        return {key: check(arrays[key], n_rows) for key, check in self.parts.items()}
+
+    def rows(self, observations: NumpyObs, n_rows: int) -> dict[str, np.ndarray]:
+        """As a call, but only shapes and keys are checked."""
+        arrays = self.check_keys(observations)
+        return {key: check.rows(arrays[key], n_rows) for key, check in self.parts.items()}
+
+    def check_keys(self, observations: NumpyObs) -> dict[str, np.ndarray]:
+        """
+        :return: observations by key
+        :raises ValueError: if the keys are not those of the space
+        """
+        arrays = as_array_dict(observations)
+        if arrays.keys() != self.parts.keys():
+            raise ValueError(f"The observation must have the keys {list(self.parts)}, got {sorted(arrays)}")
+        return arrays
+
+    def check_numbers(self, observations: NumpyObs) -> None:
+        """:raises ValueError: if the keys are not those of the space, or an array holds no numbers"""
+        for key, array in self.check_keys(observations).items():
+            kind = np.asarray(array).dtype
+            if kind.kind not in NUMBERS:
+                raise ValueError(f"`{key}` must hold numbers, got an array of {kind}")
+
+
+def action_check(space: spaces.Space) -> ValueCheck:
+    """:return: what checks actions as the replay stores them: class indices, or a Box scaled to [-1, 1]"""
+    if not isinstance(space, spaces.Box):
+        return ValueCheck("action", space)
+    hint = "actions of a Box are stored scaled to [-1, 1], see `policy.scale_action`"
+    scaled = spaces.Box(-1.0, 1.0, (math.prod(space.shape),), np.float32)  # flat, as SB3 stores them
+    return ValueCheck("action", scaled, bounds=(-1.0 - TOLERANCE, 1.0 + TOLERANCE), hint=hint)
+
+
+def reward_check() -> ValueCheck:
+    """:return: what checks rewards, one number per environment"""
+    return ValueCheck("reward", spaces.Box(-np.inf, np.inf, (), np.float32))
+
+
+class RangeCheck:
+    """
+    One warning for the first value outside of what the two-hot reward and value heads can say (symexp(20)).
+
+    :param name: what the message calls it
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.has_warned = False
+
+    def __call__(self, values: np.ndarray) -> None:
+        """
+        :param values: any shape
+        """
+        largest = float(np.abs(values).max(initial=0.0))
+        if largest > TWO_HOT_LIMIT and not self.has_warned:
+            self.has_warned = True
+            warnings.warn(
+                f"A {self.name} of size {largest:.3g} lies outside of +-{TWO_HOT_LIMIT:.3g}, the range of the two-hot reward "
+                "and value heads, and is learnt as that bound: scale the rewards down, for instance by VecNormalize"
+            )
+
+
+def warn_if_codes(key: str, space: spaces.Space, rows: np.ndarray, n_envs: int) -> None:
+    """
+    One warning for an image whose values use a small part of their range: they may be codes, not brightness.
+
+    :param key: of the observation
+    :param space: of the key
+    :param rows: (n, n_envs, ...) seen so far
+    :param n_envs: number of environments
+    """
+    if not isinstance(space, spaces.Box) or image_layout(space) is None:
+        return
+    low, high, largest = float(space.low.min()), float(space.high.max()), float(rows.max())
+    if largest - low < SMALL_SHARE * (high - low):
+        warnings.warn(
+            f"The image `{key}` reached no value above {largest:g} in its first {len(rows) * n_envs:,} rows, its space allows "
+            f"{low:g} to {high:g}. Codes of objects (as MiniGrid's) are learnt badly as a picture: read them as classes by "
+            "sb3_dreamer.common.wrappers.CodesToClasses, or render a picture. Brightness needs a space with its true bounds."
+        )

@@ -1,0 +1,281 @@
+"""What is an image: which Box is read by convolutions, in which layout and scale; what a user says wins."""
+
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from gymnasium.wrappers import FrameStackObservation
+from stable_baselines3.common.vec_env import DummyVecEnv, VecTransposeImage
+
+from sb3_dreamer import DreamerV3
+from sb3_dreamer.common.images import choose_keys, image_layout
+from sb3_dreamer.common.wrappers import CodesToClasses
+from sb3_dreamer.dreamerv3.networks import UnitPixels
+from tests.helpers import VECTOR, make_loss, make_policy, random_batch
+from tests.test_run import NoiseEnv
+from tests.test_spaces import QUICK
+
+ACTIONS = spaces.Discrete(2)
+
+
+def box(low, high, shape, dtype) -> spaces.Box:
+    return spaces.Box(low, high, shape, dtype)
+
+
+# space: (axes in the order channels, height, width; C, h, w)
+PLAIN = {
+    "uint8 mask 0..10, channels last": (box(0, 10, (32, 32, 3), np.uint8), ((2, 0, 1), 3, 32, 32)),
+    "uint8 mask 0..1, channels first": (box(0, 1, (1, 16, 20), np.uint8), ((0, 1, 2), 1, 16, 20)),
+    "float 0..1, last": (box(0, 1, (64, 48, 3), np.float32), ((2, 0, 1), 3, 64, 48)),
+    "float -1..1, first": (box(-1, 1, (4, 24, 36), np.float64), ((0, 1, 2), 4, 24, 36)),
+    "float 0..255, last": (box(0, 255, (16, 16, 1), np.float32), ((2, 0, 1), 1, 16, 16)),
+    "uint16 depth": (box(0, 65535, (24, 32, 1), np.uint16), ((2, 0, 1), 1, 24, 32)),
+    "int16 depth": (box(-1000, 1000, (24, 32, 1), np.int16), ((2, 0, 1), 1, 24, 32)),
+    "0/1 grid": (box(0, 1, (10, 10, 4), np.int8), ((2, 0, 1), 4, 10, 10)),
+    "bool grid": (box(0, 1, (10, 12, 4), bool), ((2, 0, 1), 4, 10, 12)),
+    "frame stack, last": (box(0, 255, (4, 64, 64, 3), np.uint8), ((0, 3, 1, 2), 12, 64, 64)),
+    "frame stack, first": (box(0, 255, (2, 3, 64, 64), np.uint8), ((0, 1, 2, 3), 6, 64, 64)),
+    "frame stack behind": (box(0, 255, (64, 64, 3, 5), np.uint8), ((2, 3, 0, 1), 15, 64, 64)),
+    "SB3's, transposed": (box(0, 255, (3, 64, 64), np.uint8), ((0, 1, 2), 3, 64, 64)),
+    "SB3's, six channels": (box(0, 255, (6, 20, 20), np.uint8), ((0, 1, 2), 6, 20, 20)),
+}
+NUMBERS = {
+    "unbounded": box(-np.inf, np.inf, (64, 64, 3), np.float32),
+    "bounded in name only": box(np.finfo(np.float32).min, np.finfo(np.float32).max, (64, 64, 3), np.float32),
+    "two channels": box(0, 1, (64, 64, 2), np.float32),
+    "small": box(0, 1, (7, 7, 3), np.float32),
+    "channels in the middle": box(0, 1, (16, 3, 16), np.float32),
+    "a volume": box(0, 1, (16, 16, 16, 3), np.float32),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_images(name):
+    space, layout = PLAIN[name]
+    assert image_layout(space) == layout
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_what_is_no_plain_image_is_warned_of(name):
+    space = NUMBERS[name]
+    n = int(np.prod(space.shape))
+    with pytest.warns(UserWarning, match=rf"`obs` of shape .* and dtype float32 is read as {n:,} numbers") as warned:
+        model = DreamerV3("MlpPolicy", NoiseEnv(space, ACTIONS), **QUICK)
+    assert len([w for w in warned if "numbers" in str(w.message)]) == 1 and "image_keys=['obs']" in str(warned[-1].message)
+    assert not model.policy.world_model.encoder.towers
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_policy(space, ACTIONS, vector_keys=["obs"])  # said on purpose
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_pixels_are_where_and_what_they_were(name):
+    """The lowest value is 0, the highest 1, and pixel (c, y, x) is the one that numpy finds there."""
+    space, (axes, channels, height, width) = PLAIN[name]
+    rng = np.random.default_rng(0)
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    image = np.round(low + (high - low) * rng.integers(0, 2, space.shape)).astype(space.dtype)
+    unit = UnitPixels(space, image_layout(space))(th.as_tensor(image[None]))[0]
+    expected = ((image - low) / (high - low)).transpose(axes).reshape(channels, height, width)
+    assert set(unit.unique().tolist()) == {0.0, 1.0}
+    np.testing.assert_array_equal(unit.numpy(), expected)
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy"])
+@pytest.mark.parametrize("name", PLAIN)
+def test_learning_acting_and_reconstructing(name, policy, tmp_path):
+    space, (_, channels, height, width) = PLAIN[name]
+    model = DreamerV3(policy, NoiseEnv(space, ACTIONS), seed=0, **QUICK).learn(24)
+    assert model._n_updates > 0 and model.policy.world_model.encoder.mlp is None
+    obs = np.stack([space.sample() for _ in range(2)])
+    actions, _ = model.predict(obs, deterministic=True)
+    model.save(tmp_path / "model")
+    loaded = DreamerV3.load(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], actions)
+    batch = model.replay_buffer.sample(2)
+    losses, *_ = model.policy.world_model.loss(batch, th.rand(2, 6, model.policy.size.stoch), free_nats=1.0, gamma=0.99)
+    # Pixels in [0, 1] against a decoder around 0.5: the bound of the squared error says that the scale is right.
+    assert 0 < losses["reconstruction"].max() <= channels * height * width
+
+
+def test_the_size_follows_the_image():
+    image = PLAIN["float 0..1, last"][0]
+    with_image = DreamerV3("MlpPolicy", NoiseEnv(image, ACTIONS), model_size="auto", buffer_size=100)
+    assert with_image.policy.size.deter == 2048
+    flat = DreamerV3(
+        "MlpPolicy", NoiseEnv(image, ACTIONS), model_size="auto", buffer_size=100, policy_kwargs=dict(vector_keys=["obs"])
+    )
+    assert flat.policy.size.deter == 512
+
+
+def test_channels_last_is_channels_first():
+    """The same pixels in either order, to the same embedding and the same loss."""
+    last, first = box(0, 10, (16, 20, 3), np.uint8), box(0, 10, (3, 16, 20), np.uint8)
+    policies = [make_policy(space, ACTIONS) for space in (last, first)]
+    policies[1].load_state_dict(policies[0].state_dict())
+    batch = random_batch(policies[0])
+    image = th.as_tensor(np.random.default_rng(0).integers(0, 11, (4, 8, 16, 20, 3)), dtype=th.uint8)
+    noise = make_loss(policies[0]).draw_noise(4, 8)
+    outputs = [
+        make_loss(policy)(batch._replace(observations=observations), noise)
+        for policy, observations in zip(policies, (image, image.permute(0, 1, 4, 2, 3)), strict=True)
+    ]
+    assert th.allclose(outputs[0].terms["reconstruction"], outputs[1].terms["reconstruction"])
+    assert th.allclose(outputs[0].loss, outputs[1].loss)
+
+
+def test_gymnasiums_frame_stack():
+    env = FrameStackObservation(NoiseEnv(box(0, 255, (36, 36, 3), np.uint8), ACTIONS), 4)
+    model = DreamerV3("CnnPolicy", env, seed=0, **QUICK).learn(24)
+    assert model._n_updates > 0 and model.policy.world_model.encoder.towers[0].tower.key_channels == [12]
+
+
+def test_sb3s_wrapper_that_was_told_to_skip():
+    """It leaves a uint8 image channels last, which is then read as such."""
+    env = VecTransposeImage(DummyVecEnv([lambda: NoiseEnv(box(0, 255, (32, 40, 3), np.uint8), ACTIONS)]), skip=True)
+    model = DreamerV3("CnnPolicy", env, **QUICK)
+    assert model.policy.world_model.encoder.towers[0].tower.key_channels == [3]
+
+
+# ---- what a user says ----
+
+SPACE = spaces.Dict(
+    {
+        "camera": box(0, 255, (3, 16, 16), np.uint8),
+        "depth": box(0, 1, (16, 16), np.float32),
+        "state": VECTOR,
+        "truth": spaces.Discrete(4),
+    }
+)
+
+
+def test_keys_by_default():
+    keys = choose_keys(SPACE)
+    assert list(keys.layouts) == ["camera"] and keys.encoded == keys.decoded == ["camera", "depth", "state", "truth"]
+
+
+@pytest.mark.parametrize(
+    "said, images, encoded, decoded",
+    [
+        (dict(image_keys=["depth"]), ["camera", "depth"], "camera depth state truth", "camera depth state truth"),
+        (dict(vector_keys=["camera"]), [], "camera depth state truth", "camera depth state truth"),
+        (dict(image_keys=["camera"], vector_keys=["state"]), ["camera"], "camera state", "camera state"),
+        (dict(decoder_keys=["state"]), ["camera"], "camera depth state truth", "state"),
+        (dict(image_keys=["camera"], vector_keys=[], decoder_keys=["truth"]), ["camera"], "camera", "truth"),
+        (dict(decoder_keys=[]), ["camera"], "camera depth state truth", ""),
+    ],
+)
+def test_what_a_user_says_wins(said, images, encoded, decoded, tmp_path):
+    model = DreamerV3("MultiInputPolicy", NoiseEnv(SPACE, ACTIONS), seed=0, **QUICK, policy_kwargs=said).learn(24)
+    encoder, decoder = model.policy.world_model.encoder, model.policy.world_model.decoder
+    towers = [key for tower in encoder.towers for key in tower.tower.keys]
+    assert sorted([*encoder.vector_keys, *towers]) == encoded.split()
+    assert sorted([*decoder.vector_keys, *decoder.image_keys]) == decoded.split()
+    assert towers == [key for key in images if key in encoded.split()]
+    obs = {key: np.asarray(space.sample()) for key, space in SPACE.spaces.items()}
+    assert model._n_updates > 0
+    model.save(tmp_path / "model")
+    loaded = DreamerV3.load(tmp_path / "model")
+    assert loaded.policy.key_kwargs == {**dict.fromkeys(("image_keys", "vector_keys", "decoder_keys")), **said}
+    for one in (model, loaded):
+        np.testing.assert_array_equal(one.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
+
+
+def test_an_unseen_key_changes_nothing_and_gets_no_gradient():
+    policy = make_policy(SPACE, ACTIONS, image_keys=["camera"], vector_keys=["state"], decoder_keys=["camera"])
+    batch, noise = random_batch(policy), make_loss(policy).draw_noise(4, 8)
+    first = make_loss(policy)(batch, noise).loss
+    other = {**batch.observations, "truth": 3 - batch.observations["truth"], "depth": 1 - batch.observations["depth"]}
+    assert make_loss(policy)(batch._replace(observations=other), noise).loss == first
+    seen = {**batch.observations, "state": batch.observations["state"] + 1}
+    assert make_loss(policy)(batch._replace(observations=seen), noise).loss != first
+
+
+@pytest.mark.parametrize(
+    "said, match",
+    [
+        (dict(image_keys=["camrea"]), r"`image_keys` must be a list of keys among \['camera', 'depth', .*got \['camrea'\]"),
+        (dict(vector_keys="state"), "`vector_keys` must be a list of keys among .*got 'state'"),
+        (dict(image_keys=["camera"], vector_keys=["camera"]), r"must not share keys, got \['camera'\]"),
+        (dict(image_keys=["state"]), "`image_keys` must be Boxes of two or three axes, .*`state` is Box"),
+        (dict(image_keys=["truth"]), "`truth` is Discrete"),
+        (dict(image_keys=[], vector_keys=[]), "the model would see none of"),
+    ],
+    ids=str,
+)
+def test_keys_that_cannot_be(said, match):
+    with pytest.raises(ValueError, match=match):
+        make_policy(SPACE, ACTIONS, **said)
+
+
+def test_weights_of_single_keys():
+    policy = make_policy(SPACE, ACTIONS)
+    batch, noise = random_batch(policy), make_loss(policy).draw_noise(4, 8)
+    batch.observations["depth"].clamp_(0, 1)
+
+    def reconstruction(scales):
+        loss = make_loss(policy, loss_scales={"reconstruction": scales})
+        output = loss(batch, noise)
+        return output.terms["reconstruction"].mean() * loss.loss_scales["reconstruction"], output.metrics
+
+    plain, metrics = reconstruction(1.0)
+    by_key = {key: metrics[f"world_model/reconstruction_loss/{key}"] for key in SPACE.spaces}
+    assert th.allclose(sum(by_key.values()), plain)
+    weighted, _ = reconstruction({"state": 10.0, "camera": 0.0})
+    assert th.allclose(weighted, plain + 9 * by_key["state"] - by_key["camera"])
+    with pytest.raises(ValueError, match=r"must name keys that are reconstructed: \['state'\], got \['camera'\]"):
+        make_loss(make_policy(SPACE, ACTIONS, decoder_keys=["state"]), loss_scales={"reconstruction": {"camera": 1.0}})
+
+
+def test_cnn_policy_says_what_is_missing():
+    env = NoiseEnv(box(0, 255, (64, 64), np.uint8), ACTIONS)
+    with pytest.raises(AssertionError, match=r"a channel axis is missing: .*ReshapeObservation\(env, \(64, 64, 1\)\)"):
+        DreamerV3("CnnPolicy", env, **QUICK)
+    env = gym.wrappers.ReshapeObservation(env, (64, 64, 1))  # the advice works
+    assert DreamerV3("CnnPolicy", env, **QUICK).observation_space.shape == (1, 64, 64)
+    other_way = DreamerV3("CnnPolicy", env.env, **QUICK, policy_kwargs=dict(image_keys=["obs"])).learn(24)
+    assert other_way.policy.world_model.encoder.towers[0].tower.key_channels == [1] and other_way._n_updates > 0
+
+
+# ---- codes that look like a picture ----
+
+
+class Codes(gym.Env):
+    """MiniGrid's kind of observation: small codes in a space of 0 to 255."""
+
+    observation_space = spaces.Box(0, 255, (7, 7, 3), np.uint8)
+    action_space = ACTIONS
+
+    def __init__(self, largest: int = 10):
+        self.largest = largest
+
+    def _draw(self):
+        return self.np_random.integers(0, self.largest + 1, (7, 7, 3)).astype(np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self._draw(), {}
+
+    def step(self, action):
+        self.t += 1
+        return self._draw(), 0.0, False, self.t == 50, {}
+
+
+def test_codes_in_an_image_are_warned_of_and_read_as_classes():
+    settings = {**QUICK, "learning_starts": 5000, "buffer_size": 2000}
+    with pytest.warns(UserWarning, match=r"The image `obs` reached no value above 10 in its first 1,0\d\d rows") as warned:
+        DreamerV3("CnnPolicy", DummyVecEnv([Codes, Codes]), seed=0, **settings).learn(1400)
+    assert sum("no value above" in str(w.message) for w in warned) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DreamerV3("CnnPolicy", DummyVecEnv([lambda: Codes(40)] * 2), seed=0, **settings).learn(1400)
+        model = DreamerV3("MlpPolicy", CodesToClasses(Codes(), 11), seed=0, **QUICK).learn(24)
+    assert model.policy.world_model.encoder.sizes["obs"] == [11] * 147
+    rows = model.replay_buffer.observations[: model.replay_buffer.size()]
+    assert rows.shape[1:] == (1, 147) and rows.max() == 10
+    with pytest.raises(ValueError, match=r"`obs`.* is 11: allowed are whole numbers from 0 to 9"):
+        DreamerV3("MlpPolicy", CodesToClasses(Codes(11), 10), seed=1, **QUICK).learn(24)
