@@ -322,7 +322,7 @@ class SequenceReplayBuffer(RowStorage):
             )
         oldest = self.counts - self.filled
         fresh: list[tuple[int, int]] = []
-        while self._queue and len(fresh) < batch_size:
+        while self.online_queue and self._queue and len(fresh) < batch_size:
             window = env, step = self._queue.popleft()
             if step >= oldest[env]:  # else some of its rows are overwritten
                 fresh.append(window)

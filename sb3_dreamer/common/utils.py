@@ -120,6 +120,8 @@ class TrainRatio:
     count for nothing.
     """
 
+    steps_per_update = 0  # not in files of older versions
+
     def __init__(self) -> None:
         self.updates_per_step = Fraction(0)
         self.owed = Fraction(0)
@@ -130,6 +132,9 @@ class TrainRatio:
         :param ratio: replayed (trained) time steps per environment step
         :param steps_per_update: time steps that one update trains, batch size times batch length
         """
+        if self.steps_per_update:
+            self.owed *= Fraction(self.steps_per_update, steps_per_update)  # the debt is one of time steps
+        self.steps_per_update = steps_per_update
         # Read as it is written: 0.1 is a tenth here, not the nearest binary fraction.
         self.updates_per_step = Fraction(str(ratio)) / steps_per_update
 

@@ -37,7 +37,20 @@ RANGES: dict[str, tuple[float, float, bool]] = {
 OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 POSITIVE = ("training_ratio", "agc_clip")
 # What else several ranks must have in common.
-ALIKE = "num_timesteps _n_updates train_freq precision compile loss_scales replay_context distributed_scaling".split()
+ALIKE = (
+    "num_timesteps _n_updates train_freq precision compile loss_scales replay_context online_queue distributed_scaling".split()
+)
+# Settings that hold for the life of a model, and why.
+BUILT = "the networks are built with it, make a new model"
+MADE = "the replay buffer is made with it, save the model and load it with the new value"
+FIXED = {
+    "model_size": BUILT,
+    "policy_kwargs": BUILT,
+    "buffer_size": MADE,
+    "replay_context": MADE,
+    "replay_buffer_class": MADE,
+    "replay_buffer_kwargs": MADE,
+}
 NO_NOISE = "none, the actor is stochastic and `ent_coef` sets how much"
 # Arguments that users of SB3's algorithms know, and what takes their place here.
 COUNTERPARTS = {
@@ -101,6 +114,18 @@ def check_arguments(model: "DreamerV3") -> None:
     check_loss_scales(model.loss_scales)
     check_kwargs(model)
     check_spaces(model)
+
+
+def check_unchanged(model: "DreamerV3", settings: dict[str, Any]) -> None:
+    """
+    :param model: an algorithm at work
+    :param settings: with which it was built, empty if it is being built
+    :raises ValueError: if a setting is another one now that can no longer change
+    """
+    for name, reason in FIXED.items():
+        if name in settings and getattr(model, name) != settings[name]:
+            came = f"got {getattr(model, name)!r} in place of {settings[name]!r}"
+            raise ValueError(f"`{name}` cannot change any more, {came}: {reason}")
 
 
 def is_number(value: Any) -> bool:
@@ -240,7 +265,8 @@ def warn_if_small(model: "DreamerV3") -> None:
 def facts_for_all(model: "DreamerV3", total_timesteps: int) -> dict[str, Any]:
     """:return: by name what must be the same on all ranks, lest they wait for each other for ever"""
     facts = {name: getattr(model, name) for name in (*RANGES, *POSITIVE, *ALIKE) if name != "buffer_size"}
-    facts["learning_rate"] = [float(model.lr_schedule(progress)) for progress in (1.0, 0.5, 0.0)]
+    rate = model.learning_rate
+    facts["learning_rate"] = [float(rate(progress)) for progress in (1.0, 0.5, 0.0)] if callable(rate) else rate
     parameters = {name: tuple(parameter.shape) for name, parameter in model.policy.named_parameters()}
     environments = f"{model.n_envs} of {model.observation_space}, {model.action_space}"
     facts |= {"total_timesteps": total_timesteps, "env": environments, "policy": parameters}

@@ -16,21 +16,17 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from sb3_dreamer.common.launch import join_ranks
 from sb3_dreamer.common.preprocessing import decode_actions, encode_actions
-from sb3_dreamer.common.ranks import rate_factor
 from sb3_dreamer.common.recorders import tensors_of
 from sb3_dreamer.common.type_aliases import LatentState, PolicyState
-from sb3_dreamer.common.utils import MetricAverager, PiecewiseSchedule, TrainRatio, UpdateClock, make_schedule, warmup_factor
-from sb3_dreamer.common.write_back import LatentWriteBack
+from sb3_dreamer.common.utils import MetricAverager, TrainRatio, UpdateClock
 from sb3_dreamer.dreamerv3.arguments import announce, check_arguments, check_space, facts_for_all, name_counterparts
-from sb3_dreamer.dreamerv3.losses import DreamerLoss
-from sb3_dreamer.dreamerv3.make_update import make_acting, make_update
 from sb3_dreamer.dreamerv3.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy
-from sb3_dreamer.dreamerv3.saving import SavedAlgorithm
+from sb3_dreamer.dreamerv3.settings import AdjustableAlgorithm
 
 SelfDreamerV3 = TypeVar("SelfDreamerV3", bound="DreamerV3")
 
 
-class DreamerV3(SavedAlgorithm):
+class DreamerV3(AdjustableAlgorithm):
     """
     DreamerV3: learn a world model from replayed sequences, learn to act inside its dreams.
 
@@ -84,9 +80,7 @@ class DreamerV3(SavedAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    policy: DreamerPolicy
     replay_buffer: SequenceReplayBuffer
-    loss_module: DreamerLoss
 
     @name_counterparts
     def __init__(
@@ -184,6 +178,7 @@ class DreamerV3(SavedAlgorithm):
 
     def _setup_model(self) -> None:
         check_arguments(self)
+        self._settings = {}  # networks and buffer are built now
         self._ranks.quieten(self)
         user_policy_kwargs, user_buffer_kwargs = self.policy_kwargs, self.replay_buffer_kwargs
         # SB3 hands these two dicts on; the user's own are restored, for `load` compares them.
@@ -201,17 +196,6 @@ class DreamerV3(SavedAlgorithm):
             self.policy_kwargs, self.replay_buffer_kwargs = user_policy_kwargs, user_buffer_kwargs
         self.replay_buffer.latent_shape = self.policy.size.latent_shape
         self._setup_training()
-
-    def _setup_training(self) -> None:
-        """What follows from the arguments alone; done anew at each ``learn``, for users set attributes in between."""
-        check_arguments(self)
-        self._train_ratio.set_rate(self.training_ratio, self._ranks.size * self.batch_size * self.batch_length)
-        self.replay_buffer.set_window(self.batch_length)
-        names = ("imagination_horizon", "gamma", "return_lambda", "ent_coef", "free_nats", "imagine_last", "loss_scales")
-        self.loss_module = DreamerLoss(self.policy, **{name: getattr(self, name) for name in names})
-        self._update = make_update(self.loss_module, self.agc_clip, self.tau, self.compile, self.verbose, self._ranks)
-        self._write_back = LatentWriteBack(self.replay_buffer)
-        self._act = make_acting(self.policy, self.compile)
 
     def learn(
         self: SelfDreamerV3,
@@ -330,9 +314,14 @@ class DreamerV3(SavedAlgorithm):
             self._owe_updates(self.num_timesteps - steps_before, self.replay_buffer.can_sample(), will_train=False)
             raise
         n_steps = (self.num_timesteps - steps_before) // self._ranks.size
-        agreed = self._ranks.agree(n_steps, rollout.continue_training, self.replay_buffer.can_sample())
+        has_changes = bool(self._changed_settings())
+        agreed = self._ranks.agree(n_steps, rollout.continue_training, self.replay_buffer.can_sample(), has_changes)
         self.num_timesteps = steps_before + agreed.n_steps
-        self._owe_updates(agreed.n_steps, agreed.can_sample, agreed.goes_on)
+        try:
+            if agreed.has_changes:
+                agreed = self._take_up_together(agreed)
+        finally:  # steps count where a setting is refused, too
+            self._owe_updates(agreed.n_steps, agreed.can_sample, agreed.goes_on)
         self._ranks.follow(agreed.buffer_paths, self.save_replay_buffer)
         return rollout._replace(continue_training=agreed.goes_on)
 
@@ -349,6 +338,7 @@ class DreamerV3(SavedAlgorithm):
         :param gradient_steps: number of updates
         :param batch_size: B, windows per update
         """
+        self._take_up_settings()
         self.policy.set_training_mode(True)
         self._ranks.merge_statistics(self._vec_normalize_env)
         for _ in range(gradient_steps):
@@ -365,20 +355,6 @@ class DreamerV3(SavedAlgorithm):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if self.device.type == "cpu":  # elsewhere reading them would wait for the device
             self._metrics.record(self.logger)
-
-    def _setup_lr_schedule(self) -> None:
-        self.lr_schedule = make_schedule(self.learning_rate)
-
-    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
-        """The one place where the learning rate is set: schedule times warm-up, whatever the optimiser, times ``lr_scale``."""
-        is_piecewise = isinstance(self.lr_schedule, PiecewiseSchedule)
-        rate = self.lr_schedule(self.num_timesteps if is_piecewise else self._current_progress_remaining)
-        rate *= warmup_factor(self._n_updates, self.lr_warmup_steps)
-        rate *= rate_factor(self.distributed_scaling, self._ranks.size, 1.0 - self._current_progress_remaining)
-        self.logger.record("train/learning_rate", rate)
-        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group.get("lr_scale", 1.0)
 
     def _announce_duration(self) -> None:
         """Say once per ``learn``, after the fifth update, how long it will take."""

@@ -78,15 +78,13 @@ class DreamerPolicy(BasePolicy):
             optimizer_kwargs=optimizer_kwargs,
             squash_output=isinstance(action_space, spaces.Box),
         )
-        if precision not in PRECISIONS:
-            raise ValueError(f"`precision` must be one of {PRECISIONS}, got {precision!r}")
+        self.set_precision(precision)
         unknown = sorted(set(dimensions) - SIZE_FIELDS)
         if unknown:
             hints = "".join(f"The counterpart of `{n}`: {COUNTERPARTS[n]}. " for n in unknown if n in COUNTERPARTS)
             known = ", ".join(sorted(SIZE_FIELDS))
             raise TypeError(f"`policy_kwargs` knows no {', '.join(unknown)}. {hints}Dimensions are {known}")
         self.model_size = model_size
-        self.precision = precision
         self.dimensions = dimensions
         self.size = resolve_model_size(model_size, observation_space, normalize_images, **dimensions)
         self.network_kwargs = dict(
@@ -143,6 +141,15 @@ class DreamerPolicy(BasePolicy):
         :param tau: share of the critic
         """
         polyak_update(self.critic.parameters(), self.critic_target.parameters(), tau)
+
+    def set_precision(self, precision: str) -> None:
+        """
+        :param precision: one of :data:`PRECISIONS`, from now on
+        :raises ValueError: if it is none of them
+        """
+        if precision not in PRECISIONS:
+            raise ValueError(f"`precision` must be one of {PRECISIONS}, got {precision!r}")
+        self.precision = precision
 
     def autocast(self) -> AbstractContextManager:
         """:return: the context in which all networks run, after ``precision`` and the device"""
