@@ -181,6 +181,7 @@ def test_longer_windows_wait_until_there_is_one():
         ("loss_scales", {"rewards": 1.0}, "`loss_scales` knows no 'rewards'"),
         ("precision", "fp16", "`precision` must be one of"),
         ("train_freq", (1, "episode"), "`train_freq` in episodes needs one environment, got 3"),
+        ("log_every_updates", 0, "`log_every_updates` must be a whole number of at least 1, got 0"),
         ("distributed_scaling", "square", "`distributed_scaling` must be one of"),
         ("model_size", "nano", "`model_size` cannot change any more, got 'nano' in place of 'debug': the networks are built"),
         ("policy_kwargs", {"deter": 16}, "`policy_kwargs` cannot change any more"),

@@ -211,7 +211,7 @@ class MetricAverager:
     def __init__(self) -> None:
         self._names: tuple[str, ...] = ()
         self._sums: th.Tensor | None = None
-        self._count = 0
+        self.count = 0  # updates since the last flush
 
     def add(self, names: tuple[str, ...], values: th.Tensor) -> None:
         """
@@ -220,13 +220,13 @@ class MetricAverager:
         """
         self._names = names
         self._sums = values.clone() if self._sums is None else self._sums + values
-        self._count += 1
+        self.count += 1
 
     def means(self) -> dict[str, float]:
         """:return: means since the last flush, empty if nothing was added"""
         if self._sums is None:
             return {}
-        return dict(zip(self._names, (self._sums / self._count).tolist(), strict=True))
+        return dict(zip(self._names, (self._sums / self.count).tolist(), strict=True))
 
     def record(self, logger: Logger) -> None:
         """
@@ -242,5 +242,5 @@ class MetricAverager:
     def flush(self) -> dict[str, float]:
         """:return: as :meth:`means`, and start anew"""
         means = self.means()
-        self._sums, self._count = None, 0
+        self._sums, self.count = None, 0
         return means

@@ -27,6 +27,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "batch_length": (2, float("inf"), True),
     "imagination_horizon": (1, float("inf"), True),
     "lr_warmup_steps": (0, float("inf"), True),
+    "log_every_updates": (1, float("inf"), True),
     "imagine_last": (0, float("inf"), True),
     "gamma": (0.0, 1.0, False),
     "return_lambda": (0.0, 1.0, False),

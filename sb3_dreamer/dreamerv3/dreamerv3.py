@@ -61,6 +61,8 @@ class DreamerV3(AdjustableAlgorithm):
     :param distributed_scaling: what several ranks (torchrun), each with its own batch and environments, do to the learning
         rate: ``"sqrt"``, ``"linear"``, None, ``"sqrt+priming"``, ``"linear+priming"``, see
         :func:`~sb3_dreamer.common.ranks.rate_factor`
+    :param log_every_updates: write the log after so many updates without a line, however long episodes are; ``learn`` with
+        ``log_interval=None`` writes none
     :param train_freq: collect so many steps, or ``(n, "episode")``, between training calls
     :param replay_buffer_class: a subclass of :class:`~sb3_dreamer.common.buffers.SequenceReplayBuffer`
     :param replay_buffer_kwargs: keyword arguments of the replay buffer
@@ -109,6 +111,7 @@ class DreamerV3(AdjustableAlgorithm):
         precision: str = "auto",
         compile: bool | str = "auto",
         distributed_scaling: str | None = "sqrt",
+        log_every_updates: int = 500,
         train_freq: int | tuple[int, str] = 1,
         replay_buffer_class: type[SequenceReplayBuffer] | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
@@ -160,6 +163,8 @@ class DreamerV3(AdjustableAlgorithm):
         self.precision = precision
         self.compile = compile
         self.distributed_scaling = distributed_scaling
+        self.log_every_updates = log_every_updates
+        self._log_interval: int | None = None
         self._last_state: PolicyState | None = None
         self._train_ratio = TrainRatio()
         self._metrics = MetricAverager()
@@ -207,6 +212,7 @@ class DreamerV3(AdjustableAlgorithm):
         progress_bar: bool = False,
     ) -> SelfDreamerV3:
         """As :meth:`OffPolicyAlgorithm.learn`; steps are those of all ranks."""
+        self._log_interval = log_interval
         with self._ranks.learning(facts_for_all(self, total_timesteps)):
             callback, progress_bar = self._ranks.callback(callback, progress_bar)
             super().learn(
@@ -352,7 +358,9 @@ class DreamerV3(AdjustableAlgorithm):
             self._train_ratio.pay()
             self._metrics.add(self._update.metric_names, metrics)
             self._announce_duration()
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+            self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+            if self._log_interval is not None and self._metrics.count >= self.log_every_updates:
+                self.dump_logs()  # episodes may be long, or never end
         if self.device.type == "cpu":  # elsewhere reading them would wait for the device
             self._metrics.record(self.logger)
 

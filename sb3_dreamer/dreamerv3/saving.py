@@ -69,7 +69,7 @@ class SavedAlgorithm(OffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         mine = ["loss_module", "_update", "_write_back", "_act", "_last_state", "_metrics", "_clock", "_ranks"]
-        mine += ["_settings"]
+        mine += ["_settings", "_log_interval"]
         return [*super()._excluded_save_params(), *mine]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -28,6 +28,7 @@ OF_THE_LOOP = (
     "train_freq",
     "online_queue",
     "distributed_scaling",
+    "log_every_updates",
 )
 
 
