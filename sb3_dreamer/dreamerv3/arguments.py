@@ -268,6 +268,7 @@ def facts_for_all(model: "DreamerV3", total_timesteps: int) -> dict[str, Any]:
     facts = {name: getattr(model, name) for name in (*RANGES, *POSITIVE, *ALIKE) if name != "buffer_size"}
     rate = model.learning_rate
     facts["learning_rate"] = [float(rate(progress)) for progress in (1.0, 0.5, 0.0)] if callable(rate) else rate
+    facts["updates owed"] = model._train_ratio.owed
     parameters = {name: tuple(parameter.shape) for name, parameter in model.policy.named_parameters()}
     environments = f"{model.n_envs} of {model.observation_space}, {model.action_space}"
     facts |= {"total_timesteps": total_timesteps, "env": environments, "policy": parameters}

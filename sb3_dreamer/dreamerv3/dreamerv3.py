@@ -234,15 +234,17 @@ class DreamerV3(AdjustableAlgorithm):
     ) -> tuple[int, BaseCallback]:
         if reset_num_timesteps or self._last_obs is None:
             self._last_state = None  # SB3 is about to reset the environments
-        if reset_num_timesteps:
-            self._train_ratio.close()
         self._clock = UpdateClock()
         self._write_back.flush()
         self._setup_training()
         self._ranks.broadcast([*self.policy.state_dict().values(), *tensors_of(dict(self.policy.optimizer.state))])
         self._ranks.merge_statistics(self._vec_normalize_env)
         announce(self)
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        setup = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        self._pay_debt()
+        if reset_num_timesteps:
+            self._train_ratio.close()
+        return setup
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
@@ -317,7 +319,7 @@ class DreamerV3(AdjustableAlgorithm):
                 self._update_info_buffer(callback.locals["infos"], callback.locals["dones"])
         except BaseException:
             self._last_obs = None  # somewhere between two steps: the environments must be reset
-            self._owe_updates(self.num_timesteps - steps_before, self.replay_buffer.can_sample(), will_train=False)
+            self._owe_updates(self.num_timesteps - steps_before, self.replay_buffer.can_sample())
             raise
         n_steps = (self.num_timesteps - steps_before) // self._ranks.size
         has_changes = bool(self._changed_settings())
@@ -327,15 +329,20 @@ class DreamerV3(AdjustableAlgorithm):
             if agreed.has_changes:
                 agreed = self._take_up_together(agreed)
         finally:  # steps count where a setting is refused, too
-            self._owe_updates(agreed.n_steps, agreed.can_sample, agreed.goes_on)
+            self._owe_updates(agreed.n_steps, agreed.can_sample)
         self._ranks.follow(agreed.buffer_paths, self.save_replay_buffer)
         return rollout._replace(continue_training=agreed.goes_on)
 
-    def _owe_updates(self, n_steps: int, can_sample: bool, will_train: bool) -> None:
+    def _owe_updates(self, n_steps: int, can_sample: bool) -> None:
         """Set ``gradient_steps`` to the updates owed after so many steps of all ranks."""
-        if will_train or self._train_ratio.is_open:
-            can_train = self.num_timesteps > self.learning_starts and can_sample
-            self.gradient_steps = self._train_ratio.tick(n_steps, can_train)
+        can_train = self.num_timesteps > self.learning_starts and can_sample
+        self.gradient_steps = self._train_ratio.tick(n_steps, can_train)
+
+    def _pay_debt(self) -> None:
+        """Updates that a stop has left undone."""
+        can_sample = self._ranks.agree(0, True, self.replay_buffer.can_sample()).can_sample
+        if can_sample and self._train_ratio.owed >= 1:
+            self.train(gradient_steps=int(self._train_ratio.owed), batch_size=self.batch_size)
 
     def train(self, gradient_steps: int, batch_size: int) -> None:
         """
