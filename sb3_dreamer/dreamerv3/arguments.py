@@ -4,10 +4,11 @@ import functools
 import warnings
 from collections.abc import Callable
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
@@ -253,14 +254,16 @@ def check_buffer(loaded: Any, model: "DreamerV3") -> None:
             raise ValueError(f"The replay buffer holds {meaning}: {theirs}, the model has {ours}")
 
 
-def warn_if_small(model: "DreamerV3") -> None:
-    """One warning if the replay buffer will never hold a window, so that nothing will be learnt."""
+def warn_if_small(model: "DreamerV3") -> bool:
+    """:return: whether the replay buffer will never hold a window, so that nothing will be learnt; then there is a warning"""
     buffer = model.replay_buffer
-    if buffer.buffer_size < buffer.window_length:
+    is_small = buffer.buffer_size < buffer.window_length
+    if is_small:
         warnings.warn(
             f"`buffer_size`={model.buffer_size} gives each of {model.n_envs} environments {buffer.buffer_size} rows, but a "
             f"window needs {buffer.window_length}: no update will be made"
         )
+    return is_small
 
 
 def facts_for_all(model: "DreamerV3", total_timesteps: int) -> dict[str, Any]:
@@ -276,9 +279,31 @@ def facts_for_all(model: "DreamerV3", total_timesteps: int) -> dict[str, Any]:
     return {**facts, "VecNormalize": model._vec_normalize_env is not None}
 
 
-def announce(model: "DreamerV3") -> None:
+def warn_if_short(model: "DreamerV3", total_timesteps: int, reset_num_timesteps: bool) -> None:
+    """
+    One warning if a ``learn`` ends before training starts.
+
+    :param model: is about to learn
+    :param total_timesteps: as for ``learn``
+    :param reset_num_timesteps: as for ``learn``
+    """
+    before = 0 if reset_num_timesteps else model.num_timesteps
+    # The last rollout is made whole. Of those in episodes nobody knows the length.
+    train_freq = cast(TrainFreq, model.train_freq)
+    is_in_steps = train_freq.unit == TrainFrequencyUnit.STEP
+    rollout = model.n_envs * model._ranks.size * (train_freq.frequency if is_in_steps else 1)
+    end = before + -(-total_timesteps // rollout) * rollout
+    if before < end <= model.learning_starts and model._ranks.is_main:
+        warnings.warn(
+            f"No update will be made: this learn() ends at step {end}, and training starts after `learning_starts`="
+            f"{model.learning_starts} steps, counted from 0 again wherever `reset_num_timesteps` is True (its default)"
+        )
+
+
+def announce(model: "DreamerV3", total_timesteps: int, reset_num_timesteps: bool) -> None:
     """Before a run: what several ranks make of the arguments, and a warning if nothing will be learnt."""
-    warn_if_small(model)
+    if not warn_if_small(model):
+        warn_if_short(model, total_timesteps, reset_num_timesteps)
     announce_scaling(model)
 
 

@@ -239,7 +239,7 @@ class DreamerV3(AdjustableAlgorithm):
         self._setup_training()
         self._ranks.broadcast([*self.policy.state_dict().values(), *tensors_of(dict(self.policy.optimizer.state))])
         self._ranks.merge_statistics(self._vec_normalize_env)
-        announce(self)
+        announce(self, total_timesteps, reset_num_timesteps)
         setup = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         self._pay_debt()
         if reset_num_timesteps:
