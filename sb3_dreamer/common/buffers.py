@@ -1,6 +1,7 @@
 """Sequence replay: one row per observation, one stream and cursor per environment, latents kept beside the rows."""
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -89,7 +90,10 @@ class SequenceReplayBuffer(RowStorage):
     def _clear_streams(self) -> None:
         self.counts = np.zeros(self.n_envs, dtype=np.int64)  # rows ever written, per environment
         self._opens_episode = np.ones(self.n_envs, dtype=bool)
-        self._queue: deque[tuple[int, int]] = deque(maxlen=max(1, self.n_envs * self.buffer_size // self.window_length))
+        self._queue = self._new_queue()
+
+    def _new_queue(self, windows: Iterable[tuple[int, int]] = ()) -> deque[tuple[int, int]]:
+        return deque(windows, maxlen=max(1, self.n_envs * self.buffer_size // self.window_length))
 
     # ---- writing ----
 
@@ -105,6 +109,32 @@ class SequenceReplayBuffer(RowStorage):
         if batch_length != self.batch_length:
             self.batch_length = batch_length
             self._queue.clear()
+
+    def resize(self, buffer_size: int) -> None:
+        """
+        Keep the newest rows of each stream, as if they had been written to a buffer of another size.
+
+        :param buffer_size: rows per environment from now on
+        """
+        old_size, self.buffer_size = self.buffer_size, buffer_size
+        if buffer_size == old_size:
+            return
+        if self.is_allocated:
+            n_rows = int(np.minimum(self.counts, min(old_size, buffer_size)).max())
+            steps = self.counts - 1 - np.arange(n_rows)[:, None]  # (n_rows, n_envs), newest first
+            row, envs = np.nonzero(steps >= 0)
+            steps = steps[row, envs]
+            # A larger buffer would hold rows that are overwritten: what is there counts from zero.
+            gone = np.maximum(self.counts - old_size, 0) * (buffer_size > old_size)  # (n_envs,)
+            old_rows = self._arrays()
+            self._make_arrays(buffer_size)
+            for name, array in self._arrays().items():
+                array[(steps - gone[envs]) % buffer_size, envs] = old_rows[name][steps % old_size, envs]
+            self.counts -= gone
+            self._queue = deque((env, step - int(gone[env])) for env, step in self._queue)
+        self._device_rows = None
+        self._queue = self._new_queue(self._queue)
+        self._update_pos()
 
     def size(self) -> int:
         """:return: rows in the shortest stream"""
@@ -164,6 +194,10 @@ class SequenceReplayBuffer(RowStorage):
         is_first = np.zeros(self.n_envs, dtype=bool)
         self._append(everywhere, next_obs, action, reward, is_first, done, done & truncated)
         self._opens_episode = done.copy()
+        self._update_pos()
+
+    def _update_pos(self) -> None:
+        """What SB3's own code reads."""
         self.pos = int((self.counts % self.buffer_size).max())
         self.full = bool((self.counts >= self.buffer_size).all())
 

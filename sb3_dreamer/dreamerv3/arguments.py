@@ -1,6 +1,7 @@
 """Checks of the constructor's arguments: one clear exception each, before anything is built."""
 
 import functools
+import inspect
 import warnings
 from collections.abc import Callable
 from numbers import Integral, Real
@@ -69,6 +70,8 @@ COUNTERPARTS = {
     "max_grad_norm": "`agc_clip`",
     "vf_coef": "`loss_scales`, its keys `critic` and `replay_critic`",
 }
+# What a file says itself.
+NOT_TO_LOAD = {"self", "policy", "_init_setup_model"}
 
 
 def name_counterparts(constructor: Callable[..., None]) -> Callable[..., None]:
@@ -81,13 +84,32 @@ def name_counterparts(constructor: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(constructor)
     def checked(*args: Any, **kwargs: Any) -> None:
-        for name in kwargs:
-            if name in COUNTERPARTS:
-                came = f"got {name}={kwargs[name]!r}"
-                raise TypeError(f"`{name}` is no argument of DreamerV3, {came}; its counterpart: {COUNTERPARTS[name]}")
+        check_counterparts(kwargs)
         constructor(*args, **kwargs)
 
     return checked
+
+
+def check_counterparts(kwargs: dict[str, Any]) -> None:
+    """:raises TypeError: if a keyword is an argument of SB3's other algorithms; it names the counterpart"""
+    for name in kwargs:
+        if name in COUNTERPARTS:
+            came = f"got {name}={kwargs[name]!r}"
+            raise TypeError(f"`{name}` is no argument of DreamerV3, {came}; its counterpart: {COUNTERPARTS[name]}")
+
+
+def check_load_arguments(kwargs: dict[str, Any], constructors: list[Callable[..., None]]) -> None:
+    """
+    :param kwargs: what ``load`` is to change
+    :param constructors: of the algorithm, and of the classes that it extends
+    :raises TypeError: as the constructor would, where SB3 sets whatever it is given
+    """
+    parameters = [one for constructor in constructors for one in inspect.signature(constructor).parameters.values()]
+    known = {one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
+    unknown = {name: value for name, value in kwargs.items() if name not in known - NOT_TO_LOAD}
+    check_counterparts(unknown)
+    if unknown:
+        raise TypeError(f"DreamerV3.load() got an unexpected keyword argument {next(iter(unknown))!r}")
 
 
 def check_arguments(model: "DreamerV3") -> None:
