@@ -95,7 +95,7 @@ def test_buffer_too_small_collects_without_training():
 
 @pytest.mark.parametrize(
     ("n_envs", "train_freq", "learning_starts", "steps", "end"),
-    [(1, 1, 1024, 1000, 1000), (1, 1, 40, 40, 40), (1, 1, 40, 41, None), (3, 4, 40, 25, 36), (3, 4, 40, 37, None)],
+    [(1, 1, 60, 50, 50), (1, 1, 40, 40, 40), (1, 1, 40, 41, None), (3, 4, 40, 25, 36), (3, 4, 40, 37, None)],
 )
 def test_a_run_that_ends_before_training_starts_says_so(n_envs, train_freq, learning_starts, steps, end):
     arguments = {**TINY, "learning_starts": learning_starts, "train_freq": train_freq}
@@ -115,7 +115,7 @@ def test_a_run_that_ends_before_training_starts_says_so(n_envs, train_freq, lear
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.learn(steps, reset_num_timesteps=False)  # goes on counting
-    assert model._n_updates > 0 or learning_starts == 1024
+    assert model._n_updates > 0
 
 
 def test_critic_target_follows():
