@@ -67,7 +67,9 @@ class DreamerV3(AdjustableAlgorithm):
     :param replay_buffer_class: a subclass of :class:`~sb3_dreamer.common.buffers.SequenceReplayBuffer`
     :param replay_buffer_kwargs: keyword arguments of the replay buffer
     :param policy_kwargs: single dimensions (``deter, hidden, stoch, classes, blocks, units, depth, ...``, see
-        :class:`~sb3_dreamer.dreamerv3.model_sizes.ModelSize`), ``optimizer_class``, ``optimizer_kwargs``, ``normalize_images``
+        :class:`~sb3_dreamer.dreamerv3.model_sizes.ModelSize`), ``optimizer_class``, ``optimizer_kwargs``,
+        ``normalize_images``, ``symlog_inputs``, ``return_normalizer_decay``, ``return_percentiles``, see
+        :class:`~sb3_dreamer.dreamerv3.policies.DreamerPolicy`
     :param stats_window_size: episodes over which rollout statistics are averaged
     :param tensorboard_log: folder of the TensorBoard log
     :param verbose: 0 silent, 1 info, 2 debug

@@ -1,8 +1,9 @@
 """The policy: owns every network and the optimiser, acts with a recurrent state."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,19 @@ COUNTERPARTS = {
 }
 
 
+def check_normalization(symlog_inputs: Any, decay: Any, percentiles: Any) -> None:
+    """:raises ValueError: if one is no switch, no decay, or no two increasing fractions"""
+    if not isinstance(symlog_inputs, bool):
+        raise ValueError(f"`symlog_inputs` must be True or False, got {symlog_inputs!r}")
+    if not isinstance(decay, Real) or isinstance(decay, bool) or not 0 <= float(decay) < 1:
+        raise ValueError(f"`return_normalizer_decay` must be a number of at least 0 and below 1, got {decay!r}")
+    is_pair = isinstance(percentiles, Sequence) and len(percentiles) == 2 and all(isinstance(one, Real) for one in percentiles)
+    if not is_pair or not 0 <= percentiles[0] < percentiles[1] <= 1:
+        raise ValueError(
+            f"`return_percentiles` must be two increasing fractions between 0 and 1, as (0.05, 0.95), got {percentiles!r}"
+        )
+
+
 class DreamerPolicy(BasePolicy):
     """
     World model, actor and critic of DreamerV3. One class serves vectors, images and Dicts: the encoder reads the space.
@@ -50,8 +64,11 @@ class DreamerPolicy(BasePolicy):
     :param encoder_kwargs: its keyword arguments
     :param decoder_class: a decoder of one's own, likewise
     :param decoder_kwargs: its keyword arguments
+    :param symlog_inputs: encode and reconstruct the symlog of vector observations; if False, the values as they are
+    :param return_normalizer_decay: of the running percentiles of the returns, by whose distance advantages are divided
+    :param return_percentiles: lower and upper one, as fractions
     :param dimensions: overrides of single fields of :class:`~sb3_dreamer.dreamerv3.model_sizes.ModelSize`
-    :raises ValueError: if a size, a precision or an observation space is not supported
+    :raises ValueError: if a size, a precision or an observation space is not supported, or a setting is out of its range
     """
 
     def __init__(
@@ -68,6 +85,9 @@ class DreamerPolicy(BasePolicy):
         encoder_kwargs: dict[str, Any] | None = None,
         decoder_class: type[nn.Module] | None = None,
         decoder_kwargs: dict[str, Any] | None = None,
+        symlog_inputs: bool = True,
+        return_normalizer_decay: float = 0.99,
+        return_percentiles: tuple[float, float] = (0.05, 0.95),
         **dimensions: Any,
     ):
         super().__init__(
@@ -92,6 +112,13 @@ class DreamerPolicy(BasePolicy):
             encoder_kwargs=encoder_kwargs,
             decoder_class=decoder_class,
             decoder_kwargs=decoder_kwargs,
+            symlog_inputs=symlog_inputs,
+        )
+        check_normalization(symlog_inputs, return_normalizer_decay, return_percentiles)
+        if not symlog_inputs and encoder_class is not None and decoder_class is not None:
+            raise ValueError("`symlog_inputs=False` has no effect where both `encoder_class` and `decoder_class` are given")
+        self.normalizer_kwargs = dict(
+            return_normalizer_decay=return_normalizer_decay, return_percentiles=tuple(return_percentiles)
         )
         self.world_model = WorldModel(
             observation_space, action_space, self.size, normalize_images, **self.network_kwargs  # type: ignore[arg-type]
@@ -99,7 +126,7 @@ class DreamerPolicy(BasePolicy):
         self.actor = ActorHead(action_space, self.size)
         self.critic = TwoHotHead(self.size, self.size.critic_layers)
         self.critic_target = deepcopy(self.critic).requires_grad_(False)
-        self.return_normalizer = ReturnNormalizer()
+        self.return_normalizer = ReturnNormalizer(return_normalizer_decay, *return_percentiles)
         self.optimizer = self._make_optimizer(lr_schedule(1), **self.optimizer_kwargs)
 
     def _make_optimizer(self, lr: float, lr_scale: dict[str, float] | None = None, **kwargs: Any) -> th.optim.Optimizer:
@@ -262,6 +289,7 @@ class DreamerPolicy(BasePolicy):
             optimizer_class=self.optimizer_class,
             optimizer_kwargs=self.optimizer_kwargs,
             **self.network_kwargs,
+            **self.normalizer_kwargs,
             **self.dimensions,
         )
 
