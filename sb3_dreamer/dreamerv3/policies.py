@@ -1,5 +1,6 @@
 """The policy: owns every network and the optimiser, acts with a recurrent state."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
@@ -31,6 +32,9 @@ COUNTERPARTS = {
     "activation_fn": "`encoder_class` and `decoder_class` for networks of your own",
     "n_critics": "none, there is one critic and its slow copy",
 }
+STATELESS = """`predict` is called again without `state`, and plays every step as the first of an episode. Hand the state on:
+    action, state = model.predict(obs, state=state, episode_start=episode_start)  # at first None and True
+    obs, reward, episode_start, info = env.step(action)  # of a VecEnv; of gymnasium's, terminated or truncated"""
 
 
 def check_normalization(symlog_inputs: Any, decay: Any, percentiles: Any) -> None:
@@ -70,6 +74,9 @@ class DreamerPolicy(BasePolicy):
     :param dimensions: overrides of single fields of :class:`~sb3_dreamer.dreamerv3.model_sizes.ModelSize`
     :raises ValueError: if a size, a precision or an observation space is not supported, or a setting is out of its range
     """
+
+    # Calls of ``predict`` in a row without a state.
+    _n_stateless, _has_warned = 0, False
 
     def __init__(
         self,
@@ -254,6 +261,7 @@ class DreamerPolicy(BasePolicy):
                 "`observation` must be an array or a dict of arrays, got a tuple. You are probably mixing the Gym API "
                 "`obs, info = env.reset()` with the SB3 VecEnv API `obs = vec_env.reset()`."
             )
+        self._warn_if_stateless(is_stateless=state is None and episode_start is None)
         tensors, is_vectorized = self.obs_to_tensor(observation)
         n = len(next(iter(tensors.values())) if isinstance(tensors, dict) else tensors)
         actions, next_state = self.step(
@@ -263,6 +271,13 @@ class DreamerPolicy(BasePolicy):
         if not is_vectorized:
             env_actions = env_actions.squeeze(axis=0)
         return env_actions, tuple(part.cpu().numpy() for part in next_state)
+
+    def _warn_if_stateless(self, is_stateless: bool) -> None:
+        """Warn once, at the second call in a row without a state: one such call alone may begin an episode."""
+        self._n_stateless = self._n_stateless + 1 if is_stateless else 0
+        if self._n_stateless == 2 and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(STATELESS)
 
     def _state_to_tensor(self, state: tuple[np.ndarray, ...] | None, n: int) -> PolicyState | None:
         if state is None:
