@@ -117,6 +117,20 @@ class CountSteps(BaseCallback):
         return True
 
 
+class SetAt(BaseCallback):
+    """Changes settings at so many steps."""
+
+    def __init__(self, steps: int, all_ranks: bool, **settings: Any):
+        super().__init__()
+        self.steps, self.all_ranks, self.settings = steps, all_ranks, settings
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= self.steps:
+            for name, value in self.settings.items():
+                setattr(self.model, name, value)
+        return True
+
+
 def fingerprint(model: DreamerV3) -> str:
     """Of all parameters, buffers and the optimiser's state, to the bit."""
     tensors = [*model.policy.state_dict().values()]
@@ -241,7 +255,21 @@ def differ() -> dict[str, Any]:
             model.learn(50)
         except ValueError as error:
             messages[name] = str(error)
-    return messages
+    model = DreamerV3("MlpPolicy", "CartPole-v1", **{**TINY, "training_ratio": 32})
+    changes: dict[str, Any] = dict(
+        ent_coef=0.1, batch_size=8, batch_length=6, training_ratio=64, train_freq=2, learning_rate=1e-3
+    )
+    model.learn(90, callback=SetAt(60, True, **changes))
+    messages["set on all"] = model.loss_module.ent_coef, model._n_updates, fingerprint(model)
+    for name, value in {"ent_coef": 0.2, "training_ratio": 16, "learning_rate": 1e-2}.items():
+        right = getattr(model, name)
+        try:
+            model.learn(60, callback=SetAt(40, False, **{name: value}))
+        except ValueError as error:
+            messages[f"set on one: {name}"] = str(error)
+        setattr(model, name, right)
+    model.learn(60)
+    return {**messages, "after that": (model._n_updates, fingerprint(model))}
 
 
 def main() -> None:

@@ -47,6 +47,7 @@ FLOORS = [
     {"dreamerv3.make_update"},
     {"dreamerv3.arguments"},
     {"dreamerv3.saving"},
+    {"dreamerv3.settings"},
     {"dreamerv3.dreamerv3"},
     {"dreamerv3"},
     {""},

@@ -297,6 +297,14 @@ def test_ranks_that_differ_agree_or_are_told(tmp_path):
     assert main["stop"] == Agreement(2, False, True, [])
     assert main["short buffer"] == Agreement(2, True, False, [])
     assert main["batch_size"] == "`batch_size` must be the same on all ranks, got [4, 5]"
+    # The account opens with one update after 26 steps; each of the next 32 owes 32 / (2 x 4 x 8) of one. From step 60 on,
+    # windows are 8 x 6 and a rollout is 4 steps, so it ends after 92, and 34 steps owe 64 / (2 x 8 x 6) each.
+    assert main["set on all"][:2] == (0.1, 1 + 16 + 22)
+    hint = "a callback that changes settings needs `all_ranks = True`"
+    assert main["set on one: ent_coef"] == f"`ent_coef` must be the same on all ranks, got [0.2, 0.1]: {hint}"
+    assert main["set on one: training_ratio"] == f"`training_ratio` must be the same on all ranks, got [16, 64]: {hint}"
+    assert main["set on one: learning_rate"] == f"`learning_rate` must be the same on all ranks, got [0.01, 0.001]: {hint}"
+    assert main["after that"][0] > 39
     assert main["train_freq"] == "`train_freq` in episodes needs one rank, got 2: use (n, 'step')"
 
 

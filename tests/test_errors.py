@@ -71,6 +71,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "replay_buffer_kwargs=dict(optimize_memory_usage=True)": dict(replay_buffer_kwargs=dict(optimize_memory_usage=True)),
     "replay_buffer_kwargs=dict(storage='disk')": dict(replay_buffer_kwargs=dict(storage="disk")),
     "replay_buffer_kwargs=dict(batch_length=3)": dict(replay_buffer_kwargs=dict(batch_length=3)),
+    "log_every_updates=0": dict(log_every_updates=0),
     "policy_kwargs=dict(model_size='1m')": dict(policy_kwargs=dict(model_size="1m")),
     "policy_kwargs=dict(deter=30, blocks=4)": dict(policy_kwargs=dict(deter=30, blocks=4)),
     "policy_kwargs=dict(detre=8)": dict(policy_kwargs=dict(detre=8)),
@@ -81,6 +82,9 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "policy_kwargs=dict(optimizer_kwargs=dict(lr_scale=dict(encoder=1.0)))": dict(
         policy_kwargs=dict(optimizer_kwargs=dict(lr_scale=dict(encoder=1.0)))
     ),
+    "policy_kwargs=dict(symlog_inputs='auto')": dict(policy_kwargs=dict(symlog_inputs="auto")),
+    "policy_kwargs=dict(return_normalizer_decay=1.0)": dict(policy_kwargs=dict(return_normalizer_decay=1.0)),
+    "policy_kwargs=dict(return_percentiles=(5, 95))": dict(policy_kwargs=dict(return_percentiles=(5, 95))),
     "gradient_steps=1": dict(gradient_steps=1),
     "n_steps=3": dict(n_steps=3),
     "action_noise=NormalActionNoise(...)": dict(action_noise=NormalActionNoise(np.zeros(1), np.ones(1))),
@@ -175,9 +179,11 @@ def add(obs=1, next_obs=2, action=0, reward=0.0, infos=None, space=spaces.Discre
 
 def look_at_codes():
     """A thousand rows of codes in a space for pictures."""
-    env = NoiseEnv(spaces.Box(0, 255, (3, 8, 8), np.uint8), DISCRETE)
-    env.observation_space.sample = lambda: np.full((3, 8, 8), 7, np.uint8)
-    DreamerV3("CnnPolicy", env, **{**TINY, "learning_starts": 5000}).learn(1001)
+    space = spaces.Box(0, 255, (3, 8, 8), np.uint8)
+    buffer = SequenceReplayBuffer(2000, space, DISCRETE, "cpu", 1, batch_length=2, latent_shape=(2, 2, 2))
+    image, zero = np.full((1, 3, 8, 8), 7, np.uint8), np.zeros(1)
+    for _ in range(1000):
+        buffer.add(image, image, np.array([0]), zero, zero, [{}])
 
 
 def predict_with(observation: Any = None, state: Any = None, episode_start: Any = None):
@@ -208,6 +214,18 @@ def load_model(then: Callable[[DreamerV3], Any] = lambda model: None, **kwargs: 
     return load
 
 
+def set_and_learn(name: str, value: Any):
+    """:return: what sets an attribute of a model that is there and goes on with it"""
+
+    def act():
+        model = counter_model()
+        setattr(model, name, value)
+        model.learn(30)
+
+    return act
+
+
+OBS = np.zeros((2, 3), np.float32)
 USES: dict[str, Callable[[], Any]] = {
     "an observation holds NaN": learn_with(bad_obs=np.nan),
     "an observation holds infinity": learn_with(bad_obs=np.inf),
@@ -239,6 +257,15 @@ USES: dict[str, Callable[[], Any]] = {
     "no environment": lambda: DreamerV3("MlpPolicy", None),
     "learn after a load without an environment": load_model(then=lambda model: model.learn(10)),
     "set_env with another number of environments": lambda: counter_model().set_env(make_vec_env("CartPole-v1", 2)),
+    "learn(20), learning_starts=24 (a warning)": lambda: counter_model().learn(20),
+    "predict(obs) again and again (a warning)": lambda: [(model := counter_model()), model.predict(OBS), model.predict(OBS)],
+    "model.gamma = 2, then learn": set_and_learn("gamma", 2),
+    "model.replay_context = False, then learn": set_and_learn("replay_context", False),
+    "model.buffer_size = 300, then learn": set_and_learn("buffer_size", 300),
+    "model.model_size = 'nano', then learn": set_and_learn("model_size", "nano"),
+    "model.policy_kwargs = dict(deter=16), then learn": set_and_learn("policy_kwargs", dict(deter=16)),
+    "load with gradient_steps=4": load_model(gradient_steps=4),
+    "load with trainin_ratio=4": load_model(trainin_ratio=4),
     "load with other policy_kwargs": load_model(policy_kwargs=dict(deter=16)),
     "load with another model_size": load_model(model_size="nano"),
     "set_parameters of another size": lambda: counter_model().set_parameters(
@@ -267,7 +294,7 @@ def outcome(case: Callable[[], Any]) -> str:
             return f"{type(error).__name__}: " + " ".join(str(error).split())
     ours = [str(w.message) for w in warned if w.category is UserWarning]
     assert len(ours) == 1, ours
-    return f"UserWarning: {ours[0]}"
+    return "UserWarning: " + " ".join(ours[0].split())
 
 
 def row(name: str, message: str) -> str:

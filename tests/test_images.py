@@ -266,7 +266,7 @@ class Codes(gym.Env):
 
 
 def test_codes_in_an_image_are_warned_of_and_read_as_classes():
-    settings = {**QUICK, "learning_starts": 5000, "buffer_size": 2000}
+    settings = {**QUICK, "learning_starts": 1300, "training_ratio": 0.1, "buffer_size": 2000}
     with pytest.warns(UserWarning, match=r"The image `obs` reached no value above 10 in its first 1,0\d\d rows") as warned:
         DreamerV3("CnnPolicy", DummyVecEnv([Codes, Codes]), seed=0, **settings).learn(1400)
     assert sum("no value above" in str(w.message) for w in warned) == 1

@@ -3,13 +3,18 @@
 import json
 import time
 
+import gymnasium as gym
+import numpy as np
 import pytest
+import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, LogEveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import HParam, TensorBoardOutputFormat, configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sb3_dreamer import DreamerV3
+from sb3_dreamer.common.utils import UnstableTrainingError
 from tests.helpers import TINY, counter_model
 
 LOSSES = {f"world_model/{name}_loss" for name in ("reconstruction", "reward", "continue", "dynamics", "representation")}
@@ -72,6 +77,60 @@ def test_log_interval_counts_episodes(log_interval, tmp_path):
     lines = (tmp_path / "progress.json").read_text().splitlines()
     expected = {None: 0, 1: 28, 3: 9}[log_interval]
     assert len(lines) == expected
+
+
+class Endless(gym.Env):
+    """Its one episode never ends."""
+
+    observation_space, action_space = spaces.Box(-1.0, 1.0, (3,)), spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        return self.np_random.uniform(-1, 1, 3).astype(np.float32), 1.0, False, False, {}
+
+
+@pytest.mark.parametrize("train_freq", [1, 50])
+@pytest.mark.parametrize("log_interval", [None, 4])
+def test_an_environment_that_never_ends_is_logged_by_updates(log_interval, train_freq, tmp_path):
+    settings = {**TINY, "training_ratio": 32, "train_freq": train_freq, "log_every_updates": 20}
+    model = DreamerV3("MlpPolicy", Endless(), seed=0, **settings)
+    model.set_logger(configure(str(tmp_path), ["json", "csv"]))
+    model.learn(100, log_interval=log_interval)
+    lines = [json.loads(line) for line in (tmp_path / "progress.json").read_text().splitlines()]
+    if log_interval is None:
+        assert lines == []
+        return
+    assert [line["train/n_updates"] for line in lines] == list(range(20, model._n_updates + 1, 20))
+    assert len(lines) >= 2 and all(LOSSES | TRAINING <= set(line) for line in lines)
+    assert all(line["replay/rows"] == line["time/total_timesteps"] + 1 for line in lines)
+    assert (tmp_path / "progress.csv").read_text().count("\n") == 1 + len(lines)
+
+
+def test_where_episodes_end_often_nothing_is_added(tmp_path):
+    """Updates are counted from the last line of the log."""
+    lines = []
+    for log_every_updates in (10**9, 8):
+        model = counter_model(training_ratio=8, log_every_updates=log_every_updates)
+        model.set_logger(configure(str(tmp_path), ["json"]))
+        model.learn(3 * 40, log_interval=1)
+        lines.append(len((tmp_path / "progress.json").read_text().splitlines()))
+    assert lines[0] == lines[1] > 8
+
+
+def test_an_unstable_run_ends_within_a_rollout():
+    """As on CUDA, where losses are read for the log alone."""
+    model = DreamerV3("MlpPolicy", Endless(), seed=0, **{**TINY, "training_ratio": 32, "log_every_updates": 10})
+    model.learn(40)
+    before = model._n_updates
+    with th.no_grad():
+        model.policy.actor.output.weight.fill_(th.nan)
+    model._log_interval = 4
+    with pytest.raises(UnstableTrainingError, match="became nan"):
+        model.train(100, model.batch_size)
+    assert model._n_updates - before <= 10
 
 
 def test_log_before_the_first_episode_and_update(tmp_path):

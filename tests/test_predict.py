@@ -1,10 +1,13 @@
 """Acting: recurrent predict, as RecurrentPPO."""
 
+import warnings
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
@@ -158,3 +161,53 @@ def test_channels_last_observations_are_turned():
     action, _ = model.predict(obs, deterministic=True)
     same, _ = model.predict(obs.transpose(2, 0, 1), deterministic=True)
     assert action == same and action.shape == ()
+
+
+def warnings_of(function) -> list[str]:
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        function()
+    return [str(one.message) for one in warned if one.category is UserWarning]
+
+
+def test_without_a_state_it_warns_once():
+    model = DreamerV3("MlpPolicy", "CartPole-v1", **TINY)
+    obs = np.zeros(4, np.float32)
+    assert warnings_of(lambda: model.predict(obs)) == []
+    (message,) = warnings_of(lambda: model.predict(obs, deterministic=True))
+    assert "without `state`" in message
+    assert message.splitlines()[1].strip().startswith("action, state = model.predict(obs, state=state, episode_start=")
+    assert message.splitlines()[2].strip().startswith("obs, reward, episode_start, info = env.step(action)")
+    assert warnings_of(lambda: [model.predict(obs) for _ in range(5)]) == []
+    other = DreamerV3("MlpPolicy", "CartPole-v1", **TINY).policy
+    assert len(warnings_of(lambda: [other.predict(obs) for _ in range(5)])) == 1
+
+
+def test_loops_that_hand_the_state_on_never_warn():
+    env = make_vec_env("CartPole-v1", 2)
+    model = DreamerV3("MlpPolicy", env, **TINY)
+    obs = np.zeros((2, 4), np.float32)
+
+    def by_state_alone():
+        for _ in range(3):  # episodes
+            state = None
+            for _ in range(3):
+                _, state = model.predict(obs, state=state)
+
+    def by_starts_alone():
+        for _ in range(3):
+            model.predict(obs, episode_start=np.ones(2, bool))
+
+    def as_rl_zoo_does():
+        state, starts = None, np.ones(2, bool)
+        for _ in range(3):
+            _, state = model.predict(obs, state=state, episode_start=starts, deterministic=True)
+
+    def evaluate():
+        evaluate_policy(model, env, n_eval_episodes=3, warn=False)
+
+    def learn():
+        model.learn(60, callback=EvalCallback(make_vec_env("CartPole-v1", 1), eval_freq=10, n_eval_episodes=1, verbose=0))
+
+    for loop in (by_state_alone, by_starts_alone, as_rl_zoo_does, evaluate, learn):
+        assert warnings_of(loop) == [], loop.__name__

@@ -59,6 +59,15 @@ def test_ends_of_episodes_in_replay():
     assert terminal[0, 1].item() == truncated[0, 1].item()
 
 
+def test_normalizer_of_other_percentiles_and_decay():
+    normalizer = ReturnNormalizer(0.5, 0.25, 1.0)
+    returns = th.linspace(0.0, 100.0, 101)
+    for _ in range(2):
+        normalizer.update(returns)
+    assert (normalizer.low.item(), normalizer.high.item()) == (0.75 * 25.0, 0.75 * 100.0)
+    assert normalizer.scale.item() == 0.75 * 75.0
+
+
 def test_normalizer():
     normalizer = ReturnNormalizer()
     assert normalizer.scale == 1.0

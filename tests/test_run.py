@@ -1,5 +1,7 @@
 """Short runs of the whole algorithm on all kinds of spaces, and its arguments."""
 
+import warnings
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -89,6 +91,31 @@ def test_buffer_too_small_collects_without_training():
         model.learn(90)
     assert len(warned) == 1
     assert model._n_updates == 0 and model.num_timesteps == 90
+
+
+@pytest.mark.parametrize(
+    ("n_envs", "train_freq", "learning_starts", "steps", "end"),
+    [(1, 1, 60, 50, 50), (1, 1, 40, 40, 40), (1, 1, 40, 41, None), (3, 4, 40, 25, 36), (3, 4, 40, 37, None)],
+)
+def test_a_run_that_ends_before_training_starts_says_so(n_envs, train_freq, learning_starts, steps, end):
+    arguments = {**TINY, "learning_starts": learning_starts, "train_freq": train_freq}
+    model = DreamerV3("MlpPolicy", make_vec_env("CartPole-v1", n_envs), seed=0, **arguments)
+    for _ in range(2):  # each time, for the count begins again
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            counts = []
+            model.learn(steps, callback=lambda *_, counts=counts, warned=warned: counts.append(len(warned)) is None)
+        messages = [str(w.message) for w in warned if w.category is UserWarning]
+        assert bool(model._n_updates) == (end is None)
+        if end is None:
+            assert messages == []
+        else:
+            assert len(messages) == 1 and counts[0] == 1  # before anything is collected
+            assert f"ends at step {end}, and training starts after `learning_starts`={learning_starts} steps" in messages[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.learn(steps, reset_num_timesteps=False)  # goes on counting
+    assert model._n_updates > 0
 
 
 def test_critic_target_follows():

@@ -14,6 +14,7 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
 from tests.helpers import TINY, counter_envs, counter_model
+from tests.test_buffers import check_buffer, check_windows
 
 
 @pytest.fixture
@@ -269,3 +270,80 @@ def test_images_and_channel_order(tmp_path):
     for loaded in (DreamerV3.load(tmp_path / "model"), DreamerV3.load(tmp_path / "model", env=env)):
         np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], expected)
     assert loaded.learn(40)._n_updates > model._n_updates
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (
+            dict(gradient_steps=4),
+            r"`gradient_steps` is no argument of DreamerV3, got gradient_steps=4; its counterpart: `training_r",
+        ),
+        (dict(n_steps=3), "`n_steps` is no argument of DreamerV3"),
+        (dict(use_sde=True), "`use_sde` is no argument of DreamerV3"),
+        (dict(trainin_ratio=4), r"DreamerV3.load\(\) got an unexpected keyword argument 'trainin_ratio'"),
+        (dict(policy="CnnPolicy"), r"got an unexpected keyword argument 'policy'"),
+        (dict(num_timesteps=3), r"got an unexpected keyword argument 'num_timesteps'"),
+    ],
+)
+def test_load_refuses_what_the_constructor_refuses(kwargs, message, trained, tmp_path):
+    trained.save(tmp_path / "model")
+    with pytest.raises(TypeError, match=message):
+        DreamerV3.load(tmp_path / "model", **kwargs)
+    with pytest.raises(ValueError, match="`gamma` must be a number between"):
+        DreamerV3.load(tmp_path / "model", gamma=2)
+    loaded = DreamerV3.load(tmp_path / "model", env=counter_envs(), gamma=0.5, stats_window_size=5, seed=1, verbose=0)
+    assert loaded.gamma == 0.5
+    assert loaded.learn(3).ep_info_buffer.maxlen == 5
+
+
+class WithMore(DreamerV3):
+    """A user's subclass."""
+
+    def __init__(self, *args, bonus=1.0, **kwargs):
+        self.bonus = bonus
+        super().__init__(*args, **kwargs)
+
+
+def test_load_knows_the_arguments_of_a_subclass(tmp_path):
+    WithMore("MlpPolicy", counter_envs(), bonus=3.0, **TINY).save(tmp_path / "model")
+    assert WithMore.load(tmp_path / "model").bonus == 3.0
+    loaded = WithMore.load(tmp_path / "model", bonus=2.0, gamma=0.5)
+    assert (loaded.bonus, loaded.gamma) == (2.0, 0.5)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'kwargs'"):
+        WithMore.load(tmp_path / "model", kwargs=1)
+    with pytest.raises(TypeError, match="`n_steps` is no argument"):
+        WithMore.load(tmp_path / "model", n_steps=2)
+
+
+def rows_of(buffer, env, n):
+    """:return: the newest rows of a stream, oldest first, by array"""
+    where = np.arange(buffer.counts[env] - n, buffer.counts[env]) % buffer.buffer_size
+    return {name: array[where, env] for name, array in buffer._arrays().items()}
+
+
+@pytest.mark.parametrize("saved_size", [3000, 75])  # all 90 steps, or as many as fit
+@pytest.mark.parametrize("buffer_size", [30, 75, 76, 105, 6000])
+def test_buffer_size_at_load_holds_for_the_replay(saved_size, buffer_size, tmp_path):
+    saved = counter_model(buffer_size=saved_size, training_ratio=8).learn(90)
+    saved.save(tmp_path / "model")
+    saved.save_replay_buffer(tmp_path / "buffer")
+    loaded = DreamerV3.load(tmp_path / "model", env=counter_envs(offset=50), device="cpu", buffer_size=buffer_size)
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    old, new = saved.replay_buffer, loaded.replay_buffer
+    assert new.buffer_size == buffer_size // 3 == new.observations.shape[0]
+    np.testing.assert_array_equal(new.filled, np.minimum(old.filled, buffer_size // 3))
+    assert new.full == (new.filled == new.buffer_size).all() and new.pos == (new.counts % new.buffer_size).max()
+    for env, n in enumerate(new.filled):
+        theirs = rows_of(old, env, n)
+        for name, array in rows_of(new, env, n).items():
+            np.testing.assert_array_equal(array, theirs[name], err_msg=name)
+    assert len(new._queue) <= new._queue.maxlen
+    if new.can_sample():
+        for _ in range(20):
+            indices = new.sample(4).indices
+            oldest = (new.counts - new.filled)[indices.envs]
+            assert (indices.steps.min(1) > oldest).all() and (indices.steps.max(1) < new.counts[indices.envs]).all()
+        assert loaded.learn(60, reset_num_timesteps=False)._n_updates > saved._n_updates
+        check_windows(new)
+    check_buffer(new)

@@ -7,12 +7,14 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.callbacks import StopTrainingOnMaxEpisodes
 from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_dreamer import DreamerV3
+from sb3_dreamer.common.envs import CounterEnv
 from sb3_dreamer.common.optimizers import LaProp
 from sb3_dreamer.common.utils import MetricAverager, TrainRatio, UpdateClock, warmup_factor
-from tests.helpers import counter_envs, counter_model
+from tests.helpers import TINY, counter_envs, counter_model
 
 
 def record_calls(model: DreamerV3) -> list[int]:
@@ -76,6 +78,35 @@ def test_no_burst_after_load_without_replay_buffer(tmp_path):
     loaded.learn(60, reset_num_timesteps=False)  # 8 vector steps fill a window, 12 more count
     assert calls[0] == 1 and max(calls) == 3
     assert loaded._n_updates - before == 1 + 3 * 12
+
+
+@pytest.mark.parametrize("reset_num_timesteps", [False, True])
+@pytest.mark.parametrize("train_freq", [(1, "episode"), 1000])
+def test_a_run_that_is_stopped_at_each_episode_trains_in_the_next(train_freq, reset_num_timesteps):
+    settings = {**TINY, "train_freq": train_freq, "learning_starts": 9, "training_ratio": 16}
+    model = DreamerV3("MlpPolicy", CounterEnv(20), seed=0, **settings)
+    made = []
+    for _ in range(6):
+        model.learn(1000, callback=StopTrainingOnMaxEpisodes(1), reset_num_timesteps=reset_num_timesteps)
+        made.append(model._n_updates)
+    # Half an update per step. The first stop opens the account with one update; a reset drops what is less than one.
+    assert made == [0, 1, 11, 21, 31, 41] if not reset_num_timesteps else made == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_debt_waits_for_a_buffer(tmp_path):
+    settings = {**TINY, "train_freq": 1000, "learning_starts": 9, "training_ratio": 32}
+    model = DreamerV3("MlpPolicy", CounterEnv(20), seed=0, **settings)
+    for _ in range(2):
+        model.learn(1000, callback=StopTrainingOnMaxEpisodes(1), reset_num_timesteps=False)
+    assert (model._n_updates, model._train_ratio.owed) == (1, 20)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    for loads, expected in ((True, 21), (False, 1)):
+        loaded = DreamerV3.load(tmp_path / "model", env=CounterEnv(20))
+        if loads:
+            loaded.load_replay_buffer(tmp_path / "buffer")
+        loaded.learn(1000, callback=StopTrainingOnMaxEpisodes(1), reset_num_timesteps=False)
+        assert loaded._n_updates == expected
 
 
 def test_ratio_is_read_as_written():

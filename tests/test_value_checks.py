@@ -381,6 +381,16 @@ def test_spaces_without_a_number(space, match):
         DreamerV3(policy, NoiseEnv(space, spaces.Discrete(2)), **TINY)
 
 
+def test_returns_beyond_the_two_hot_range_are_warned_of_once():
+    model = counter_model().learn(60)
+    with th.no_grad():  # what 15 rewards of 1e9 would bring
+        model.policy.return_normalizer.high.fill_(5e9)
+    with pytest.warns(UserWarning, match=r"A return of size .*e\+09 lies outside of \+-4\.85e\+08") as warned:
+        for _ in range(3):
+            model.train(1)
+    assert len(warned) == 1
+
+
 def test_predict_names_the_value():
     model = counter_model()
     obs = np.zeros((3, 3), np.float32)

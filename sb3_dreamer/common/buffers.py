@@ -1,6 +1,7 @@
 """Sequence replay: one row per observation, one stream and cursor per environment, latents kept beside the rows."""
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -117,7 +118,10 @@ class SequenceReplayBuffer(RowStorage):
         self.counts = np.zeros(self.n_envs, dtype=np.int64)  # rows ever written, per environment
         self._opens_episode = np.ones(self.n_envs, dtype=bool)
         self._newest: np.ndarray | None = None  # the newest row of each stream, where all were written by the last step
-        self._queue: deque[tuple[int, int]] = deque(maxlen=max(1, self.n_envs * self.buffer_size // self.window_length))
+        self._queue = self._new_queue()
+
+    def _new_queue(self, windows: Iterable[tuple[int, int]] = ()) -> deque[tuple[int, int]]:
+        return deque(windows, maxlen=max(1, self.n_envs * self.buffer_size // self.window_length))
 
     # ---- writing ----
 
@@ -151,6 +155,31 @@ class SequenceReplayBuffer(RowStorage):
     @full.setter
     def full(self, value: bool) -> None:
         """SB3's constructor and reset set it to False."""
+
+    def resize(self, buffer_size: int) -> None:
+        """
+        Keep the newest rows of each stream, as if they had been written to a buffer of another size.
+
+        :param buffer_size: rows per environment from now on
+        """
+        old_size, self.buffer_size = self.buffer_size, buffer_size
+        if buffer_size == old_size:
+            return
+        if self.is_allocated:
+            n_rows = int(np.minimum(self.counts, min(old_size, buffer_size)).max())
+            steps = self.counts - 1 - np.arange(n_rows)[:, None]  # (n_rows, n_envs), newest first
+            row, envs = np.nonzero(steps >= 0)
+            steps = steps[row, envs]
+            # A larger buffer would hold rows that are overwritten: what is there counts from zero.
+            gone = np.maximum(self.counts - old_size, 0) * (buffer_size > old_size)  # (n_envs,)
+            old_rows = self._arrays()
+            self._make_arrays(buffer_size)
+            for name, array in self._arrays().items():
+                array[(steps - gone[envs]) % buffer_size, envs] = old_rows[name][steps % old_size, envs]
+            self.counts -= gone
+            self._queue = deque((env, step - int(gone[env])) for env, step in self._queue)
+        self._device_rows = None
+        self._queue, self._newest = self._new_queue(self._queue), None
 
     def size(self) -> int:
         """:return: rows in the shortest stream"""
@@ -404,7 +433,7 @@ class SequenceReplayBuffer(RowStorage):
             )
         oldest = self.counts - self.filled
         fresh: list[tuple[int, int]] = []
-        while self._queue and len(fresh) < batch_size:
+        while self.online_queue and self._queue and len(fresh) < batch_size:
             window = env, step = self._queue.popleft()
             if step >= oldest[env]:  # else some of its rows are overwritten
                 fresh.append(window)

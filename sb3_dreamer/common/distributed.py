@@ -211,22 +211,22 @@ class ManyRanks(Ranks):
         finally:
             self.is_learning = False
 
-    def check_equal(self, facts: dict[str, Any]) -> None:
-        """:raises ValueError: on all ranks, if they differ in one of these"""
+    def check_equal(self, facts: dict[str, Any], hint: str = "") -> None:
+        """As :meth:`Ranks.check_equal`."""
         everyone: list[Any] = [None] * self.size
         dist.all_gather_object(everyone, facts, group=self.patient_group)
         for name in facts:
             values = [theirs[name] for theirs in everyone]
             if any(value != values[0] for value in values):
-                raise ValueError(f"`{name}` must be the same on all ranks, got {values}")
+                raise ValueError(f"`{name}` must be the same on all ranks, got {values}{hint}")
 
-    def agree(self, n_steps: int, goes_on: bool, can_sample: bool) -> Agreement:
+    def agree(self, n_steps: int, goes_on: bool, can_sample: bool, has_changes: bool = False) -> Agreement:
         """As :meth:`Ranks.agree`: one small all-reduce."""
-        mine = [n_steps, int(not goes_on), int(not can_sample), len(self._buffer_paths)]
-        sums = th.tensor(mine)  # (4,)
+        mine = [n_steps, int(not goes_on), int(not can_sample), len(self._buffer_paths), int(has_changes)]
+        sums = th.tensor(mine)  # (5,)
         dist.all_reduce(sums, group=self.patient_group)
-        total, stops, empty, n_paths = sums.tolist()
-        return Agreement(total, stops == 0, empty == 0, self.shared_paths() if n_paths else [])
+        total, stops, empty, n_paths, n_changed = sums.tolist()
+        return Agreement(total, stops == 0, empty == 0, self.shared_paths() if n_paths else [], n_changed > 0)
 
     def shared_paths(self) -> list[str]:
         """As :meth:`Ranks.shared_paths`."""

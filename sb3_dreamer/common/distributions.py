@@ -307,15 +307,34 @@ class Bernoulli:
         return F.binary_cross_entropy_with_logits(self.logit, target.to(self.logit.dtype), reduction="none")
 
 
-class SymlogMSE:
+class VectorMSE:
     """
-    Prediction of the symlog of a vector, squared error without the 1/2.
+    Prediction of a vector as it is, squared error without the 1/2.
 
     :param prediction: (N, n)
     """
 
     def __init__(self, prediction: th.Tensor):
         self.prediction = at_least_float32(prediction)
+
+    def mode(self) -> th.Tensor:
+        """:return: (N, n)"""
+        return self.prediction
+
+    def loss(self, target: th.Tensor) -> th.Tensor:
+        """
+        :param target: (N, n)
+        :return: (N,)
+        """
+        return (self.prediction - at_least_float32(target)).square().sum(-1)
+
+
+class SymlogMSE(VectorMSE):
+    """
+    Prediction of the symlog of a vector, squared error without the 1/2.
+
+    :param prediction: (N, n)
+    """
 
     def mode(self) -> th.Tensor:
         """:return: (N, n) in the units of the target"""
@@ -326,7 +345,7 @@ class SymlogMSE:
         :param target: raw values (N, n)
         :return: (N,)
         """
-        return (self.prediction - symlog(at_least_float32(target))).square().sum(-1)
+        return super().loss(symlog(at_least_float32(target)))
 
 
 class ImageMSE:

@@ -41,12 +41,16 @@ def rate_factor(scaling: str | None, n_ranks: int, progress: float) -> float:
 
 
 class Agreement(NamedTuple):
-    """What holds for all ranks after a rollout: steps of all together, go on or not, windows on all, files to write."""
+    """
+    What holds for all ranks after a rollout: steps of all together, go on or not, windows on all, files to write, whether
+    any has changed a setting.
+    """
 
     n_steps: int
     goes_on: bool
     can_sample: bool
     buffer_paths: list[str]
+    has_changes: bool = False
 
 
 class Ranks:
@@ -89,14 +93,22 @@ class Ranks:
         """
         yield
 
-    def agree(self, n_steps: int, goes_on: bool, can_sample: bool) -> Agreement:
+    def agree(self, n_steps: int, goes_on: bool, can_sample: bool, has_changes: bool = False) -> Agreement:
         """
         :param n_steps: environment steps of this rank
         :param goes_on: no callback of this rank has said stop
         :param can_sample: this rank's buffer holds a window
+        :param has_changes: a callback of this rank has changed a setting
         :return: what holds for all
         """
-        return Agreement(n_steps, goes_on, can_sample, [])
+        return Agreement(n_steps, goes_on, can_sample, [], has_changes)
+
+    def check_equal(self, facts: dict[str, Any], hint: str = "") -> None:
+        """
+        :param facts: must be equal on all ranks
+        :param hint: end of the message
+        :raises ValueError: on all ranks, if they are not
+        """
 
     def merge_statistics(self, vec_normalize: VecNormalize | None) -> None:
         """:param vec_normalize: gets the statistics of what all ranks have seen"""

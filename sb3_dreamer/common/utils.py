@@ -120,6 +120,8 @@ class TrainRatio:
     count for nothing.
     """
 
+    steps_per_update = 0  # not in files of older versions
+
     def __init__(self) -> None:
         self.updates_per_step = Fraction(0)
         self.owed = Fraction(0)
@@ -130,6 +132,9 @@ class TrainRatio:
         :param ratio: replayed (trained) time steps per environment step
         :param steps_per_update: time steps that one update trains, batch size times batch length
         """
+        if self.steps_per_update:
+            self.owed *= Fraction(self.steps_per_update, steps_per_update)  # the debt is one of time steps
+        self.steps_per_update = steps_per_update
         # Read as it is written: 0.1 is a tenth here, not the nearest binary fraction.
         self.updates_per_step = Fraction(str(ratio)) / steps_per_update
 
@@ -206,7 +211,7 @@ class MetricAverager:
     def __init__(self) -> None:
         self._names: tuple[str, ...] = ()
         self._sums: th.Tensor | None = None
-        self._count = 0
+        self.count = 0  # updates since the last flush
 
     def add(self, names: tuple[str, ...], values: th.Tensor) -> None:
         """
@@ -215,27 +220,30 @@ class MetricAverager:
         """
         self._names = names
         self._sums = values.clone() if self._sums is None else self._sums + values
-        self._count += 1
+        self.count += 1
 
     def means(self) -> dict[str, float]:
         """:return: means since the last flush, empty if nothing was added"""
         if self._sums is None:
             return {}
-        return dict(zip(self._names, (self._sums / self._count).tolist(), strict=True))
+        return dict(zip(self._names, (self._sums / self.count).tolist(), strict=True))
 
-    def record(self, logger: Logger) -> None:
+    def record(self, logger: Logger) -> dict[str, float]:
         """
         :param logger: gets the means since the last flush
+        :return: these means
         :raises UnstableTrainingError: if one is not finite
         """
-        for name, value in self.means().items():
+        means = self.means()
+        for name, value in means.items():
             logger.record(name, value)
             if not math.isfinite(value):
                 self.flush()  # whoever mends the model starts anew
                 raise UnstableTrainingError(f"`{name}` became {value}: lower `learning_rate`, or use `precision='fp32'`")
+        return means
 
     def flush(self) -> dict[str, float]:
         """:return: as :meth:`means`, and start anew"""
         means = self.means()
-        self._sums, self._count = None, 0
+        self._sums, self.count = None, 0
         return means

@@ -1,13 +1,15 @@
 """Checks of the constructor's arguments: one clear exception each, before anything is built."""
 
 import functools
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
@@ -28,6 +30,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "batch_length": (2, float("inf"), True),
     "imagination_horizon": (1, float("inf"), True),
     "lr_warmup_steps": (0, float("inf"), True),
+    "log_every_updates": (1, float("inf"), True),
     "imagine_last": (0, float("inf"), True),
     "gamma": (0.0, 1.0, False),
     "return_lambda": (0.0, 1.0, False),
@@ -38,7 +41,20 @@ RANGES: dict[str, tuple[float, float, bool]] = {
 OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 POSITIVE = ("training_ratio", "agc_clip")
 # What else several ranks must have in common.
-ALIKE = "num_timesteps _n_updates train_freq precision compile loss_scales replay_context distributed_scaling".split()
+ALIKE = (
+    "num_timesteps _n_updates train_freq precision compile loss_scales replay_context online_queue distributed_scaling".split()
+)
+# Settings that hold for the life of a model, and why.
+BUILT = "the networks are built with it, make a new model"
+MADE = "the replay buffer is made with it, save the model and load it with the new value"
+FIXED = {
+    "model_size": BUILT,
+    "policy_kwargs": BUILT,
+    "buffer_size": MADE,
+    "replay_context": MADE,
+    "replay_buffer_class": MADE,
+    "replay_buffer_kwargs": MADE,
+}
 NO_NOISE = "none, the actor is stochastic and `ent_coef` sets how much"
 # Arguments that users of SB3's algorithms know, and what takes their place here.
 COUNTERPARTS = {
@@ -55,6 +71,8 @@ COUNTERPARTS = {
     "max_grad_norm": "`agc_clip`",
     "vf_coef": "`loss_scales`, its keys `critic` and `replay_critic`",
 }
+# What a file says itself.
+NOT_TO_LOAD = {"self", "policy", "_init_setup_model"}
 
 
 def name_counterparts(constructor: Callable[..., None]) -> Callable[..., None]:
@@ -67,13 +85,32 @@ def name_counterparts(constructor: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(constructor)
     def checked(*args: Any, **kwargs: Any) -> None:
-        for name in kwargs:
-            if name in COUNTERPARTS:
-                came = f"got {name}={kwargs[name]!r}"
-                raise TypeError(f"`{name}` is no argument of DreamerV3, {came}; its counterpart: {COUNTERPARTS[name]}")
+        check_counterparts(kwargs)
         constructor(*args, **kwargs)
 
     return checked
+
+
+def check_counterparts(kwargs: dict[str, Any]) -> None:
+    """:raises TypeError: if a keyword is an argument of SB3's other algorithms; it names the counterpart"""
+    for name in kwargs:
+        if name in COUNTERPARTS:
+            came = f"got {name}={kwargs[name]!r}"
+            raise TypeError(f"`{name}` is no argument of DreamerV3, {came}; its counterpart: {COUNTERPARTS[name]}")
+
+
+def check_load_arguments(kwargs: dict[str, Any], constructors: list[Callable[..., None]]) -> None:
+    """
+    :param kwargs: what ``load`` is to change
+    :param constructors: of the algorithm, and of the classes that it extends
+    :raises TypeError: as the constructor would, where SB3 sets whatever it is given
+    """
+    parameters = [one for constructor in constructors for one in inspect.signature(constructor).parameters.values()]
+    known = {one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
+    unknown = {name: value for name, value in kwargs.items() if name not in known - NOT_TO_LOAD}
+    check_counterparts(unknown)
+    if unknown:
+        raise TypeError(f"DreamerV3.load() got an unexpected keyword argument {next(iter(unknown))!r}")
 
 
 def check_arguments(model: "DreamerV3") -> None:
@@ -102,6 +139,18 @@ def check_arguments(model: "DreamerV3") -> None:
     check_loss_scales(model.loss_scales, list(as_space_dict(model.observation_space)))
     check_kwargs(model)
     check_spaces(model)
+
+
+def check_unchanged(model: "DreamerV3", settings: dict[str, Any]) -> None:
+    """
+    :param model: an algorithm at work
+    :param settings: with which it was built, empty if it is being built
+    :raises ValueError: if a setting is another one now that can no longer change
+    """
+    for name, reason in FIXED.items():
+        if name in settings and getattr(model, name) != settings[name]:
+            came = f"got {getattr(model, name)!r} in place of {settings[name]!r}"
+            raise ValueError(f"`{name}` cannot change any more, {came}: {reason}")
 
 
 def is_number(value: Any) -> bool:
@@ -241,20 +290,24 @@ def check_buffer(loaded: Any, model: "DreamerV3") -> None:
             raise ValueError(f"The replay buffer holds {meaning}: {theirs}, the model has {ours}")
 
 
-def warn_if_small(model: "DreamerV3") -> None:
-    """One warning if the replay buffer will never hold a window, so that nothing will be learnt."""
+def warn_if_small(model: "DreamerV3") -> bool:
+    """:return: whether the replay buffer will never hold a window, so that nothing will be learnt; then there is a warning"""
     buffer = model.replay_buffer
-    if buffer.buffer_size < buffer.window_length:
+    is_small = buffer.buffer_size < buffer.window_length
+    if is_small:
         warnings.warn(
             f"`buffer_size`={model.buffer_size} gives each of {model.n_envs} environments {buffer.buffer_size} rows, but a "
             f"window needs {buffer.window_length}: no update will be made"
         )
+    return is_small
 
 
 def facts_for_all(model: "DreamerV3", total_timesteps: int) -> dict[str, Any]:
     """:return: by name what must be the same on all ranks, lest they wait for each other for ever"""
     facts = {name: getattr(model, name) for name in (*RANGES, *POSITIVE, *ALIKE) if name != "buffer_size"}
-    facts["learning_rate"] = [float(model.lr_schedule(progress)) for progress in (1.0, 0.5, 0.0)]
+    rate = model.learning_rate
+    facts["learning_rate"] = [float(rate(progress)) for progress in (1.0, 0.5, 0.0)] if callable(rate) else rate
+    facts["updates owed"] = model._train_ratio.owed
     parameters = {name: tuple(parameter.shape) for name, parameter in model.policy.named_parameters()}
     environments = f"{model.n_envs} of {model.observation_space}, {model.action_space}"
     facts |= {"total_timesteps": total_timesteps, "env": environments, "policy": parameters}
@@ -262,9 +315,31 @@ def facts_for_all(model: "DreamerV3", total_timesteps: int) -> dict[str, Any]:
     return {**facts, "VecNormalize": model._vec_normalize_env is not None}
 
 
-def announce(model: "DreamerV3") -> None:
+def warn_if_short(model: "DreamerV3", total_timesteps: int, reset_num_timesteps: bool) -> None:
+    """
+    One warning if a ``learn`` ends before training starts.
+
+    :param model: is about to learn
+    :param total_timesteps: as for ``learn``
+    :param reset_num_timesteps: as for ``learn``
+    """
+    before = 0 if reset_num_timesteps else model.num_timesteps
+    # The last rollout is made whole. Of those in episodes nobody knows the length.
+    train_freq = cast(TrainFreq, model.train_freq)
+    is_in_steps = train_freq.unit == TrainFrequencyUnit.STEP
+    rollout = model.n_envs * model._ranks.size * (train_freq.frequency if is_in_steps else 1)
+    end = before + -(-total_timesteps // rollout) * rollout
+    if before < end <= model.learning_starts and model._ranks.is_main:
+        warnings.warn(
+            f"No update will be made: this learn() ends at step {end}, and training starts after `learning_starts`="
+            f"{model.learning_starts} steps, counted from 0 again wherever `reset_num_timesteps` is True (its default)"
+        )
+
+
+def announce(model: "DreamerV3", total_timesteps: int, reset_num_timesteps: bool) -> None:
     """Before a run: what several ranks make of the arguments, and a warning if nothing will be learnt."""
-    warn_if_small(model)
+    if not warn_if_small(model):
+        warn_if_short(model, total_timesteps, reset_num_timesteps)
     announce_scaling(model)
 
 

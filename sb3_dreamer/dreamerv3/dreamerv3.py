@@ -17,22 +17,20 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from sb3_dreamer.common.launch import join_ranks
 from sb3_dreamer.common.preprocessing import decode_actions, encode_actions
-from sb3_dreamer.common.ranks import rate_factor
 from sb3_dreamer.common.recorders import tensors_of
 from sb3_dreamer.common.type_aliases import LatentState, PolicyState
-from sb3_dreamer.common.utils import MetricAverager, PiecewiseSchedule, TrainRatio, UpdateClock, make_schedule, warmup_factor
+from sb3_dreamer.common.utils import MetricAverager, TrainRatio, UpdateClock
+from sb3_dreamer.common.value_checks import RangeCheck
 from sb3_dreamer.common.vec_normalize import in_model_layout
-from sb3_dreamer.common.write_back import LatentWriteBack
 from sb3_dreamer.dreamerv3.arguments import announce, check_arguments, check_space, facts_for_all, name_counterparts
-from sb3_dreamer.dreamerv3.losses import DreamerLoss, LossScales
-from sb3_dreamer.dreamerv3.make_update import make_acting, make_update
+from sb3_dreamer.dreamerv3.losses import LossScales
 from sb3_dreamer.dreamerv3.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy
-from sb3_dreamer.dreamerv3.saving import SavedAlgorithm
+from sb3_dreamer.dreamerv3.settings import AdjustableAlgorithm
 
 SelfDreamerV3 = TypeVar("SelfDreamerV3", bound="DreamerV3")
 
 
-class DreamerV3(SavedAlgorithm):
+class DreamerV3(AdjustableAlgorithm):
     """
     DreamerV3: learn a world model from replayed sequences, learn to act inside its dreams.
 
@@ -67,11 +65,15 @@ class DreamerV3(SavedAlgorithm):
     :param distributed_scaling: what several ranks (torchrun), each with its own batch and environments, do to the learning
         rate: ``"sqrt"``, ``"linear"``, None, ``"sqrt+priming"``, ``"linear+priming"``, see
         :func:`~sb3_dreamer.common.ranks.rate_factor`
+    :param log_every_updates: write the log after so many updates without a line, however long episodes are; ``learn`` with
+        ``log_interval=None`` writes none
     :param train_freq: collect so many steps, or ``(n, "episode")``, between training calls
     :param replay_buffer_class: a subclass of :class:`~sb3_dreamer.common.buffers.SequenceReplayBuffer`
     :param replay_buffer_kwargs: keyword arguments of the replay buffer
     :param policy_kwargs: single dimensions (``deter, hidden, stoch, classes, blocks, units, depth, ...``, see
-        :class:`~sb3_dreamer.dreamerv3.model_sizes.ModelSize`), ``optimizer_class``, ``optimizer_kwargs``, ``normalize_images``
+        :class:`~sb3_dreamer.dreamerv3.model_sizes.ModelSize`), ``optimizer_class``, ``optimizer_kwargs``,
+        ``normalize_images``, ``symlog_inputs``, ``return_normalizer_decay``, ``return_percentiles``, see
+        :class:`~sb3_dreamer.dreamerv3.policies.DreamerPolicy`
     :param stats_window_size: episodes over which rollout statistics are averaged
     :param tensorboard_log: folder of the TensorBoard log
     :param verbose: 0 silent, 1 info, 2 debug
@@ -86,9 +88,7 @@ class DreamerV3(SavedAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    policy: DreamerPolicy
     replay_buffer: SequenceReplayBuffer
-    loss_module: DreamerLoss
 
     @name_counterparts
     def __init__(
@@ -117,6 +117,7 @@ class DreamerV3(SavedAlgorithm):
         precision: str = "auto",
         compile: bool | str = "auto",
         distributed_scaling: str | None = "sqrt",
+        log_every_updates: int = 500,
         train_freq: int | tuple[int, str] = 1,
         replay_buffer_class: type[SequenceReplayBuffer] | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
@@ -168,9 +169,12 @@ class DreamerV3(SavedAlgorithm):
         self.precision = precision
         self.compile = compile
         self.distributed_scaling = distributed_scaling
+        self.log_every_updates = log_every_updates
+        self._log_interval: int | None = None
         self._last_state: PolicyState | None = None
         self._train_ratio = TrainRatio()
         self._metrics = MetricAverager()
+        self._check_returns = RangeCheck("return")
         self._clock = UpdateClock()
         if _init_setup_model:
             self._setup_model()
@@ -186,6 +190,7 @@ class DreamerV3(SavedAlgorithm):
 
     def _setup_model(self) -> None:
         check_arguments(self)
+        self._settings = {}  # networks and buffer are built now
         self._ranks.quieten(self)
         user_policy_kwargs, user_buffer_kwargs = self.policy_kwargs, self.replay_buffer_kwargs
         # SB3 hands these two dicts on; the user's own are restored, for `load` compares them.
@@ -204,17 +209,6 @@ class DreamerV3(SavedAlgorithm):
         self.replay_buffer.latent_shape = self.policy.size.latent_shape
         self._setup_training()
 
-    def _setup_training(self) -> None:
-        """What follows from the arguments alone; done anew at each ``learn``, for users set attributes in between."""
-        check_arguments(self)
-        self._train_ratio.set_rate(self.training_ratio, self._ranks.size * self.batch_size * self.batch_length)
-        self.replay_buffer.set_window(self.batch_length)
-        names = ("imagination_horizon", "gamma", "return_lambda", "ent_coef", "free_nats", "imagine_last", "loss_scales")
-        self.loss_module = DreamerLoss(self.policy, **{name: getattr(self, name) for name in names})
-        self._update = make_update(self.loss_module, self.agc_clip, self.tau, self.compile, self.verbose, self._ranks)
-        self._write_back = LatentWriteBack(self.replay_buffer)
-        self._act = make_acting(self.policy, self.compile)
-
     def learn(
         self: SelfDreamerV3,
         total_timesteps: int,
@@ -225,12 +219,13 @@ class DreamerV3(SavedAlgorithm):
         progress_bar: bool = False,
     ) -> SelfDreamerV3:
         """As :meth:`OffPolicyAlgorithm.learn`; steps are those of all ranks."""
+        self._log_interval = log_interval
         with self._ranks.learning(facts_for_all(self, total_timesteps)):
             callback, progress_bar = self._ranks.callback(callback, progress_bar)
             super().learn(
                 total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar  # type: ignore[arg-type]
             )
-            self._metrics.record(self.logger)  # no run ends without a look at its losses, on no device
+            self._record_metrics()  # no run ends without a look at its losses, on no device
             self._write_back.flush()
             self._ranks.merge_statistics(self.get_vec_normalize_env())
             self._ranks.follow(self._ranks.shared_paths(), self.save_replay_buffer)
@@ -246,16 +241,18 @@ class DreamerV3(SavedAlgorithm):
     ) -> tuple[int, BaseCallback]:
         if reset_num_timesteps or self._last_obs is None:
             self._last_state = None  # SB3 is about to reset the environments
-        if reset_num_timesteps:
-            self._train_ratio.close()
         self._clock = UpdateClock()
         self._vec_normalize_env = in_model_layout(self.get_vec_normalize_env(), self.observation_space)
         self._write_back.flush()
         self._setup_training()
         self._ranks.broadcast([*self.policy.state_dict().values(), *tensors_of(dict(self.policy.optimizer.state))])
         self._ranks.merge_statistics(self.get_vec_normalize_env())
-        announce(self)
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        announce(self, total_timesteps, reset_num_timesteps)
+        setup = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        self._pay_debt()
+        if reset_num_timesteps:
+            self._train_ratio.close()
+        return setup
 
     def get_vec_normalize_env(self) -> VecNormalize | None:
         """:return: the environment's VecNormalize itself, not what stores its observations"""
@@ -336,20 +333,30 @@ class DreamerV3(SavedAlgorithm):
                 self._update_info_buffer(callback.locals["infos"], callback.locals["dones"])
         except BaseException:
             self._last_obs = None  # somewhere between two steps: the environments must be reset
-            self._owe_updates(self.num_timesteps - steps_before, self.replay_buffer.can_sample(), will_train=False)
+            self._owe_updates(self.num_timesteps - steps_before, self.replay_buffer.can_sample())
             raise
         n_steps = (self.num_timesteps - steps_before) // self._ranks.size
-        agreed = self._ranks.agree(n_steps, rollout.continue_training, self.replay_buffer.can_sample())
+        has_changes = bool(self._changed_settings())
+        agreed = self._ranks.agree(n_steps, rollout.continue_training, self.replay_buffer.can_sample(), has_changes)
         self.num_timesteps = steps_before + agreed.n_steps
-        self._owe_updates(agreed.n_steps, agreed.can_sample, agreed.goes_on)
+        try:
+            if agreed.has_changes:
+                agreed = self._take_up_together(agreed)
+        finally:  # steps count where a setting is refused, too
+            self._owe_updates(agreed.n_steps, agreed.can_sample)
         self._ranks.follow(agreed.buffer_paths, self.save_replay_buffer)
         return rollout._replace(continue_training=agreed.goes_on)
 
-    def _owe_updates(self, n_steps: int, can_sample: bool, will_train: bool) -> None:
+    def _owe_updates(self, n_steps: int, can_sample: bool) -> None:
         """Set ``gradient_steps`` to the updates owed after so many steps of all ranks."""
-        if will_train or self._train_ratio.is_open:
-            can_train = self.num_timesteps > self.learning_starts and can_sample
-            self.gradient_steps = self._train_ratio.tick(n_steps, can_train)
+        can_train = self.num_timesteps > self.learning_starts and can_sample
+        self.gradient_steps = self._train_ratio.tick(n_steps, can_train)
+
+    def _pay_debt(self) -> None:
+        """Updates that a stop has left undone."""
+        can_sample = self._ranks.agree(0, True, self.replay_buffer.can_sample()).can_sample
+        if can_sample and self._train_ratio.owed >= 1:
+            self.train(gradient_steps=int(self._train_ratio.owed), batch_size=self.batch_size)
 
     def train(self, gradient_steps: int, batch_size: int) -> None:
         """
@@ -358,6 +365,7 @@ class DreamerV3(SavedAlgorithm):
         :param gradient_steps: number of updates
         :param batch_size: B, windows per update
         """
+        self._take_up_settings()
         self.policy.set_training_mode(True)
         self._ranks.merge_statistics(self.get_vec_normalize_env())
         for _ in range(gradient_steps):
@@ -371,23 +379,16 @@ class DreamerV3(SavedAlgorithm):
             self._train_ratio.pay()
             self._metrics.add(self._update.metric_names, metrics)
             self._announce_duration()
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+            self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+            if self._log_interval is not None and self._metrics.count >= self.log_every_updates:
+                self.dump_logs()  # episodes may be long, or never end
         if self.device.type == "cpu":  # elsewhere reading them would wait for the device
-            self._metrics.record(self.logger)
+            self._record_metrics()
 
-    def _setup_lr_schedule(self) -> None:
-        self.lr_schedule = make_schedule(self.learning_rate)
-
-    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
-        """The one place where the learning rate is set: schedule times warm-up, whatever the optimiser, times ``lr_scale``."""
-        is_piecewise = isinstance(self.lr_schedule, PiecewiseSchedule)
-        rate = self.lr_schedule(self.num_timesteps if is_piecewise else self._current_progress_remaining)
-        rate *= warmup_factor(self._n_updates, self.lr_warmup_steps)
-        rate *= rate_factor(self.distributed_scaling, self._ranks.size, 1.0 - self._current_progress_remaining)
-        self.logger.record("train/learning_rate", rate)
-        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group.get("lr_scale", 1.0)
+    def _record_metrics(self) -> None:
+        """Give the logger the means of the metrics, and warn once if returns lie outside of what the critic can say."""
+        means = self._metrics.record(self.logger)
+        self._check_returns(np.array([means.get(f"actor_critic/return_{end}", 0.0) for end in ("low", "high")]))
 
     def _announce_duration(self) -> None:
         """Say once per ``learn``, after the fifth update, how long it will take."""
@@ -398,7 +399,7 @@ class DreamerV3(SavedAlgorithm):
 
     def dump_logs(self) -> None:
         """Write log data; losses are means over all updates since the last time."""
-        self._metrics.record(self.logger)
+        self._record_metrics()
         self._metrics.flush()
         self.logger.record("replay/rows", int(self.replay_buffer.filled.sum()))
         super().dump_logs()

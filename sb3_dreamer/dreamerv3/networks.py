@@ -11,7 +11,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_dreamer.common.distributions import ImageMSE, MultiCategorical, SymlogMSE, at_least_float32, symlog
+from sb3_dreamer.common.distributions import ImageMSE, MultiCategorical, SymlogMSE, VectorMSE, at_least_float32, symlog
 from sb3_dreamer.common.images import ImageLayout, ObservationKeys, choose_keys
 from sb3_dreamer.common.preprocessing import (
     as_rows,
@@ -203,15 +203,23 @@ class MultiEncoder(BaseFeaturesExtractor):
     :param observation_space: space of the environment
     :param size: model dimensions
     :param keys: which keys it reads, and how; None: all of them
+    :param symlog_inputs: if False, vectors enter as they are
     """
 
-    def __init__(self, observation_space: spaces.Space, size: ModelSize, keys: ObservationKeys | None = None):
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        size: ModelSize,
+        keys: ObservationKeys | None = None,
+        symlog_inputs: bool = True,
+    ):
         keys = keys or choose_keys(observation_space)
         towers, vector_keys = split_keys(observation_space, size, keys.layouts, keys.encoded)
         space_dict = as_space_dict(observation_space)
         vector_dim = sum(encoded_dim(space_dict[key]) for key in vector_keys)
         features_dim = (size.units if vector_keys else 0) + sum(tower.features_dim for tower in towers)
         super().__init__(observation_space, features_dim)
+        self.symlog_inputs = symlog_inputs
         self.spaces = space_dict
         self.vector_keys = vector_keys
         # Python's numbers, not the spaces' own: a compiler would take those of numpy for tensors.
@@ -238,7 +246,8 @@ class MultiEncoder(BaseFeaturesExtractor):
         sizes = self.sizes[key]
         if sizes is None:
             dtype = next(self.parameters()).dtype
-            return symlog(as_rows(observation).to(dtype))  # (N, n)
+            values = as_rows(observation).to(dtype)  # (N, n)
+            return symlog(values) if self.symlog_inputs else values
         return one_hot_groups(class_indices(observation, self.starts[key]), sizes)  # (N, sum of classes)
 
 
@@ -296,11 +305,19 @@ class MultiDecoder(nn.Module):
     :param observation_space: as for :class:`MultiEncoder`
     :param size: model dimensions
     :param keys: which keys it reconstructs, and how; None: all of them
+    :param symlog_inputs: if False, vectors are predicted as they are
     """
 
-    def __init__(self, observation_space: spaces.Space, size: ModelSize, keys: ObservationKeys | None = None):
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        size: ModelSize,
+        keys: ObservationKeys | None = None,
+        symlog_inputs: bool = True,
+    ):
         super().__init__()
         keys = keys or choose_keys(observation_space)
+        self.vector_class = SymlogMSE if symlog_inputs else VectorMSE
         towers, self.vector_keys = split_keys(observation_space, size, keys.layouts, keys.decoded)
         self.spaces = as_space_dict(observation_space)
         self.sizes = {key: class_counts(self.spaces[key]) for key in self.vector_keys}
@@ -313,14 +330,14 @@ class MultiDecoder(nn.Module):
         widths = [encoded_dim(self.spaces[key]) for key in self.vector_keys]
         self.vector_outputs = nn.ModuleList(Linear(size.units, width) for width in widths)
 
-    def forward(self, deter: th.Tensor, stoch: th.Tensor) -> dict[str, SymlogMSE | MultiCategorical | ImageMSE]:
+    def forward(self, deter: th.Tensor, stoch: th.Tensor) -> dict[str, VectorMSE | MultiCategorical | ImageMSE]:
         """
         :param deter: (N, D)
         :param stoch: (N, S, K)
         :return: by key, a distribution with ``loss(target) -> (N,)`` and ``mode()``
         """
         flat_stoch = stoch.flatten(-2)  # (N, S * K)
-        distributions: dict[str, SymlogMSE | MultiCategorical | ImageMSE] = {}
+        distributions: dict[str, VectorMSE | MultiCategorical | ImageMSE] = {}
         for decoder in self.towers:
             distributions.update(decoder(deter, flat_stoch))
         if self.mlp is not None:
@@ -328,7 +345,7 @@ class MultiDecoder(nn.Module):
             for key, layer in zip(self.vector_keys, self.vector_outputs, strict=True):
                 sizes = self.sizes[key]
                 output = layer(x)  # (N, n)
-                distributions[key] = SymlogMSE(output) if sizes is None else MultiCategorical(output, sizes)
+                distributions[key] = self.vector_class(output) if sizes is None else MultiCategorical(output, sizes)
         return distributions
 
     def targets(self, observations: TensorObs) -> dict[str, th.Tensor]:

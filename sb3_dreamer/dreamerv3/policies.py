@@ -1,8 +1,10 @@
 """The policy: owns every network and the optimiser, acts with a recurrent state."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,22 @@ COUNTERPARTS = {
     "activation_fn": "`encoder_class` and `decoder_class` for networks of your own",
     "n_critics": "none, there is one critic and its slow copy",
 }
+STATELESS = """`predict` is called again without `state`, and plays every step as the first of an episode. Hand the state on:
+    action, state = model.predict(obs, state=state, episode_start=episode_start)  # at first None and True
+    obs, reward, episode_start, info = env.step(action)  # of a VecEnv; of gymnasium's, terminated or truncated"""
+
+
+def check_normalization(symlog_inputs: Any, decay: Any, percentiles: Any) -> None:
+    """:raises ValueError: if one is no switch, no decay, or no two increasing fractions"""
+    if not isinstance(symlog_inputs, bool):
+        raise ValueError(f"`symlog_inputs` must be True or False, got {symlog_inputs!r}")
+    if not isinstance(decay, Real) or isinstance(decay, bool) or not 0 <= float(decay) < 1:
+        raise ValueError(f"`return_normalizer_decay` must be a number of at least 0 and below 1, got {decay!r}")
+    is_pair = isinstance(percentiles, Sequence) and len(percentiles) == 2 and all(isinstance(one, Real) for one in percentiles)
+    if not is_pair or not 0 <= percentiles[0] < percentiles[1] <= 1:
+        raise ValueError(
+            f"`return_percentiles` must be two increasing fractions between 0 and 1, as (0.05, 0.95), got {percentiles!r}"
+        )
 
 
 class DreamerPolicy(BasePolicy):
@@ -56,9 +74,15 @@ class DreamerPolicy(BasePolicy):
     :param encoder_kwargs: its keyword arguments
     :param decoder_class: a decoder of one's own, likewise
     :param decoder_kwargs: its keyword arguments
+    :param symlog_inputs: encode and reconstruct the symlog of vector observations; if False, the values as they are
+    :param return_normalizer_decay: of the running percentiles of the returns, by whose distance advantages are divided
+    :param return_percentiles: lower and upper one, as fractions
     :param dimensions: overrides of single fields of :class:`~sb3_dreamer.dreamerv3.model_sizes.ModelSize`
-    :raises ValueError: if a size, a precision or an observation space is not supported
+    :raises ValueError: if a size, a precision or an observation space is not supported, or a setting is out of its range
     """
+
+    # Calls of ``predict`` in a row without a state.
+    _n_stateless, _has_warned = 0, False
 
     def __init__(
         self,
@@ -77,6 +101,9 @@ class DreamerPolicy(BasePolicy):
         encoder_kwargs: dict[str, Any] | None = None,
         decoder_class: type[nn.Module] | None = None,
         decoder_kwargs: dict[str, Any] | None = None,
+        symlog_inputs: bool = True,
+        return_normalizer_decay: float = 0.99,
+        return_percentiles: tuple[float, float] = (0.05, 0.95),
         **dimensions: Any,
     ):
         super().__init__(
@@ -87,15 +114,13 @@ class DreamerPolicy(BasePolicy):
             optimizer_kwargs=optimizer_kwargs,
             squash_output=isinstance(action_space, spaces.Box),
         )
-        if precision not in PRECISIONS:
-            raise ValueError(f"`precision` must be one of {PRECISIONS}, got {precision!r}")
+        self.set_precision(precision)
         unknown = sorted(set(dimensions) - SIZE_FIELDS)
         if unknown:
             hints = "".join(f"The counterpart of `{n}`: {COUNTERPARTS[n]}. " for n in unknown if n in COUNTERPARTS)
             known = ", ".join(sorted(SIZE_FIELDS))
             raise TypeError(f"`policy_kwargs` knows no {', '.join(unknown)}. {hints}Dimensions are {known}")
         self.model_size = model_size
-        self.precision = precision
         self.dimensions = dimensions
         self.key_kwargs = dict(image_keys=image_keys, vector_keys=vector_keys, decoder_keys=decoder_keys)
         keys = choose_keys(observation_space, normalize_images, **self.key_kwargs)
@@ -105,6 +130,13 @@ class DreamerPolicy(BasePolicy):
             encoder_kwargs=encoder_kwargs,
             decoder_class=decoder_class,
             decoder_kwargs=decoder_kwargs,
+            symlog_inputs=symlog_inputs,
+        )
+        check_normalization(symlog_inputs, return_normalizer_decay, return_percentiles)
+        if not symlog_inputs and encoder_class is not None and decoder_class is not None:
+            raise ValueError("`symlog_inputs=False` has no effect where both `encoder_class` and `decoder_class` are given")
+        self.normalizer_kwargs = dict(
+            return_normalizer_decay=return_normalizer_decay, return_percentiles=tuple(return_percentiles)
         )
         self.world_model = WorldModel(
             observation_space, action_space, self.size, keys, **self.network_kwargs  # type: ignore[arg-type]
@@ -115,7 +147,7 @@ class DreamerPolicy(BasePolicy):
         self.actor = ActorHead(action_space, self.size)
         self.critic = TwoHotHead(self.size, self.size.critic_layers)
         self.critic_target = deepcopy(self.critic).requires_grad_(False)
-        self.return_normalizer = ReturnNormalizer()
+        self.return_normalizer = ReturnNormalizer(return_normalizer_decay, *return_percentiles)
         self.optimizer = self._make_optimizer(lr_schedule(1), **self.optimizer_kwargs)
 
     def _make_optimizer(self, lr: float, lr_scale: dict[str, float] | None = None, **kwargs: Any) -> th.optim.Optimizer:
@@ -157,6 +189,15 @@ class DreamerPolicy(BasePolicy):
         :param tau: share of the critic
         """
         polyak_update(self.critic.parameters(), self.critic_target.parameters(), tau)
+
+    def set_precision(self, precision: str) -> None:
+        """
+        :param precision: one of :data:`PRECISIONS`, from now on
+        :raises ValueError: if it is none of them
+        """
+        if precision not in PRECISIONS:
+            raise ValueError(f"`precision` must be one of {PRECISIONS}, got {precision!r}")
+        self.precision = precision
 
     def autocast(self) -> AbstractContextManager:
         """:return: the context in which all networks run, after ``precision`` and the device"""
@@ -248,6 +289,7 @@ class DreamerPolicy(BasePolicy):
                 "`observation` must be an array or a dict of arrays, got a tuple. You are probably mixing the Gym API "
                 "`obs, info = env.reset()` with the SB3 VecEnv API `obs = vec_env.reset()`."
             )
+        self._warn_if_stateless(is_stateless=state is None and episode_start is None)
         tensors, is_vectorized = self.obs_to_tensor(observation)
         n = len(next(iter(tensors.values())) if isinstance(tensors, dict) else tensors)
         actions, next_state = self.step(
@@ -257,6 +299,13 @@ class DreamerPolicy(BasePolicy):
         if not is_vectorized:
             env_actions = env_actions.squeeze(axis=0)
         return env_actions, tuple(part.cpu().numpy() for part in next_state)
+
+    def _warn_if_stateless(self, is_stateless: bool) -> None:
+        """Warn once, at the second call in a row without a state: one such call alone may begin an episode."""
+        self._n_stateless = self._n_stateless + 1 if is_stateless else 0
+        if self._n_stateless == 2 and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(STATELESS)
 
     def _state_to_tensor(self, state: tuple[np.ndarray, ...] | None, n: int) -> PolicyState | None:
         if state is None:
@@ -284,6 +333,7 @@ class DreamerPolicy(BasePolicy):
             optimizer_kwargs=self.optimizer_kwargs,
             **self.key_kwargs,
             **self.network_kwargs,
+            **self.normalizer_kwargs,
             **self.dimensions,
         )
 

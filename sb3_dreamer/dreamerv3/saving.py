@@ -4,18 +4,22 @@ import io
 import pathlib
 from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from sb3_dreamer.common.ranks import Ranks
 from sb3_dreamer.common.type_aliases import PolicyState
 from sb3_dreamer.common.write_back import LatentWriteBack
-from sb3_dreamer.dreamerv3.arguments import check_buffer
+from sb3_dreamer.dreamerv3.arguments import check_buffer, check_load_arguments
 
 if TYPE_CHECKING:
     from sb3_dreamer.dreamerv3.dreamerv3 import DreamerV3
+
+SelfSavedAlgorithm = TypeVar("SelfSavedAlgorithm", bound="SavedAlgorithm")
 
 
 class SavedAlgorithm(OffPolicyAlgorithm):
@@ -27,6 +31,29 @@ class SavedAlgorithm(OffPolicyAlgorithm):
     _last_state: PolicyState | None
     _ranks: Ranks
     _write_back: LatentWriteBack
+
+    @classmethod
+    def load(
+        cls: type[SelfSavedAlgorithm],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfSavedAlgorithm:
+        """
+        As :meth:`BaseAlgorithm.load`.
+
+        :param kwargs: arguments of the constructor that are to differ from the file's
+        :raises TypeError: if the constructor has no such argument
+        """
+        ours = [vars(base) for base in cls.__mro__ if issubclass(base, SavedAlgorithm)]
+        check_load_arguments(kwargs, [attributes["__init__"] for attributes in ours if "__init__" in attributes])
+        if "stats_window_size" in kwargs:
+            kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")  # SB3 stores it so
+        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     def save(
         self,
@@ -50,7 +77,8 @@ class SavedAlgorithm(OffPolicyAlgorithm):
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
-        As :meth:`OffPolicyAlgorithm.load_replay_buffer`; what is collected next opens an episode.
+        As :meth:`OffPolicyAlgorithm.load_replay_buffer`; what is collected next opens an episode. The model's ``buffer_size``
+        holds: where the file has more rows, the newest of each environment are kept.
 
         :raises ValueError: if the buffer does not fit the model, which then keeps its own
         """
@@ -61,6 +89,7 @@ class SavedAlgorithm(OffPolicyAlgorithm):
         except BaseException:
             self.replay_buffer = current
             raise
+        self.replay_buffer.resize(max(self.buffer_size // self.n_envs, 1))
         self.replay_buffer.online_queue = self.online_queue
         self.replay_buffer.storage = self.replay_buffer_kwargs.get("storage", "host")
         self.replay_buffer.set_window(self.batch_length)
@@ -68,7 +97,18 @@ class SavedAlgorithm(OffPolicyAlgorithm):
         self._ranks.restore_random_states(self.replay_buffer.random_states)
 
     def _excluded_save_params(self) -> list[str]:
-        mine = ["loss_module", "_update", "_write_back", "_act", "_last_state", "_metrics", "_clock", "_ranks"]
+        mine = [
+            "loss_module",
+            "_update",
+            "_write_back",
+            "_act",
+            "_last_state",
+            "_metrics",
+            "_check_returns",
+            "_clock",
+            "_ranks",
+        ]
+        mine += ["_settings", "_log_interval"]
         return [*super()._excluded_save_params(), *mine]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

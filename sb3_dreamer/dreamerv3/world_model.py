@@ -91,6 +91,7 @@ class WorldModel(nn.Module):
         distribution has ``loss(target) -> (N,)`` and ``mode()``; the target is the observation (N, ...) in the dtype of
         its space, the key of a space that is no Dict is ``"obs"``, and a key that is not returned is not reconstructed
     :param decoder_kwargs: its keyword arguments
+    :param symlog_inputs: if False, our own encoder and decoder take vectors as they are
     :raises ValueError: if an own encoder or decoder does not return what it should
     """
 
@@ -104,19 +105,20 @@ class WorldModel(nn.Module):
         encoder_kwargs: dict[str, Any] | None = None,
         decoder_class: type[nn.Module] | None = None,
         decoder_kwargs: dict[str, Any] | None = None,
+        symlog_inputs: bool = True,
     ):
         super().__init__()
         self.action_space = action_space
         self.encoder: nn.Module
         if encoder_class is None:
-            self.encoder = MultiEncoder(observation_space, size, keys)
+            self.encoder = MultiEncoder(observation_space, size, keys, symlog_inputs)
         else:
             self.encoder = encoder_class(observation_space, **(encoder_kwargs or {}))
             check_encoder(self.encoder, observation_space)
         self.rssm = RSSM(int(self.encoder.features_dim), encoded_dim(action_space), size)  # type: ignore[arg-type]
         self.decoder: nn.Module
         if decoder_class is None:
-            self.decoder = MultiDecoder(observation_space, size, keys)
+            self.decoder = MultiDecoder(observation_space, size, keys, symlog_inputs)
         else:
             self.decoder = decoder_class(observation_space, *size.latent_shape, **(decoder_kwargs or {}))
             check_decoder(self.decoder, observation_space, size)

@@ -1,0 +1,249 @@
+"""Settings that are changed after the constructor take effect before the next update, or are refused."""
+
+import inspect
+import warnings
+from typing import Any
+
+import pytest
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_dreamer import DreamerV3
+from sb3_dreamer.common.buffers import SequenceReplayBuffer
+from sb3_dreamer.common.recorders import PythonRecorder
+from sb3_dreamer.dreamerv3 import settings as settings_module
+from sb3_dreamer.dreamerv3.arguments import FIXED
+from sb3_dreamer.dreamerv3.settings import OF_THE_LOOP, OF_THE_UPDATE
+from sb3_dreamer.dreamerv3.update import RecordedUpdate
+from tests.helpers import counter_model
+
+# As far from the defaults as a short run shows.
+CHANGED: dict[str, Any] = dict(
+    learning_rate=3e-2,
+    learning_starts=50,
+    batch_size=3,
+    batch_length=5,
+    training_ratio=4,
+    imagination_horizon=2,
+    gamma=0.5,
+    return_lambda=0.1,
+    tau=0.9,
+    ent_coef=1.0,
+    free_nats=0.0,
+    loss_scales={"reward": 30.0},
+    agc_clip=1e-3,
+    lr_warmup_steps=3,
+    online_queue=False,
+    imagine_last=3,
+    precision="bf16",
+)
+COMMON: dict[str, Any] = dict(training_ratio=8, learning_rate=1e-2, lr_warmup_steps=0)
+
+
+class At(BaseCallback):
+    """Calls a function with the model at so many environment steps; 0: when training starts."""
+
+    def __init__(self, **functions: Any):
+        super().__init__()
+        self.functions = {int(name.removeprefix("step_")): function for name, function in functions.items()}
+
+    def _on_training_start(self) -> None:
+        self._call(0)
+
+    def _on_step(self) -> bool:
+        return self._call(self.num_timesteps) is not False
+
+    def _call(self, step: int) -> Any:
+        return self.functions.get(step, lambda model: None)(self.model)
+
+
+def setting(name: str, value: Any):
+    return lambda model: setattr(model, name, value)
+
+
+def outcome(model: DreamerV3) -> tuple[int, th.Tensor]:
+    return model._n_updates, th.cat([parameter.detach().flatten() for parameter in model.policy.parameters()])
+
+
+def assert_equal(ours: tuple[int, th.Tensor], theirs: tuple[int, th.Tensor]) -> None:
+    assert ours[0] == theirs[0] and th.equal(ours[1], theirs[1])
+
+
+@pytest.fixture(scope="module")
+def unchanged():
+    return outcome(counter_model(**COMMON).learn(75))
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_setting_acts_as_if_it_had_been_given_to_the_constructor(name, unchanged):
+    expected = outcome(counter_model(**{**COMMON, name: CHANGED[name]}).learn(75))
+    assert expected[0] != unchanged[0] or not th.equal(expected[1], unchanged[1])
+    model = counter_model(**COMMON)  # which seeds all generators
+    setattr(model, name, CHANGED[name])
+    assert_equal(outcome(model.learn(75)), expected)
+    model = counter_model(**COMMON).learn(75, callback=At(step_0=setting(name, CHANGED[name])))
+    if name == "precision":  # the first step acted in the old one
+        assert model.policy.precision == "bf16"
+    else:
+        assert_equal(outcome(model), expected)
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_setting_acts_in_mid_run(name, unchanged):
+    model = counter_model(**COMMON).learn(75, callback=At(step_36=setting(name, CHANGED[name])))
+    n_updates, parameters = outcome(model)
+    assert n_updates != unchanged[0] or not th.equal(parameters, unchanged[1])
+
+
+def test_every_argument_is_a_setting_or_none_of_training():
+    others = {
+        "self",
+        "policy",
+        "env",
+        "tensorboard_log",
+        "stats_window_size",
+        "verbose",
+        "seed",
+        "device",
+        "_init_setup_model",
+    }
+    names = [*OF_THE_UPDATE, *OF_THE_LOOP, *FIXED]
+    assert len(names) == len(set(names))
+    assert set(inspect.signature(DreamerV3.__init__).parameters) == {*names, *others}
+
+
+def test_a_change_in_place_counts():
+    model = counter_model(loss_scales={"reward": 1.0})
+    model.learn(60, callback=At(step_30=lambda model: model.loss_scales.update(reward=7.0)))
+    assert model.loss_module.loss_scales["reward"] == 7.0
+    model = counter_model(learning_rate=[(0, 1e-3), (60, 1e-3)], lr_warmup_steps=0)
+    model.learn(60, callback=At(step_30=lambda model: model.learning_rate.append((61, 0.0))))
+    assert model.lr_schedule(61) == 0.0
+
+
+def test_the_learning_rate_of_the_next_learn():
+    model = counter_model(**COMMON).learn(40)
+    model.learning_rate = 1e-4
+    model.learn(40)
+    assert model.policy.optimizer.param_groups[0]["lr"] == 1e-4
+
+
+def test_train_freq(monkeypatch):
+    model, calls = counter_model(**COMMON), []
+    right = model.collect_rollouts
+    monkeypatch.setattr(
+        model, "collect_rollouts", lambda *args, **kwargs: (calls.append(kwargs["train_freq"]), right(*args, **kwargs))[1]
+    )
+    model.learn(60, callback=At(step_30=setting("train_freq", 4), step_54=setting("train_freq", (2, "step"))))
+    assert [frequency for frequency, _ in calls] == [1] * 10 + [4] * 2 + [2]
+    model.train_freq = 5
+    assert model.learn(15).train_freq.frequency == 5
+
+
+def test_the_account_follows():
+    """Owed are time steps: 3 environments x 32 / (4 x 8) = 3 updates per step, then of 8 x 8 rows 1.5."""
+    model = counter_model(training_ratio=32)
+    model.learn(60)
+    before = model._n_updates
+    model.learn(60, callback=At(step_3=setting("batch_size", 8)), reset_num_timesteps=False)
+    assert model.num_timesteps == 120
+    model.batch_size = 8
+    assert model._n_updates - before == 3 * 20
+    model.learn(60, reset_num_timesteps=False)
+    assert model._n_updates - before == 3 * 20 + 30
+    account = model._train_ratio
+    account.tick(3, True)
+    owed = account.owed * 64
+    account.set_rate(1, 32)
+    assert account.owed * 32 == owed
+
+
+def test_longer_windows_wait_until_there_is_one():
+    model = counter_model(**COMMON)
+    seen = []
+    look = {f"step_{n}": lambda model: seen.append(model._n_updates) for n in range(45, 99, 3)}
+    model.learn(96, callback=At(**{**look, "step_42": setting("batch_length", 24)}))
+    first = next(i for i, n in enumerate(seen) if n > seen[0])
+    # 25 rows, one more than steps per episode: 24 steps of 3 environments are not enough for the shortest episodes' two rows.
+    assert 0 < first < len(seen) - 1 and model._update.policy is model.policy
+    assert model.replay_buffer.batch_length == 24
+    with pytest.warns(UserWarning, match="a window needs 2001: no update will be made"):
+        model.learn(60, callback=At(step_30=setting("batch_length", 2000)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ent_coef", -1.0, "`ent_coef` must be a number of at least 0.0, got -1.0"),
+        ("gamma", 2, "`gamma` must be a number between 0.0 and 1.0, got 2"),
+        ("training_ratio", 0, "`training_ratio` must be a positive number, got 0"),
+        ("learning_rate", "fast", "`learning_rate` must be a number of at least 0"),
+        ("loss_scales", {"rewards": 1.0}, "`loss_scales` knows no 'rewards'"),
+        ("precision", "fp16", "`precision` must be one of"),
+        ("train_freq", (1, "episode"), "`train_freq` in episodes needs one environment, got 3"),
+        ("log_every_updates", 0, "`log_every_updates` must be a whole number of at least 1, got 0"),
+        ("distributed_scaling", "square", "`distributed_scaling` must be one of"),
+        ("model_size", "nano", "`model_size` cannot change any more, got 'nano' in place of 'debug': the networks are built"),
+        ("policy_kwargs", {"deter": 16}, "`policy_kwargs` cannot change any more"),
+        ("buffer_size", 300, "`buffer_size` cannot change any more, got 300 in place of 3000: the replay buffer is made"),
+        ("replay_context", False, "`replay_context` cannot change any more"),
+        ("replay_buffer_class", type("Other", (SequenceReplayBuffer,), {}), "`replay_buffer_class` cannot change any more"),
+        ("replay_buffer_kwargs", {"storage": "device"}, "`replay_buffer_kwargs` cannot change any more"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_next_update(name, value, message):
+    model = counter_model(**COMMON)
+    right = getattr(model, name)
+    with pytest.raises(ValueError) as error:
+        model.learn(60, callback=At(step_33=setting(name, value)))
+    assert message in str(error.value)
+    updates, rows = model._n_updates, model.replay_buffer.counts.copy()
+    assert model.num_timesteps == 33
+    with pytest.raises(ValueError):
+        model.learn(27, reset_num_timesteps=False)
+    assert model._n_updates == updates and (model.replay_buffer.counts == rows).all()
+    setattr(model, name, right)
+    model.learn(27, reset_num_timesteps=False)  # nothing is lost: the same updates as of an unbroken run
+    assert model._n_updates == counter_model(**COMMON).learn(60)._n_updates
+    assert model.replay_buffer.dones.sum() == counter_model(**COMMON).learn(60).replay_buffer.dones.sum()
+
+
+def test_a_recorded_update_is_made_again_where_it_must_be(monkeypatch):
+    made, right = [], settings_module.make_update
+
+    def make_recorded(*args: Any) -> RecordedUpdate:
+        made.append(RecordedUpdate(right(*args), PythonRecorder))
+        return made[-1]
+
+    monkeypatch.setattr(settings_module, "make_update", make_recorded)
+    model = counter_model(**COMMON)
+    assert len(made) == 1
+    model.learn(60, callback=At(step_33=setting("training_ratio", 16), step_39=setting("learning_rate", 1e-3)))
+    assert len(made) == 2  # once for the run
+    model.learn(60, callback=At(step_33=setting("ent_coef", 0.5), step_45=setting("tau", 0.5)))
+    assert len(made) == 5
+    assert [update.update.loss_module.ent_coef for update in made[2:]] == [3e-4, 0.5, 0.5]
+    assert [update.update.tau for update in made[2:]] == [0.02, 0.02, 0.5]
+    assert model._update is made[-1] and made[-1].key is not None
+
+
+def test_compile_in_mid_run():
+    model = counter_model()
+    model.compile = True
+    model._take_up_settings()
+    assert model._update.must_compile
+    model.compile = False
+    model._take_up_settings()
+    assert not model._update.must_compile
+
+
+def test_an_unchanged_model_is_left_alone():
+    model = counter_model(policy_kwargs=dict(deter=16), loss_scales={"reward": 2.0}).learn(40)
+    update, state, optimizer = model._update, model._last_state, model.policy.optimizer
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model._take_up_settings()
+    assert model._update is update
+    model.ent_coef = 0.1
+    model._take_up_settings()
+    assert model._update is not update and model._last_state is state and model.policy.optimizer is optimizer
