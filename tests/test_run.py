@@ -110,6 +110,18 @@ def test_critic_target_follows():
     assert any(not th.equal(p, q) for p, q in zip(start, model.policy.critic_target.parameters(), strict=True))
 
 
+def test_train_by_hand(monkeypatch):
+    """As for SAC, the batch size may be left out; without it the model's own counts, as it is then."""
+    model = counter_model().learn(60)
+    updates, sizes, sample = model._n_updates, [], model.replay_buffer.sample
+    monkeypatch.setattr(model.replay_buffer, "sample", lambda n, env=None: sizes.append(n) or sample(n, env=env))
+    model.train(gradient_steps=2)
+    model.train(1, 3)
+    model.batch_size = 5
+    model.train(gradient_steps=1)
+    assert sizes == [4, 4, 3, 5] and model._n_updates == updates + 4
+
+
 def test_optimizer_class_and_dimensions():
     kwargs = dict(optimizer_class=th.optim.Adam, optimizer_kwargs=dict(eps=1e-5), deter=16, units=12, actor_unimix=0.01)
     model = counter_model(policy_kwargs=kwargs)

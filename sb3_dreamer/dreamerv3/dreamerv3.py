@@ -342,13 +342,14 @@ class DreamerV3(SavedAlgorithm):
             can_train = self.num_timesteps > self.learning_starts and can_sample
             self.gradient_steps = self._train_ratio.tick(n_steps, can_train)
 
-    def train(self, gradient_steps: int, batch_size: int) -> None:
+    def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
         """
         Sample, update the networks, write latents back; again and again.
 
         :param gradient_steps: number of updates
-        :param batch_size: B, windows per update
+        :param batch_size: B, windows per update; None: the model's
         """
+        batch_size = self.batch_size if batch_size is None else batch_size
         self.policy.set_training_mode(True)
         self._ranks.merge_statistics(self._vec_normalize_env)
         for _ in range(gradient_steps):
