@@ -83,6 +83,29 @@ def test_episodic_train_freq():
     assert model._n_updates > 10
 
 
+def test_numbers_of_numpy(tmp_path):
+    """As they come out of an array or a search: every number, alone and in a tuple, then saved and loaded."""
+    numbers = {name: np.int64(value) for name, value in TINY.items() if isinstance(value, int)}
+    numbers |= {name: np.float32(0.5) for name in ("gamma", "ent_coef", "learning_rate", "free_nats", "tau", "agc_clip")}
+    numbers |= dict(seed=np.int64(0), stats_window_size=np.int64(10), replay_context=np.True_, online_queue=np.False_)
+    for train_freq in (np.int64(2), (np.int64(2), "step"), (np.int32(1), "episode")):
+        model = DreamerV3("MlpPolicy", "CartPole-v1", **{**TINY, **numbers, "train_freq": train_freq}).learn(np.int64(60))
+        assert model._n_updates > 0
+        assert model.train_freq == (int(train_freq[0] if isinstance(train_freq, tuple) else 2), model.train_freq.unit)
+        model.save(tmp_path / "model")
+        loaded = DreamerV3.load(tmp_path / "model", env=gym.make("CartPole-v1"), train_freq=np.int64(3))
+        assert loaded.learn(30).train_freq.frequency == 3 and loaded.gamma == 0.5
+
+
+def test_train_freq_between_two_runs():
+    model = counter_model().learn(30)
+    model.train_freq = np.int64(5)
+    steps, collect = [], model.env.step
+    model.env.step = lambda actions: steps.append(model._n_updates) or collect(actions)
+    model.learn(60)
+    assert len(steps) == 20 and len(set(steps[:5])) == 1  # no update within five steps
+
+
 def test_buffer_too_small_collects_without_training():
     model = counter_model(buffer_size=1)
     with pytest.warns(UserWarning, match="window needs 9: no update will be made") as warned:

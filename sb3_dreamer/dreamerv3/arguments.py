@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
@@ -77,11 +78,14 @@ def name_counterparts(constructor: Callable[..., None]) -> Callable[..., None]:
 
 def check_arguments(model: "DreamerV3") -> None:
     """
-    :param model: an algorithm with its arguments stored and nothing built
+    :param model: an algorithm with its arguments stored and nothing built; numbers of numpy become Python's
     :raises ValueError: names the first argument that is out of its range, what came and what is allowed
     """
     if getattr(model, "observation_space", None) is None:
         raise ValueError("`env` must be an environment or the id of one, got None")
+    for name, value in vars(model).items():
+        if isinstance(value, np.generic):  # SB3, `deque` and JSON want Python's
+            setattr(model, name, value.item())
     for name, (low, high, is_whole) in RANGES.items():
         check_number(name, getattr(model, name), low, high, is_whole)
     for name in POSITIVE:
@@ -97,7 +101,7 @@ def check_arguments(model: "DreamerV3") -> None:
         raise ValueError(f"`compile` must be True, False or 'auto', got {model.compile!r}")
     if model.distributed_scaling not in SCALINGS:
         raise ValueError(f"`distributed_scaling` must be one of {SCALINGS}, got {model.distributed_scaling!r}")
-    check_train_freq(model)
+    convert_train_freq(model)
     check_loss_scales(model.loss_scales)
     check_kwargs(model)
     check_spaces(model)
@@ -116,8 +120,13 @@ def check_number(name: str, value: Any, low: float, high: float, is_whole: bool)
         raise ValueError(f"`{name}` must be {kind} {limits}, got {value!r}")
 
 
-def check_train_freq(model: "DreamerV3") -> None:
-    """:raises ValueError: if it is no frequency, or in episodes with several environments, whose ends differ"""
+def convert_train_freq(model: "DreamerV3") -> None:
+    """
+    As SB3 converts it once, here also for numpy's whole numbers, and where it is set between two runs.
+
+    :param model: its ``train_freq`` becomes a ``TrainFreq``
+    :raises ValueError: if it is no frequency, or in episodes with several environments, whose ends differ
+    """
     train_freq: Any = model.train_freq
     frequency, unit = train_freq if isinstance(train_freq, tuple) and len(train_freq) == 2 else (train_freq, "step")
     unit = getattr(unit, "value", unit)
@@ -129,6 +138,7 @@ def check_train_freq(model: "DreamerV3") -> None:
         raise ValueError(f"`train_freq` in episodes needs one environment, got {model.n_envs}: use (n, 'step')")
     if unit == "episode" and model._ranks.size > 1:
         raise ValueError(f"`train_freq` in episodes needs one rank, got {model._ranks.size}: use (n, 'step')")
+    model.train_freq = TrainFreq(int(frequency), TrainFrequencyUnit(unit))  # type: ignore[assignment]
 
 
 def check_loss_scales(loss_scales: dict[str, float] | None) -> None:
