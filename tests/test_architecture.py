@@ -30,7 +30,7 @@ FLOORS = [
         "common.envs.pixel_reach",
         "common.envs.t_maze",
     },
-    {"common.row_storage"},
+    {"common.row_storage", "common.env_checker"},
     {"common.buffers", "common.envs", "dreamerv3.model_sizes"},
     {"common.write_back"},
     {"dreamerv3.networks", "dreamerv3.heads", "dreamerv3.rssm"},

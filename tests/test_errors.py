@@ -13,10 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from gymnasium.envs.classic_control import CartPoleEnv
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
@@ -113,6 +115,9 @@ SPACES: dict[str, Callable[[], Any]] = {
     "observations: Text": construct(spaces.Text(5)),
     "observations: Tuple": construct(spaces.Tuple([VECTOR, VECTOR])),
     "observations: Text in a Dict": construct(spaces.Dict({"a": VECTOR, "b": spaces.Text(5)}), policy="MultiInputPolicy"),
+    "observations: Text in a Dict, make_vec_env": lambda: make_vec_env(
+        lambda: NoiseEnv(spaces.Dict({"a": VECTOR, "b": spaces.Text(5)}), DISCRETE), 2
+    ),
     "MlpPolicy on a Dict": construct(MIXED),
     "CnnPolicy on a vector": construct(policy="CnnPolicy"),
     "LstmPolicy": construct(policy="LstmPolicy"),
@@ -185,6 +190,8 @@ USES: dict[str, Callable[[], Any]] = {
     "predict(obs, episode_start of another batch)": predict_with(episode_start=np.zeros(3)),
     "predict(obs of another shape)": predict_with(np.zeros((2, 7), np.float32)),
     "no environment": lambda: DreamerV3("MlpPolicy", None),
+    "env=CartPoleEnv, the class": lambda: DreamerV3("MlpPolicy", CartPoleEnv),
+    "env=gymnasium.make_vec(...)": lambda: DreamerV3("MlpPolicy", gym.make_vec("CartPole-v1", 2)),
     "learn after a load without an environment": load_model(then=lambda model: model.learn(10)),
     "set_env with another number of environments": lambda: counter_model().set_env(make_vec_env("CartPole-v1", 2)),
     "load with other policy_kwargs": load_model(policy_kwargs=dict(deter=16)),

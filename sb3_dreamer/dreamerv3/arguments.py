@@ -35,7 +35,6 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "ent_coef": (0.0, float("inf"), False),
     "free_nats": (0.0, float("inf"), False),
 }
-OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 POSITIVE = ("training_ratio", "agc_clip")
 # What else several ranks must have in common.
 ALIKE = "num_timesteps _n_updates train_freq precision compile loss_scales replay_context distributed_scaling".split()
@@ -165,15 +164,6 @@ def check_kwargs(model: "DreamerV3") -> None:
             "`replay_buffer_class` must be a subclass of SequenceReplayBuffer (single transitions, as HerReplayBuffer "
             f"relabels them, make no sequences), got {buffer_class.__name__}"
         )
-
-
-def check_space(space: spaces.Space) -> None:
-    """:raises ValueError: if a part of it is of a kind that we do not handle; nested ones are left to SB3's own check"""
-    nested = (spaces.Dict, spaces.Tuple) if isinstance(space, spaces.Dict) else ()
-    for key, part in as_space_dict(space).items():
-        if not isinstance(part, (*OBSERVATION_SPACES, *nested)):
-            allowed = ", ".join(kind.__name__ for kind in OBSERVATION_SPACES)
-            raise ValueError(f"Observations must be {allowed} or a Dict of these, `{key}` is {part}")
 
 
 def check_spaces(model: "DreamerV3") -> None:

@@ -14,6 +14,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
+from sb3_dreamer.common.env_checker import check_env
 from sb3_dreamer.common.launch import join_ranks
 from sb3_dreamer.common.preprocessing import decode_actions, encode_actions
 from sb3_dreamer.common.ranks import rate_factor
@@ -21,7 +22,7 @@ from sb3_dreamer.common.recorders import tensors_of
 from sb3_dreamer.common.type_aliases import LatentState, PolicyState
 from sb3_dreamer.common.utils import MetricAverager, PiecewiseSchedule, TrainRatio, UpdateClock, make_schedule, warmup_factor
 from sb3_dreamer.common.write_back import LatentWriteBack
-from sb3_dreamer.dreamerv3.arguments import announce, check_arguments, check_space, facts_for_all, name_counterparts
+from sb3_dreamer.dreamerv3.arguments import announce, check_arguments, facts_for_all, name_counterparts
 from sb3_dreamer.dreamerv3.losses import DreamerLoss
 from sb3_dreamer.dreamerv3.make_update import make_acting, make_update
 from sb3_dreamer.dreamerv3.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy
@@ -175,8 +176,7 @@ class DreamerV3(SavedAlgorithm):
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        check_space(env.observation_space)
-        return OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        return OffPolicyAlgorithm._wrap_env(check_env(env), verbose, monitor_wrapper)
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """As SB3's; of several ranks each has a seed of its own."""
