@@ -193,9 +193,22 @@ class DreamerPolicy(BasePolicy):
         actions = distribution.mode() if deterministic else distribution.sample(self.actor.draw_noise(n))
         return actions, PolicyState(latent.deter, latent.stoch, encode_actions(actions, self.action_space))
 
+    def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        """
+        Choose actions without a state, as at the first step of an episode: what SB3's recipes export. Within an episode use
+        :meth:`predict`, or :meth:`step` for tensors, which carry the state.
+
+        :param observation: (n, ...) in the space's own dtype; each is the first of an episode
+        :param deterministic: modes instead of samples
+        :return: (n, \\*action_space.shape): class indices, or values in [-1, 1], see ``unscale_action``, for a Box
+        """
+        return self._predict(observation, deterministic)
+
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         actions, _ = self.step(observation, None, None, deterministic)
-        return actions
+        if isinstance(self.action_space, spaces.Box):
+            actions = actions.clamp(-1.0, 1.0)
+        return actions.reshape(-1, *self.action_space.shape)  # type: ignore[misc]
 
     def predict(
         self,
@@ -216,9 +229,10 @@ class DreamerPolicy(BasePolicy):
         """
         self.set_training_mode(False)
         if isinstance(observation, tuple):
+            # In SB3's words, which users search for.
             raise ValueError(
-                "`observation` must be an array or a dict of arrays, got a tuple. You are probably mixing the Gym API "
-                "`obs, info = env.reset()` with the SB3 VecEnv API `obs = vec_env.reset()`."
+                "You have passed a tuple to the predict() function instead of a Numpy array or a Dict. You are probably "
+                "mixing Gym API with SB3 VecEnv API: `obs, info = env.reset()` (Gym) vs `obs = vec_env.reset()` (SB3 VecEnv)"
             )
         tensors, is_vectorized = self.obs_to_tensor(observation)
         n = len(next(iter(tensors.values())) if isinstance(tensors, dict) else tensors)
