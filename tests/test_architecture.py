@@ -31,7 +31,7 @@ FLOORS = [
         "common.envs.t_maze",
     },
     {"common.row_storage", "common.env_checker"},
-    {"common.buffers", "common.envs", "dreamerv3.model_sizes"},
+    {"common.buffers", "common.envs", "dreamerv3.model_sizes", "dreamerv3.counterparts"},
     {"common.write_back"},
     {"dreamerv3.networks", "dreamerv3.heads", "dreamerv3.rssm"},
     {"dreamerv3.fused_weights"},

@@ -19,11 +19,12 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from gymnasium.envs.classic_control import CartPoleEnv
-from stable_baselines3 import HerReplayBuffer
+from stable_baselines3 import SAC, HerReplayBuffer
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_dreamer import DreamerV3
 from tests.helpers import ACTION_SPACES, IMAGE, MIXED, TINY, VECTOR, counter_envs, counter_model
@@ -78,6 +79,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "policy_kwargs=dict(deter=30, blocks=4)": dict(policy_kwargs=dict(deter=30, blocks=4)),
     "policy_kwargs=dict(detre=8)": dict(policy_kwargs=dict(detre=8)),
     "policy_kwargs=dict(net_arch=[64])": dict(policy_kwargs=dict(net_arch=[64])),
+    "policy_kwargs=dict(lstm_hidden_size=64)": dict(policy_kwargs=dict(lstm_hidden_size=64)),
     "policy_kwargs=dict(features_extractor_class=MyExtractor)": dict(
         policy_kwargs=dict(features_extractor_class=th.nn.Identity)
     ),
@@ -89,6 +91,9 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "action_noise=NormalActionNoise(...)": dict(action_noise=NormalActionNoise(np.zeros(1), np.ones(1))),
     "use_sde=True": dict(use_sde=True),
     "optimize_memory_usage=True": dict(optimize_memory_usage=True),
+    "exploration_fraction=0.1": dict(exploration_fraction=0.1),
+    "target_entropy='auto'": dict(target_entropy="auto"),
+    "lstm_hidden_size=64": dict(lstm_hidden_size=64),
     "net_arch=[64]": dict(net_arch=[64]),
     "training_ration=64": dict(training_ration=64),
 }
@@ -121,6 +126,8 @@ SPACES: dict[str, Callable[[], Any]] = {
     "MlpPolicy on a Dict": construct(MIXED),
     "CnnPolicy on a vector": construct(policy="CnnPolicy"),
     "LstmPolicy": construct(policy="LstmPolicy"),
+    "MlpLstmPolicy": construct(policy="MlpLstmPolicy"),
+    "SAC's policy class": lambda: DreamerV3(SACPolicy, NoiseEnv(VECTOR, DISCRETE), **TINY),
     "VecNormalize over an image": lambda: DreamerV3(
         "CnnPolicy", VecNormalize(DummyVecEnv([lambda: NoiseEnv(IMAGE, DISCRETE)])), **TINY
     ),
@@ -180,6 +187,12 @@ def load_model(then: Callable[[DreamerV3], Any] = lambda model: None, **kwargs: 
     return load
 
 
+def load_sac():
+    with tempfile.TemporaryDirectory() as folder:
+        SAC("MlpPolicy", "Pendulum-v1", buffer_size=10, device="cpu").save(f"{folder}/model")
+        DreamerV3.load(f"{folder}/model")
+
+
 USES: dict[str, Callable[[], Any]] = {
     "an observation holds NaN": learn_with(bad_obs=np.nan),
     "an observation holds infinity": learn_with(bad_obs=np.inf),
@@ -195,6 +208,8 @@ USES: dict[str, Callable[[], Any]] = {
     "learn after a load without an environment": load_model(then=lambda model: model.learn(10)),
     "set_env with another number of environments": lambda: counter_model().set_env(make_vec_env("CartPole-v1", 2)),
     "load with other policy_kwargs": load_model(policy_kwargs=dict(deter=16)),
+    "load with gradient_steps": load_model(gradient_steps=1),
+    "load the file of SAC": load_sac,
     "load with another model_size": load_model(model_size="nano"),
     "set_parameters of another size": lambda: counter_model().set_parameters(
         counter_model(policy_kwargs=dict(deter=16)).get_parameters()

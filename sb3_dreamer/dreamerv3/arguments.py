@@ -1,8 +1,6 @@
 """Checks of the constructor's arguments: one clear exception each, before anything is built."""
 
-import functools
 import warnings
-from collections.abc import Callable
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +14,7 @@ from sb3_dreamer.common.preprocessing import as_space_dict, is_image
 from sb3_dreamer.common.ranks import SCALINGS, rate_factor
 from sb3_dreamer.common.recorders import tensors_of
 from sb3_dreamer.dreamerv3.losses import LOSS_SCALES
+from sb3_dreamer.dreamerv3.policies import DreamerPolicy
 
 if TYPE_CHECKING:
     from sb3_dreamer.dreamerv3.dreamerv3 import DreamerV3
@@ -38,41 +37,6 @@ RANGES: dict[str, tuple[float, float, bool]] = {
 POSITIVE = ("training_ratio", "agc_clip")
 # What else several ranks must have in common.
 ALIKE = "num_timesteps _n_updates train_freq precision compile loss_scales replay_context distributed_scaling".split()
-NO_NOISE = "none, the actor is stochastic and `ent_coef` sets how much"
-# Arguments that users of SB3's algorithms know, and what takes their place here.
-COUNTERPARTS = {
-    "gradient_steps": "`training_ratio`, the replayed time steps per environment step",
-    "n_steps": "`return_lambda` for the returns, `batch_length` for the windows, `train_freq` for the rollouts",
-    "action_noise": NO_NOISE,
-    "use_sde": NO_NOISE,
-    "sde_sample_freq": NO_NOISE,
-    "use_sde_at_warmup": NO_NOISE,
-    "optimize_memory_usage": "none, every observation is stored once already",
-    "net_arch": "`model_size`, or single dimensions in `policy_kwargs`",
-    "target_update_interval": "`tau`, the slow critic moves at each update",
-    "gae_lambda": "`return_lambda`",
-    "max_grad_norm": "`agc_clip`",
-    "vf_coef": "`loss_scales`, its keys `critic` and `replay_critic`",
-}
-
-
-def name_counterparts(constructor: Callable[..., None]) -> Callable[..., None]:
-    """
-    Decorate a constructor: an argument of SB3's other algorithms is refused by naming its counterpart.
-
-    :param constructor: an ``__init__``
-    :return: the same with the same signature
-    """
-
-    @functools.wraps(constructor)
-    def checked(*args: Any, **kwargs: Any) -> None:
-        for name in kwargs:
-            if name in COUNTERPARTS:
-                came = f"got {name}={kwargs[name]!r}"
-                raise TypeError(f"`{name}` is no argument of DreamerV3, {came}; its counterpart: {COUNTERPARTS[name]}")
-        constructor(*args, **kwargs)
-
-    return checked
 
 
 def check_arguments(model: "DreamerV3") -> None:
@@ -80,6 +44,7 @@ def check_arguments(model: "DreamerV3") -> None:
     :param model: an algorithm with its arguments stored and nothing built; numbers of numpy become Python's
     :raises ValueError: names the first argument that is out of its range, what came and what is allowed
     """
+    check_policy(model.policy_class)
     if getattr(model, "observation_space", None) is None:
         raise ValueError("`env` must be an environment or the id of one, got None")
     for name, value in vars(model).items():
@@ -104,6 +69,16 @@ def check_arguments(model: "DreamerV3") -> None:
     check_loss_scales(model.loss_scales)
     check_kwargs(model)
     check_spaces(model)
+
+
+def check_policy(policy_class: Any) -> None:
+    """:raises ValueError: if it is none of ours"""
+    if not isinstance(policy_class, type) or not issubclass(policy_class, DreamerPolicy):
+        name = getattr(policy_class, "__qualname__", type(policy_class).__name__)
+        raise ValueError(
+            "`policy` must be 'MlpPolicy', 'CnnPolicy', 'MultiInputPolicy' or a subclass of DreamerPolicy, got "
+            f"{policy_class.__module__}.{name}: it, or the file that it was loaded from, belongs to another algorithm"
+        )
 
 
 def is_number(value: Any) -> bool:

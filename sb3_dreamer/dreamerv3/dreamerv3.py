@@ -22,7 +22,8 @@ from sb3_dreamer.common.recorders import tensors_of
 from sb3_dreamer.common.type_aliases import LatentState, PolicyState
 from sb3_dreamer.common.utils import MetricAverager, PiecewiseSchedule, TrainRatio, UpdateClock, make_schedule, warmup_factor
 from sb3_dreamer.common.write_back import LatentWriteBack
-from sb3_dreamer.dreamerv3.arguments import announce, check_arguments, facts_for_all, name_counterparts
+from sb3_dreamer.dreamerv3.arguments import announce, check_arguments, facts_for_all
+from sb3_dreamer.dreamerv3.counterparts import name_counterparts
 from sb3_dreamer.dreamerv3.losses import DreamerLoss
 from sb3_dreamer.dreamerv3.make_update import make_acting, make_update
 from sb3_dreamer.dreamerv3.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy

@@ -17,19 +17,12 @@ from sb3_dreamer.common.optimizers import LaProp
 from sb3_dreamer.common.preprocessing import decode_actions, encode_actions, encoded_dim, is_image
 from sb3_dreamer.common.returns import ReturnNormalizer
 from sb3_dreamer.common.type_aliases import LatentState, NumpyObs, PolicyState
+from sb3_dreamer.dreamerv3.counterparts import hints
 from sb3_dreamer.dreamerv3.heads import ActorHead, TwoHotHead
 from sb3_dreamer.dreamerv3.model_sizes import SIZE_FIELDS, resolve_model_size
 from sb3_dreamer.dreamerv3.world_model import WorldModel
 
 PRECISIONS = ("auto", "fp32", "bf16")
-# What users of other algorithms know, and what it is called here.
-COUNTERPARTS = {
-    "net_arch": "`units`, `hidden` and the numbers of layers, such as `actor_layers`",
-    "features_extractor_class": "`encoder_class`",
-    "features_extractor_kwargs": "`encoder_kwargs`",
-    "activation_fn": "`encoder_class` and `decoder_class` for networks of your own",
-    "n_critics": "none, there is one critic and its slow copy",
-}
 
 
 class DreamerPolicy(BasePolicy):
@@ -82,9 +75,8 @@ class DreamerPolicy(BasePolicy):
             raise ValueError(f"`precision` must be one of {PRECISIONS}, got {precision!r}")
         unknown = sorted(set(dimensions) - SIZE_FIELDS)
         if unknown:
-            hints = "".join(f"The counterpart of `{n}`: {COUNTERPARTS[n]}. " for n in unknown if n in COUNTERPARTS)
             known = ", ".join(sorted(SIZE_FIELDS))
-            raise TypeError(f"`policy_kwargs` knows no {', '.join(unknown)}. {hints}Dimensions are {known}")
+            raise TypeError(f"`policy_kwargs` knows no {', '.join(unknown)}. {hints(unknown)}Dimensions are {known}")
         self.model_size = model_size
         self.precision = precision
         self.dimensions = dimensions
@@ -126,9 +118,13 @@ class DreamerPolicy(BasePolicy):
         As torch's, with one line where torch lists every tensor.
 
         :param state_dict: of a policy of the same size
-        :raises RuntimeError: if it is of another size
+        :raises RuntimeError: if it is of another size, or of another algorithm
         """
-        for name, parameter in self.state_dict().items():
+        mine = self.state_dict()
+        if not mine.keys() & state_dict.keys():
+            theirs = ", ".join(f"`{name}`" for name in list(state_dict)[:2])
+            raise RuntimeError(f"The parameters belong to another algorithm: {theirs}, ... are none of DreamerV3's")
+        for name, parameter in mine.items():
             if name in state_dict and state_dict[name].shape != parameter.shape:
                 raise RuntimeError(
                     f"The parameters belong to a model of another size: `{name}` has shape {tuple(state_dict[name].shape)}, "

@@ -4,18 +4,23 @@ import io
 import pathlib
 from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from sb3_dreamer.common.ranks import Ranks
 from sb3_dreamer.common.type_aliases import PolicyState
 from sb3_dreamer.common.write_back import LatentWriteBack
 from sb3_dreamer.dreamerv3.arguments import check_buffer
+from sb3_dreamer.dreamerv3.counterparts import refuse_arguments
 
 if TYPE_CHECKING:
     from sb3_dreamer.dreamerv3.dreamerv3 import DreamerV3
+
+SelfSavedAlgorithm = TypeVar("SelfSavedAlgorithm", bound="SavedAlgorithm")
 
 
 class SavedAlgorithm(OffPolicyAlgorithm):
@@ -37,6 +42,25 @@ class SavedAlgorithm(OffPolicyAlgorithm):
         """As SB3's; of several ranks, which are all alike, the main one saves, and the others wait until the file is there."""
         save = partial(super().save, exclude=exclude, include=include)
         self._ranks.main_saves(save, path, (self.num_timesteps, self._n_updates))
+
+    @classmethod
+    def load(
+        cls: type[SelfSavedAlgorithm],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfSavedAlgorithm:
+        """
+        As SB3's.
+
+        :raises ValueError: if the file holds another algorithm; TypeError: if ``kwargs`` has an argument of another one
+        """
+        refuse_arguments(kwargs)
+        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """
