@@ -17,6 +17,7 @@ FLOORS = [
         "common.device_rows",
         "common.recorders",
         "common.ranks",
+        "common.save_util",
     },
     {"common.distributed"},
     {"common.launch"},

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from copy import deepcopy
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
@@ -16,11 +16,14 @@ from torch import nn
 from sb3_dreamer.common.optimizers import LaProp
 from sb3_dreamer.common.preprocessing import decode_actions, encode_actions, encoded_dim, is_image
 from sb3_dreamer.common.returns import ReturnNormalizer
+from sb3_dreamer.common.save_util import name_newer_numpy
 from sb3_dreamer.common.type_aliases import LatentState, NumpyObs, PolicyState
 from sb3_dreamer.dreamerv3.counterparts import hints
 from sb3_dreamer.dreamerv3.heads import ActorHead, TwoHotHead
 from sb3_dreamer.dreamerv3.model_sizes import SIZE_FIELDS, resolve_model_size
 from sb3_dreamer.dreamerv3.world_model import WorldModel
+
+SelfDreamerPolicy = TypeVar("SelfDreamerPolicy", bound="DreamerPolicy")
 
 PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -131,6 +134,12 @@ class DreamerPolicy(BasePolicy):
                     f"that of model_size={self.model_size!r}, policy_kwargs={self.dimensions} has {tuple(parameter.shape)}"
                 )
         return super().load_state_dict(state_dict, *args, **kwargs)
+
+    @classmethod
+    def load(cls: type[SelfDreamerPolicy], path: str, device: th.device | str = "auto") -> SelfDreamerPolicy:
+        """As SB3's. :raises ImportError: if the file needs a newer numpy than the installed one"""
+        with name_newer_numpy():
+            return super().load(path, device)
 
     def update_target(self, tau: float) -> None:
         """

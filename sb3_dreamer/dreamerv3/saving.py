@@ -12,6 +12,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from sb3_dreamer.common.ranks import Ranks
+from sb3_dreamer.common.save_util import name_newer_numpy
 from sb3_dreamer.common.type_aliases import PolicyState
 from sb3_dreamer.common.write_back import LatentWriteBack
 from sb3_dreamer.dreamerv3.arguments import check_buffer
@@ -57,10 +58,12 @@ class SavedAlgorithm(OffPolicyAlgorithm):
         """
         As SB3's.
 
-        :raises ValueError: if the file holds another algorithm; TypeError: if ``kwargs`` has an argument of another one
+        :raises ValueError: if the file holds another algorithm; TypeError: if ``kwargs`` has an argument of another one;
+            ImportError: if it was written with a numpy that is newer than what the installed one can read
         """
         refuse_arguments(kwargs)
-        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        with name_newer_numpy(path):
+            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """
@@ -76,11 +79,12 @@ class SavedAlgorithm(OffPolicyAlgorithm):
         """
         As :meth:`OffPolicyAlgorithm.load_replay_buffer`; what is collected next opens an episode.
 
-        :raises ValueError: if the buffer does not fit the model, which then keeps its own
+        :raises ValueError: if the buffer does not fit the model, which then keeps its own; ImportError: as :meth:`load`
         """
         current = self.replay_buffer
         try:
-            super().load_replay_buffer(self._ranks.file(path), truncate_last_traj)
+            with name_newer_numpy():
+                super().load_replay_buffer(self._ranks.file(path), truncate_last_traj)
             check_buffer(self.replay_buffer, cast("DreamerV3", self))
         except BaseException:
             self.replay_buffer = current
