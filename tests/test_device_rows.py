@@ -113,3 +113,21 @@ def test_a_buffer_from_before_there_were_storages_loads():
 def test_other_storages_are_refused():
     with pytest.raises(ValueError, match=r"`storage` must be one of \('host', 'device'\), got 'disk'"):
         counter_model(replay_buffer_kwargs=dict(storage="disk"))
+
+
+@pytest.mark.parametrize("storage", ["host", "device"])
+def test_buffers_load_without_the_device(storage, tmp_path):
+    """Streams and twins are made when they are used: a model that is told of CUDA loads, looks and saves without one."""
+    model = counter_model(replay_buffer_kwargs=dict(storage=storage)).learn(40)
+    model.save_replay_buffer(tmp_path / "buffer")
+    expected = model.replay_buffer.observations.copy()
+    model.device = th.device("cuda")
+    model.load_replay_buffer(tmp_path / "buffer")
+    assert model.replay_buffer.device.type == "cuda" and model.replay_buffer._device_rows is None
+    np.testing.assert_array_equal(model.replay_buffer.observations, expected)
+    model.save_replay_buffer(tmp_path / "of cuda")
+    model.device = th.device("cpu")
+    model.load_replay_buffer(tmp_path / "of cuda")
+    np.testing.assert_array_equal(model.replay_buffer.observations, expected)
+    updates = model._n_updates
+    assert model.learn(40)._n_updates > updates

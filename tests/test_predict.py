@@ -12,8 +12,9 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_dreamer import DreamerV3
+from sb3_dreamer.common.type_aliases import PolicyState
 from sb3_dreamer.dreamerv3.policies import CnnPolicy
-from tests.helpers import ACTION_SPACES, IMAGE, MIXED, TINY, VECTOR, counter_model, make_policy
+from tests.helpers import ACTION_SPACES, IMAGE, MIXED, TINY, VECTOR, counter_model, make_policy, randomize_outputs
 
 ARRAYS = {name: space for name, space in (("vector", VECTOR), ("image", IMAGE), ("dict", MIXED))}
 
@@ -124,12 +125,76 @@ def test_errors():
     policy = make_policy(VECTOR, ACTION_SPACES["discrete"])
     obs = np.ones((2, 5), np.float32)
     _, state = policy.predict(obs)
-    with pytest.raises(ValueError, match=r"`observation` must be an array .* mixing the Gym API"):
-        policy.predict((obs, {}))
+    for wrong in ((obs, {}), (obs,)):
+        with pytest.raises(ValueError, match=r"passed a tuple to the predict\(\) .* mixing Gym API with SB3 VecEnv API"):
+            policy.predict(wrong)
     with pytest.raises(ValueError, match=r"`state` must hold three arrays of 3 rows"):
         policy.predict(np.ones((3, 5), np.float32), state)
     with pytest.raises(ValueError, match=r"`episode_start` must have one entry per observation, got 3 for 2"):
         policy.predict(obs, state, np.zeros(3))
+
+
+class ExportedStep(th.nn.Module):
+    """The same with a state."""
+
+    def __init__(self, policy):
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, observation, episode_start, *state):
+        actions, next_state = self.policy.step(observation, PolicyState(*state), episode_start, deterministic=True)
+        return actions, *next_state
+
+
+class Exported(th.nn.Module):
+    """As SB3's docs wrap a policy to export it."""
+
+    def __init__(self, policy):
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, *observation):
+        return self.policy(*observation, deterministic=True)
+
+
+@pytest.mark.parametrize("space", ARRAYS.values(), ids=ARRAYS)
+@pytest.mark.parametrize("action_space", ACTION_SPACES.values(), ids=ACTION_SPACES)
+def test_forward_is_the_first_step_of_an_episode(space, action_space):
+    policy = make_policy(space, action_space)
+    randomize_outputs(policy)
+    space.seed(0)
+    observation = sample_observation(space, 5)
+    tensors, _ = policy.obs_to_tensor(observation)
+    actions = policy(tensors, deterministic=True)
+    assert actions.shape == (5, *action_space.shape) and not actions.requires_grad
+    unscale = policy.unscale_action if isinstance(action_space, spaces.Box) else lambda numbers: numbers
+    expected, _ = policy.predict(observation, None, np.ones(5, bool), deterministic=True)
+    np.testing.assert_allclose(unscale(actions.numpy()), expected, rtol=1e-6, atol=1e-6)
+    sampled = th.stack([policy(tensors).float() for _ in range(20)])
+    assert not th.equal(sampled.amin(0), sampled.amax(0))  # without `deterministic` it samples
+    if isinstance(action_space, spaces.Box):
+        assert sampled.abs().max() == 1.0  # and stays in what `unscale_action` takes
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, about Python in what is traced, and that it prefers `th.export`
+@pytest.mark.parametrize("kind", ["discrete", "box"])
+def test_export(kind, tmp_path):
+    """TorchScript, as in SB3's docs, and what torch makes ONNX files from."""
+    policy = make_policy(VECTOR, ACTION_SPACES[kind])
+    policy.set_training_mode(False)
+    traced = th.jit.trace(Exported(policy), th.zeros(1, 5))
+    traced.save(tmp_path / "policy.pt")
+    observations = th.randn(7, 5, generator=th.Generator().manual_seed(0))
+    assert th.equal(th.jit.load(tmp_path / "policy.pt")(observations), policy(observations, deterministic=True))
+    assert th.equal(th.export.export(Exported(policy), (observations,)).module()(observations), traced(observations))
+    step, state = th.jit.trace(ExportedStep(policy), (observations, th.ones(7), *policy.initial_state(7))), None
+    parts = policy.initial_state(7)
+    for t in range(3):
+        starts = th.as_tensor([t == 0] * 6 + [True]).float()
+        _, *parts = step(observations + t, starts, *parts)
+        _, state = policy.predict((observations + t).numpy(), state, starts.numpy(), deterministic=True)
+    for part, expected in zip(parts, state, strict=True):
+        np.testing.assert_allclose(part.detach(), expected, atol=1e-6)
 
 
 def test_evaluate_policy_on_model_and_policy():

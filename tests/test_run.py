@@ -85,6 +85,29 @@ def test_episodic_train_freq():
     assert model._n_updates > 10
 
 
+def test_numbers_of_numpy(tmp_path):
+    """As they come out of an array or a search: every number, alone and in a tuple, then saved and loaded."""
+    numbers = {name: np.int64(value) for name, value in TINY.items() if isinstance(value, int)}
+    numbers |= {name: np.float32(0.5) for name in ("gamma", "ent_coef", "learning_rate", "free_nats", "tau", "agc_clip")}
+    numbers |= dict(seed=np.int64(0), stats_window_size=np.int64(10), replay_context=np.True_, online_queue=np.False_)
+    for train_freq in (np.int64(2), (np.int64(2), "step"), (np.int32(1), "episode")):
+        model = DreamerV3("MlpPolicy", "CartPole-v1", **{**TINY, **numbers, "train_freq": train_freq}).learn(np.int64(60))
+        assert model._n_updates > 0
+        assert model.train_freq == (int(train_freq[0] if isinstance(train_freq, tuple) else 2), model.train_freq.unit)
+        model.save(tmp_path / "model")
+        loaded = DreamerV3.load(tmp_path / "model", env=gym.make("CartPole-v1"), train_freq=np.int64(3))
+        assert loaded.learn(30).train_freq.frequency == 3 and loaded.gamma == 0.5
+
+
+def test_train_freq_between_two_runs():
+    model = counter_model().learn(30)
+    model.train_freq = np.int64(5)
+    steps, collect = [], model.env.step
+    model.env.step = lambda actions: steps.append(model._n_updates) or collect(actions)
+    model.learn(60)
+    assert len(steps) == 20 and len(set(steps[:5])) == 1  # no update within five steps
+
+
 def test_buffer_too_small_collects_without_training():
     model = counter_model(buffer_size=1)
     with pytest.warns(UserWarning, match="window needs 9: no update will be made") as warned:
@@ -135,6 +158,18 @@ def test_critic_target_follows():
     for before, critic, after in zip(targets[0], critics[0], model.policy.critic_target.parameters(), strict=True):
         assert th.allclose(after, 0.98 * before + 0.02 * critic)  # after the step, with the new critic
     assert any(not th.equal(p, q) for p, q in zip(start, model.policy.critic_target.parameters(), strict=True))
+
+
+def test_train_by_hand(monkeypatch):
+    """As for SAC, the batch size may be left out; without it the model's own counts, as it is then."""
+    model = counter_model().learn(60)
+    updates, sizes, sample = model._n_updates, [], model.replay_buffer.sample
+    monkeypatch.setattr(model.replay_buffer, "sample", lambda n, env=None: sizes.append(n) or sample(n, env=env))
+    model.train(gradient_steps=2)
+    model.train(1, 3)
+    model.batch_size = 5
+    model.train(gradient_steps=1)
+    assert sizes == [4, 4, 3, 5] and model._n_updates == updates + 4
 
 
 def test_optimizer_class_and_dimensions():

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -26,26 +27,30 @@ class Event(Protocol):
 Transfer = Callable[[list[th.Tensor]], tuple[list[np.ndarray], Event]]
 
 
-class PinnedTransfer:
-    """Copies to pinned memory on a side stream, beside whatever the device does next."""
+@lru_cache
+def way_back(device: th.device) -> "th.cuda.Stream":
+    """:return: the stream on which latents travel; not that of the batches, which need not wait for them"""
+    return th.cuda.Stream(device)
 
-    def __init__(self, device: th.device):
-        self.stream = th.cuda.Stream(device)
 
-    def __call__(self, tensors: list[th.Tensor]) -> tuple[list[np.ndarray], Event]:
-        """
-        :param tensors: on the device, not to be changed in place
-        :return: copies, and the event after which they are whole
-        """
-        self.stream.wait_stream(th.cuda.current_stream(tensors[0].device))
-        with th.cuda.stream(self.stream):
-            copies = [th.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
-            for copy, tensor in zip(copies, tensors, strict=True):
-                copy.copy_(tensor, non_blocking=True)
-                tensor.record_stream(self.stream)
-            event = th.cuda.Event()
-            event.record(self.stream)
-        return [copy.numpy() for copy in copies], event
+def pinned_transfer(tensors: list[th.Tensor]) -> tuple[list[np.ndarray], Event]:
+    """
+    Copy to pinned memory on a side stream, beside whatever the device does next.
+
+    :param tensors: on one CUDA device, not to be changed in place
+    :return: copies, and the event after which they are whole
+    """
+    device = tensors[0].device
+    stream = way_back(device)  # made here, where there is something on the device: not where a model or buffer is loaded
+    stream.wait_stream(th.cuda.current_stream(device))
+    with th.cuda.stream(stream):
+        copies = [th.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
+        for copy, tensor in zip(copies, tensors, strict=True):
+            copy.copy_(tensor, non_blocking=True)
+            tensor.record_stream(stream)
+        event = th.cuda.Event()
+        event.record(stream)
+    return [copy.numpy() for copy in copies], event
 
 
 class Pending(NamedTuple):
@@ -72,8 +77,6 @@ class LatentWriteBack:
     def __init__(self, buffer: SequenceReplayBuffer, transfer: Transfer | None = None):
         self.buffer = buffer
         self.transfer = transfer
-        if transfer is None and buffer.device.type == "cuda":
-            self.transfer = PinnedTransfer(buffer.device)
         self.pending: deque[Pending] = deque()
 
     def put(self, indices: SequenceIndices, posterior: LatentState) -> None:
@@ -81,13 +84,14 @@ class LatentWriteBack:
         :param indices: rows of an update
         :param posterior: their latents (B, T, ...)
         """
-        if self.transfer is None:
+        transfer = self.transfer or (pinned_transfer if posterior.deter.is_cuda else None)
+        if transfer is None:
             self.buffer.update_latents(indices, posterior)
         elif self.buffer.replay_context:
             # New tensors: the next update may overwrite its outputs in place.
             deter = posterior.deter.detach().to(th.float16)  # (B, T, D)
             stoch = posterior.stoch.detach().argmax(-1).to(th.int16)  # (B, T, S)
-            self.pending.append(Pending(indices, *self.transfer([deter, stoch])))
+            self.pending.append(Pending(indices, *transfer([deter, stoch])))
 
     def apply(self) -> None:
         """Before a batch is gathered: write what has arrived, and wait for what is older than the last update."""

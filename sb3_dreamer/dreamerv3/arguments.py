@@ -1,6 +1,5 @@
 """Checks of the constructor's arguments: one clear exception each, before anything is built."""
 
-import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
@@ -17,7 +16,9 @@ from sb3_dreamer.common.images import image_layout
 from sb3_dreamer.common.preprocessing import as_space_dict
 from sb3_dreamer.common.ranks import SCALINGS, rate_factor
 from sb3_dreamer.common.recorders import tensors_of
+from sb3_dreamer.dreamerv3.counterparts import refuse_arguments
 from sb3_dreamer.dreamerv3.losses import LOSS_SCALES, LossScales
+from sb3_dreamer.dreamerv3.policies import DreamerPolicy
 
 if TYPE_CHECKING:
     from sb3_dreamer.dreamerv3.dreamerv3 import DreamerV3
@@ -38,7 +39,6 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "ent_coef": (0.0, float("inf"), False),
     "free_nats": (0.0, float("inf"), False),
 }
-OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 POSITIVE = ("training_ratio", "agc_clip")
 # What else several ranks must have in common.
 ALIKE = (
@@ -55,48 +55,8 @@ FIXED = {
     "replay_buffer_class": MADE,
     "replay_buffer_kwargs": MADE,
 }
-NO_NOISE = "none, the actor is stochastic and `ent_coef` sets how much"
-# Arguments that users of SB3's algorithms know, and what takes their place here.
-COUNTERPARTS = {
-    "gradient_steps": "`training_ratio`, the replayed time steps per environment step",
-    "n_steps": "`return_lambda` for the returns, `batch_length` for the windows, `train_freq` for the rollouts",
-    "action_noise": NO_NOISE,
-    "use_sde": NO_NOISE,
-    "sde_sample_freq": NO_NOISE,
-    "use_sde_at_warmup": NO_NOISE,
-    "optimize_memory_usage": "none, every observation is stored once already",
-    "net_arch": "`model_size`, or single dimensions in `policy_kwargs`",
-    "target_update_interval": "`tau`, the slow critic moves at each update",
-    "gae_lambda": "`return_lambda`",
-    "max_grad_norm": "`agc_clip`",
-    "vf_coef": "`loss_scales`, its keys `critic` and `replay_critic`",
-}
 # What a file says itself.
 NOT_TO_LOAD = {"self", "policy", "_init_setup_model"}
-
-
-def name_counterparts(constructor: Callable[..., None]) -> Callable[..., None]:
-    """
-    Decorate a constructor: an argument of SB3's other algorithms is refused by naming its counterpart.
-
-    :param constructor: an ``__init__``
-    :return: the same with the same signature
-    """
-
-    @functools.wraps(constructor)
-    def checked(*args: Any, **kwargs: Any) -> None:
-        check_counterparts(kwargs)
-        constructor(*args, **kwargs)
-
-    return checked
-
-
-def check_counterparts(kwargs: dict[str, Any]) -> None:
-    """:raises TypeError: if a keyword is an argument of SB3's other algorithms; it names the counterpart"""
-    for name in kwargs:
-        if name in COUNTERPARTS:
-            came = f"got {name}={kwargs[name]!r}"
-            raise TypeError(f"`{name}` is no argument of DreamerV3, {came}; its counterpart: {COUNTERPARTS[name]}")
 
 
 def check_load_arguments(kwargs: dict[str, Any], constructors: list[Callable[..., None]]) -> None:
@@ -108,18 +68,22 @@ def check_load_arguments(kwargs: dict[str, Any], constructors: list[Callable[...
     parameters = [one for constructor in constructors for one in inspect.signature(constructor).parameters.values()]
     known = {one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
     unknown = {name: value for name, value in kwargs.items() if name not in known - NOT_TO_LOAD}
-    check_counterparts(unknown)
+    refuse_arguments(unknown)
     if unknown:
         raise TypeError(f"DreamerV3.load() got an unexpected keyword argument {next(iter(unknown))!r}")
 
 
 def check_arguments(model: "DreamerV3") -> None:
     """
-    :param model: an algorithm with its arguments stored and nothing built
+    :param model: an algorithm with its arguments stored and nothing built; numbers of numpy become Python's
     :raises ValueError: names the first argument that is out of its range, what came and what is allowed
     """
+    check_policy(model.policy_class)
     if getattr(model, "observation_space", None) is None:
         raise ValueError("`env` must be an environment or the id of one, got None")
+    for name, value in vars(model).items():
+        if isinstance(value, np.generic):  # SB3, `deque` and JSON want Python's
+            setattr(model, name, value.item())
     for name, (low, high, is_whole) in RANGES.items():
         check_number(name, getattr(model, name), low, high, is_whole)
     for name in POSITIVE:
@@ -135,7 +99,7 @@ def check_arguments(model: "DreamerV3") -> None:
         raise ValueError(f"`compile` must be True, False or 'auto', got {model.compile!r}")
     if model.distributed_scaling not in SCALINGS:
         raise ValueError(f"`distributed_scaling` must be one of {SCALINGS}, got {model.distributed_scaling!r}")
-    check_train_freq(model)
+    convert_train_freq(model)
     check_loss_scales(model.loss_scales, list(as_space_dict(model.observation_space)))
     check_kwargs(model)
     check_spaces(model)
@@ -153,6 +117,16 @@ def check_unchanged(model: "DreamerV3", settings: dict[str, Any]) -> None:
             raise ValueError(f"`{name}` cannot change any more, {came}: {reason}")
 
 
+def check_policy(policy_class: Any) -> None:
+    """:raises ValueError: if it is none of ours"""
+    if not isinstance(policy_class, type) or not issubclass(policy_class, DreamerPolicy):
+        name = getattr(policy_class, "__qualname__", type(policy_class).__name__)
+        raise ValueError(
+            "`policy` must be 'MlpPolicy', 'CnnPolicy', 'MultiInputPolicy' or a subclass of DreamerPolicy, got "
+            f"{policy_class.__module__}.{name}: it, or the file that it was loaded from, belongs to another algorithm"
+        )
+
+
 def is_number(value: Any) -> bool:
     """:return: whether it is a real number, numpy's included, and no bool"""
     return isinstance(value, Real) and not isinstance(value, bool)
@@ -166,8 +140,13 @@ def check_number(name: str, value: Any, low: float, high: float, is_whole: bool)
         raise ValueError(f"`{name}` must be {kind} {limits}, got {value!r}")
 
 
-def check_train_freq(model: "DreamerV3") -> None:
-    """:raises ValueError: if it is no frequency, or in episodes with several environments, whose ends differ"""
+def convert_train_freq(model: "DreamerV3") -> None:
+    """
+    As SB3 converts it once, here also for numpy's whole numbers, and where it is set between two runs.
+
+    :param model: its ``train_freq`` becomes a ``TrainFreq``
+    :raises ValueError: if it is no frequency, or in episodes with several environments, whose ends differ
+    """
     train_freq: Any = model.train_freq
     frequency, unit = train_freq if isinstance(train_freq, tuple) and len(train_freq) == 2 else (train_freq, "step")
     unit = getattr(unit, "value", unit)
@@ -179,6 +158,7 @@ def check_train_freq(model: "DreamerV3") -> None:
         raise ValueError(f"`train_freq` in episodes needs one environment, got {model.n_envs}: use (n, 'step')")
     if unit == "episode" and model._ranks.size > 1:
         raise ValueError(f"`train_freq` in episodes needs one rank, got {model._ranks.size}: use (n, 'step')")
+    model.train_freq = TrainFreq(int(frequency), TrainFrequencyUnit(unit))  # type: ignore[assignment]
 
 
 def check_loss_scales(loss_scales: LossScales | None, keys: list[str]) -> None:
@@ -212,15 +192,6 @@ def check_kwargs(model: "DreamerV3") -> None:
             "`replay_buffer_class` must be a subclass of SequenceReplayBuffer (single transitions, as HerReplayBuffer "
             f"relabels them, make no sequences), got {buffer_class.__name__}"
         )
-
-
-def check_space(space: spaces.Space) -> None:
-    """:raises ValueError: if a part of it is of a kind that we do not handle; nested ones are left to SB3's own check"""
-    nested = (spaces.Dict, spaces.Tuple) if isinstance(space, spaces.Dict) else ()
-    for key, part in as_space_dict(space).items():
-        if not isinstance(part, (*OBSERVATION_SPACES, *nested)):
-            allowed = ", ".join(kind.__name__ for kind in OBSERVATION_SPACES)
-            raise ValueError(f"Observations must be {allowed} or a Dict of these, `{key}` is {part}")
 
 
 def check_spaces(model: "DreamerV3") -> None:

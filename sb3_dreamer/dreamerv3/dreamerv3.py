@@ -15,6 +15,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
+from sb3_dreamer.common.env_checker import check_env
 from sb3_dreamer.common.launch import join_ranks
 from sb3_dreamer.common.preprocessing import decode_actions, encode_actions
 from sb3_dreamer.common.recorders import tensors_of
@@ -22,7 +23,8 @@ from sb3_dreamer.common.type_aliases import LatentState, PolicyState
 from sb3_dreamer.common.utils import MetricAverager, TrainRatio, UpdateClock
 from sb3_dreamer.common.value_checks import RangeCheck
 from sb3_dreamer.common.vec_normalize import in_model_layout
-from sb3_dreamer.dreamerv3.arguments import announce, check_arguments, check_space, facts_for_all, name_counterparts
+from sb3_dreamer.dreamerv3.arguments import announce, check_arguments, facts_for_all
+from sb3_dreamer.dreamerv3.counterparts import name_counterparts
 from sb3_dreamer.dreamerv3.losses import LossScales
 from sb3_dreamer.dreamerv3.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy
 from sb3_dreamer.dreamerv3.settings import AdjustableAlgorithm
@@ -181,8 +183,7 @@ class DreamerV3(AdjustableAlgorithm):
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        check_space(env.observation_space)
-        return OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        return OffPolicyAlgorithm._wrap_env(check_env(env), verbose, monitor_wrapper)
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """As SB3's; of several ranks each has a seed of its own."""
@@ -358,14 +359,15 @@ class DreamerV3(AdjustableAlgorithm):
         if can_sample and self._train_ratio.owed >= 1:
             self.train(gradient_steps=int(self._train_ratio.owed), batch_size=self.batch_size)
 
-    def train(self, gradient_steps: int, batch_size: int) -> None:
+    def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
         """
         Sample, update the networks, write latents back; again and again.
 
         :param gradient_steps: number of updates
-        :param batch_size: B, windows per update
+        :param batch_size: B, windows per update; None: the model's
         """
         self._take_up_settings()
+        batch_size = self.batch_size if batch_size is None else batch_size
         self.policy.set_training_mode(True)
         self._ranks.merge_statistics(self.get_vec_normalize_env())
         for _ in range(gradient_steps):

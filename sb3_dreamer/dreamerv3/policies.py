@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
@@ -19,21 +19,17 @@ from sb3_dreamer.common.images import choose_keys, image_layout, warn_if_flatten
 from sb3_dreamer.common.optimizers import LaProp
 from sb3_dreamer.common.preprocessing import SINGLE_KEY, decode_actions, encode_actions, encoded_dim
 from sb3_dreamer.common.returns import ReturnNormalizer
+from sb3_dreamer.common.save_util import name_newer_numpy
 from sb3_dreamer.common.type_aliases import LatentState, NumpyObs, PolicyState
 from sb3_dreamer.common.value_checks import ObservationCheck
+from sb3_dreamer.dreamerv3.counterparts import hints
 from sb3_dreamer.dreamerv3.heads import ActorHead, TwoHotHead
 from sb3_dreamer.dreamerv3.model_sizes import SIZE_FIELDS, resolve_model_size
 from sb3_dreamer.dreamerv3.world_model import WorldModel
 
+SelfDreamerPolicy = TypeVar("SelfDreamerPolicy", bound="DreamerPolicy")
+
 PRECISIONS = ("auto", "fp32", "bf16")
-# What users of other algorithms know, and what it is called here.
-COUNTERPARTS = {
-    "net_arch": "`units`, `hidden` and the numbers of layers, such as `actor_layers`",
-    "features_extractor_class": "`encoder_class`",
-    "features_extractor_kwargs": "`encoder_kwargs`",
-    "activation_fn": "`encoder_class` and `decoder_class` for networks of your own",
-    "n_critics": "none, there is one critic and its slow copy",
-}
 STATELESS = """`predict` is called again without `state`, and plays every step as the first of an episode. Hand the state on:
     action, state = model.predict(obs, state=state, episode_start=episode_start)  # at first None and True
     obs, reward, episode_start, info = env.step(action)  # of a VecEnv; of gymnasium's, terminated or truncated"""
@@ -117,9 +113,8 @@ class DreamerPolicy(BasePolicy):
         self.set_precision(precision)
         unknown = sorted(set(dimensions) - SIZE_FIELDS)
         if unknown:
-            hints = "".join(f"The counterpart of `{n}`: {COUNTERPARTS[n]}. " for n in unknown if n in COUNTERPARTS)
             known = ", ".join(sorted(SIZE_FIELDS))
-            raise TypeError(f"`policy_kwargs` knows no {', '.join(unknown)}. {hints}Dimensions are {known}")
+            raise TypeError(f"`policy_kwargs` knows no {', '.join(unknown)}. {hints(unknown)}Dimensions are {known}")
         self.model_size = model_size
         self.dimensions = dimensions
         self.key_kwargs = dict(image_keys=image_keys, vector_keys=vector_keys, decoder_keys=decoder_keys)
@@ -172,15 +167,25 @@ class DreamerPolicy(BasePolicy):
         As torch's, with one line where torch lists every tensor.
 
         :param state_dict: of a policy of the same size
-        :raises RuntimeError: if it is of another size
+        :raises RuntimeError: if it is of another size, or of another algorithm
         """
-        for name, parameter in self.state_dict().items():
+        mine = self.state_dict()
+        if not mine.keys() & state_dict.keys():
+            theirs = ", ".join(f"`{name}`" for name in list(state_dict)[:2])
+            raise RuntimeError(f"The parameters belong to another algorithm: {theirs}, ... are none of DreamerV3's")
+        for name, parameter in mine.items():
             if name in state_dict and state_dict[name].shape != parameter.shape:
                 raise RuntimeError(
                     f"The parameters belong to a model of another size: `{name}` has shape {tuple(state_dict[name].shape)}, "
                     f"that of model_size={self.model_size!r}, policy_kwargs={self.dimensions} has {tuple(parameter.shape)}"
                 )
         return super().load_state_dict(state_dict, *args, **kwargs)
+
+    @classmethod
+    def load(cls: type[SelfDreamerPolicy], path: str, device: th.device | str = "auto") -> SelfDreamerPolicy:
+        """As SB3's. :raises ImportError: if the file needs a newer numpy than the installed one"""
+        with name_newer_numpy():
+            return super().load(path, device)
 
     def update_target(self, tau: float) -> None:
         """
@@ -262,9 +267,22 @@ class DreamerPolicy(BasePolicy):
         self.check_observation(observation, n_rows)
         return tensors, is_vectorized
 
+    def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        """
+        Choose actions without a state, as at the first step of an episode: what SB3's recipes export. Within an episode use
+        :meth:`predict`, or :meth:`step` for tensors, which carry the state.
+
+        :param observation: (n, ...) in the space's own dtype; each is the first of an episode
+        :param deterministic: modes instead of samples
+        :return: (n, \\*action_space.shape): class indices, or values in [-1, 1], see ``unscale_action``, for a Box
+        """
+        return self._predict(observation, deterministic)
+
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         actions, _ = self.step(observation, None, None, deterministic)
-        return actions
+        if isinstance(self.action_space, spaces.Box):
+            actions = actions.clamp(-1.0, 1.0)
+        return actions.reshape(-1, *self.action_space.shape)  # type: ignore[misc]
 
     def predict(
         self,
@@ -285,9 +303,10 @@ class DreamerPolicy(BasePolicy):
         """
         self.set_training_mode(False)
         if isinstance(observation, tuple):
+            # In SB3's words, which users search for.
             raise ValueError(
-                "`observation` must be an array or a dict of arrays, got a tuple. You are probably mixing the Gym API "
-                "`obs, info = env.reset()` with the SB3 VecEnv API `obs = vec_env.reset()`."
+                "You have passed a tuple to the predict() function instead of a Numpy array or a Dict. You are probably "
+                "mixing Gym API with SB3 VecEnv API: `obs, info = env.reset()` (Gym) vs `obs = vec_env.reset()` (SB3 VecEnv)"
             )
         self._warn_if_stateless(is_stateless=state is None and episode_start is None)
         tensors, is_vectorized = self.obs_to_tensor(observation)

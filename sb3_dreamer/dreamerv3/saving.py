@@ -12,6 +12,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from sb3_dreamer.common.ranks import Ranks
+from sb3_dreamer.common.save_util import name_newer_numpy
 from sb3_dreamer.common.type_aliases import PolicyState
 from sb3_dreamer.common.write_back import LatentWriteBack
 from sb3_dreamer.dreamerv3.arguments import check_buffer, check_load_arguments
@@ -47,13 +48,15 @@ class SavedAlgorithm(OffPolicyAlgorithm):
         As :meth:`BaseAlgorithm.load`.
 
         :param kwargs: arguments of the constructor that are to differ from the file's
-        :raises TypeError: if the constructor has no such argument
+        :raises TypeError: if the constructor has no such argument; ValueError: if the file holds another algorithm;
+            ImportError: if it was written with a numpy that is newer than what the installed one can read
         """
         ours = [vars(base) for base in cls.__mro__ if issubclass(base, SavedAlgorithm)]
         check_load_arguments(kwargs, [attributes["__init__"] for attributes in ours if "__init__" in attributes])
         if "stats_window_size" in kwargs:
             kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")  # SB3 stores it so
-        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        with name_newer_numpy(path):
+            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     def save(
         self,
@@ -80,11 +83,12 @@ class SavedAlgorithm(OffPolicyAlgorithm):
         As :meth:`OffPolicyAlgorithm.load_replay_buffer`; what is collected next opens an episode. The model's ``buffer_size``
         holds: where the file has more rows, the newest of each environment are kept.
 
-        :raises ValueError: if the buffer does not fit the model, which then keeps its own
+        :raises ValueError: if the buffer does not fit the model, which then keeps its own; ImportError: as :meth:`load`
         """
         current = self.replay_buffer
         try:
-            super().load_replay_buffer(self._ranks.file(path), truncate_last_traj)
+            with name_newer_numpy():
+                super().load_replay_buffer(self._ranks.file(path), truncate_last_traj)
             check_buffer(self.replay_buffer, cast("DreamerV3", self))
         except BaseException:
             self.replay_buffer = current

@@ -1,0 +1,50 @@
+"""What SB3's file of this name does for files, here for those that the installed numpy cannot read."""
+
+import io
+import pathlib
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from stable_baselines3.common.save_util import open_path
+
+FilePath = str | pathlib.Path | io.BufferedIOBase
+# How pickle says that the installed numpy lacks what was pickled with another one.
+LACKS = re.compile(r"No module named 'numpy|<module 'numpy|known BitGenerator")
+
+
+def numpy_of(model_file: FilePath) -> str:
+    """:return: the version of numpy that the file of a model was written with"""
+    file = open_path(model_file, "r", suffix="zip")
+    with zipfile.ZipFile(file) as archive:
+        found = re.search(r"Numpy: (\S+)", archive.read("system_info.txt").decode())
+    if isinstance(model_file, (str, pathlib.Path)):
+        file.close()
+    return found[1] if found else "?"
+
+
+@contextmanager
+def name_newer_numpy(model_file: FilePath | None = None) -> Iterator[None]:
+    """
+    A context in which a file is read.
+
+    :param model_file: where it is that of a model, which knows the numpy that it was written with
+    :raises ImportError: names the versions, if the file holds what the installed numpy does not know
+    """
+    try:
+        with warnings.catch_warnings():
+            # SB3 goes on without what it cannot read, and fails later.
+            warnings.filterwarnings("error", f"(?s)Could not deserialize object .*({LACKS.pattern})")
+            yield
+    except (ImportError, AttributeError, ValueError, UserWarning) as error:
+        if not LACKS.search(str(error)):
+            raise
+        theirs = "another numpy, probably a newer one" if model_file is None else f"numpy {numpy_of(model_file)}"
+        reason = str(error).splitlines()[-1].removeprefix("Exception: ")
+        raise ImportError(
+            f"The file was written with {theirs}, and the numpy {np.__version__} that is installed cannot read it "
+            f"({reason}): install the other one, or one that is as new"
+        ) from error

@@ -1,0 +1,103 @@
+"""What users of SB3's and sb3-contrib's other algorithms know, and what takes its place here."""
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+NO_NOISE = "none, the actor is stochastic and `ent_coef` sets how much"
+ONE_CRITIC = "none, there is one critic and its slow copy"
+LATENT = "`deter` in `policy_kwargs`, or `model_size`: the recurrent state is the world model's"
+
+
+def by_name(*groups: tuple[str, str]) -> dict[str, str]:
+    """:return: the counterpart of each name, from pairs of names that share one and the counterpart"""
+    return {name: counterpart for names, counterpart in groups for name in names.split()}
+
+
+# Arguments of the constructors.
+ARGUMENTS = by_name(
+    ("gradient_steps n_epochs n_critic_updates", "`training_ratio`, the replayed time steps per environment step"),
+    ("n_steps", "`return_lambda` for the returns, `batch_length` for the windows, `train_freq` for the rollouts"),
+    ("action_noise use_sde sde_sample_freq use_sde_at_warmup", NO_NOISE),
+    ("exploration_fraction exploration_initial_eps exploration_final_eps", NO_NOISE),
+    ("target_entropy", "`ent_coef`, a fixed weight of the entropy"),
+    ("target_policy_noise target_noise_clip", "none, the critic learns from the actions of dreams"),
+    ("optimize_memory_usage", "none, every observation is stored once already"),
+    ("net_arch", "`model_size`, or single dimensions in `policy_kwargs`"),
+    ("target_update_interval", "`tau`, the slow critic moves at each update"),
+    ("policy_delay", "none, actor and critic learn at each update"),
+    ("gae_lambda", "`return_lambda`"),
+    ("max_grad_norm", "`agc_clip`"),
+    ("vf_coef", "`loss_scales`, its keys `critic` and `replay_critic`"),
+    ("use_rms_prop rms_prop_eps", "`optimizer_class` and `optimizer_kwargs` in `policy_kwargs`"),
+    ("rollout_buffer_class", "`replay_buffer_class`"),
+    ("rollout_buffer_kwargs", "`replay_buffer_kwargs`"),
+    ("normalize_advantage", "none, advantages are divided by the range of the returns"),
+    ("clip_range clip_range_vf target_kl sub_sampling_factor", "none, dreams are made by the newest policy and used once"),
+    ("cg_max_steps cg_damping line_search_shrinking_factor line_search_max_iter", "none, each update is one optimizer step"),
+    ("top_quantiles_to_drop_per_net", ONE_CRITIC),
+    (
+        "n_delta n_top delta_std zero_policy alive_bonus_offset n_eval_episodes",
+        "none, gradients take the place of random search",
+    ),
+)
+# Keys of `policy_kwargs`.
+POLICY_KWARGS = by_name(
+    ("net_arch", "`units`, `hidden` and the numbers of layers, such as `actor_layers`"),
+    ("features_extractor_class features_extractor", "`encoder_class`"),
+    ("features_extractor_kwargs", "`encoder_kwargs`"),
+    ("share_features_extractor", "none, actor and critic read the features of the world model"),
+    ("activation_fn", "`encoder_class` and `decoder_class` for networks of your own"),
+    ("ortho_init with_bias", "none, layers are made as the paper makes them"),
+    ("n_critics", ONE_CRITIC),
+    ("n_quantiles", "`bins` of the two-hot distributions"),
+    ("use_sde log_std_init full_std use_expln", NO_NOISE),
+    ("squash_output clip_mean", "none, actions of a Box always lie within its bounds"),
+    ("batch_norm batch_norm_momentum batch_norm_eps renorm_warmup_steps", "none, layers are normalised by RMSNorm"),
+    ("lstm_hidden_size", LATENT),
+    ("n_lstm_layers", "`dynamics_layers`"),
+    ("shared_lstm enable_critic_lstm", "none, actor and critic read the state of the world model"),
+    ("lstm_kwargs", LATENT),
+)
+RECURRENT = "every policy here is recurrent"
+POLICIES = {
+    "MlpLstmPolicy": f"`MlpPolicy`, {RECURRENT}",
+    "CnnLstmPolicy": f"`CnnPolicy`, {RECURRENT}",
+    "MultiInputLstmPolicy": f"`MultiInputPolicy`, {RECURRENT}",
+    "LinearPolicy": '`MlpPolicy` with a small `model_size`, such as "debug"',
+}
+
+
+def refuse_arguments(arguments: dict[str, Any]) -> None:
+    """
+    :param arguments: by name
+    :raises TypeError: if one is an argument, or a key of ``policy_kwargs``, of SB3's other algorithms; names its counterpart
+    """
+    for name, value in arguments.items():
+        counterpart = ARGUMENTS.get(name, POLICY_KWARGS.get(name))
+        if counterpart:
+            raise TypeError(f"`{name}` is no argument of DreamerV3, got {name}={value!r}; its counterpart: {counterpart}")
+
+
+def hints(names: Iterable[str]) -> str:
+    """:return: a sentence for each of these keys of ``policy_kwargs`` that has a counterpart"""
+    return "".join(f"The counterpart of `{name}`: {POLICY_KWARGS[name]}. " for name in names if name in POLICY_KWARGS)
+
+
+def name_counterparts(constructor: Callable[..., None]) -> Callable[..., None]:
+    """
+    Decorate a constructor: what belongs to SB3's other algorithms is refused by naming its counterpart.
+
+    :param constructor: an ``__init__`` whose first argument is the policy
+    :return: the same with the same signature
+    """
+
+    @functools.wraps(constructor)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        policy = args[0] if args else kwargs.get("policy")
+        if isinstance(policy, str) and policy in POLICIES:
+            raise ValueError(f"`{policy}` is no policy of DreamerV3, its counterpart: {POLICIES[policy]}")
+        refuse_arguments(kwargs)
+        constructor(self, *args, **kwargs)
+
+    return checked
