@@ -17,6 +17,7 @@ import pytest
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.utils import UnstableTrainingError
 from sb3_dreamer.zoo import plugin
+from sb3_dreamer.zoo.__main__ import call_with_us
 from sb3_dreamer.zoo.sampler import convert_dreamerv3_params, sample_dreamerv3_params
 from tests.helpers import counter_model
 
@@ -109,6 +110,15 @@ def test_the_start_up_line_survives_a_missing_hook():
     line = (STARTUP / "sb3_dreamer_zoo.pth").read_text()
     assert line.startswith("import ") and len(line.splitlines()) == 1
     assert python(line, path=ROOT / "docs") == ""
+
+
+def test_commands_that_start_commands():
+    """Those of RL Zoo go through ours, all others stay."""
+    started = []
+    for command in (["python", "-m", "rl_zoo3.record_video", "--algo", "dreamerv3"], ["python", "enjoy.py"], ["ls", "-l"]):
+        assert call_with_us(lambda command, **kwargs: started.append((command, kwargs)) or 3, command, cwd="/") == 3
+    ours = [sys.executable, "-m", "sb3_dreamer.zoo", "record_video", "--algo", "dreamerv3"]
+    assert started == [(ours, {"cwd": "/"}), (["python", "enjoy.py"], {"cwd": "/"}), (["ls", "-l"], {"cwd": "/"})]
 
 
 def test_registration_adds_and_replaces_nothing():
@@ -245,6 +255,13 @@ def test_unmodified_commands(installed):
     run(installed, zoo, "train", *CARTPOLE, "-n", "60", code=2, SB3_DREAMER_ZOO="0")  # argparse knows no dreamerv3
     explicit = (installed.python, "-m", "sb3_dreamer.zoo", "train", *CARTPOLE, "-n", "60", "--conf-file", "sizes/debug.yml")
     assert "sizes/debug.yml" in run(installed, *explicit, SB3_DREAMER_ZOO="0")
+    film = (installed.python, "-m", "sb3_dreamer.zoo", "record_training", *CARTPOLE, "-n", "20")
+    ffmpeg = installed.folder / "ffmpeg"  # RL Zoo joins the videos with it; a stand-in, as few machines have one
+    ffmpeg.write_text('#!/bin/sh\nfor part in "$@"; do case "$part" in *.mp4) touch "$part";; esac; done\n')
+    ffmpeg.chmod(0o755)
+    path = f"{installed.folder}{os.pathsep}{os.environ['PATH']}"
+    run(installed, *film, SB3_DREAMER_ZOO="0", PATH=path)  # starts `record_video`, which knows us
+    assert list(logs.glob("CartPole-v1_2/videos/final-model-dreamerv3-*.mp4"))
 
 
 def test_uninstall_leaves_nothing(installed):
