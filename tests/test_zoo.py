@@ -1,6 +1,7 @@
 """RL Zoo finds DreamerV3 by the start-up files of our wheel, through its own commands, and without a trace after."""
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -271,3 +272,25 @@ def test_uninstall_leaves_nothing(installed):
     subprocess.run([*installed.pip, "--python", installed.python, "uninstall", "-y", "sb3_dreamer"], check=True)
     assert not [path.name for path in installed.site.rglob("*dreamer*")]
     assert "invalid choice: 'dreamerv3'" in run(installed, installed.rl_zoo3, "train", *CARTPOLE, code=2)
+
+
+def test_normalize_leaves_the_images_to_the_encoder(tmp_path):
+    """`normalize:` with the keys of the vectors, on a Dict with a channels-last image; evaluation included."""
+    settings = ["model_size:'debug'", "policy_kwargs:dict()", "batch_size:4", "batch_length:8", "training_ratio:4", "n_envs:2"]
+    command = (
+        "train --algo dreamerv3 --env sb3_dreamer/PixelReachDict-v0 -n 120 --eval-freq 40 --eval-episodes 2 --n-eval-envs 2"
+    )
+    subprocess.run(
+        [sys.executable, "-m", "sb3_dreamer.zoo", *command.split(), "--num-threads", "1", "--log-folder", str(tmp_path)]
+        + ["-params", "normalize:dict(norm_obs_keys=['goal'])", *settings],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    (folder,) = (tmp_path / "dreamerv3").iterdir()
+    (statistics,) = folder.rglob("vecnormalize.pkl")
+    with statistics.open("rb") as file:
+        assert set(pickle.load(file).obs_rms) == {"goal"}
+    model = DreamerV3.load(folder / "best_model.zip")
+    assert model._n_updates > 0 and model.observation_space["image"].shape == (3, 64, 64)
+    assert np.isfinite(np.load(folder / "evaluations.npz")["results"]).all()
