@@ -280,13 +280,10 @@ def test_normalize_leaves_the_images_to_the_encoder(tmp_path):
     command = (
         "train --algo dreamerv3 --env sb3_dreamer/PixelReachDict-v0 -n 120 --eval-freq 40 --eval-episodes 2 --n-eval-envs 2"
     )
-    subprocess.run(
-        [sys.executable, "-m", "sb3_dreamer.zoo", *command.split(), "--num-threads", "1", "--log-folder", str(tmp_path)]
-        + ["-params", "normalize:dict(norm_obs_keys=['goal'])", *settings],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
+    where = ["--num-threads", "1", "--log-folder", str(tmp_path)]
+    settings = ["-params", "normalize:dict(norm_obs_keys=['goal'])", *settings]
+    zoo = [sys.executable, "-m", "sb3_dreamer.zoo"]
+    subprocess.run([*zoo, *command.split(), *where, *settings], cwd=ROOT, check=True, capture_output=True)
     (folder,) = (tmp_path / "dreamerv3").iterdir()
     (statistics,) = folder.rglob("vecnormalize.pkl")
     with statistics.open("rb") as file:
