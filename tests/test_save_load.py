@@ -347,3 +347,17 @@ def test_buffer_size_at_load_holds_for_the_replay(saved_size, buffer_size, tmp_p
         assert loaded.learn(60, reset_num_timesteps=False)._n_updates > saved._n_updates
         check_windows(new)
     check_buffer(new)
+
+
+def test_files_of_an_older_version():
+    """A model and its replay, saved before the version that brought `image_keys`; written by the code of `counter_model`."""
+    folder = pathlib.Path(__file__).parent / "data"
+    model = DreamerV3.load(folder / "model_of_0.1.0", env=counter_envs(offset=10))
+    model.load_replay_buffer(folder / "replay_of_0.1.0")
+    assert (model._n_updates, model.num_timesteps, model.replay_buffer.counts.tolist()) == (4, 90, [35, 33, 33])
+    assert check_buffer(model.replay_buffer) == [[], [], []]
+    actions, state = model.predict(np.arange(9, dtype=np.float32).reshape(3, 3), deterministic=True)
+    assert actions.tolist() == [0, 0, 0] and np.abs(state[0]).sum() == pytest.approx(4.5504e-4, rel=1e-3)
+    model.learn(60, reset_num_timesteps=False)
+    assert model._n_updates > 4 and model.num_timesteps == 150
+    assert check_buffer(model.replay_buffer) == [[34], [32], [32]]  # what was collected next opened an episode
