@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 OF_THE_LOSS = ("imagination_horizon", "gamma", "return_lambda", "ent_coef", "free_nats", "imagine_last", "loss_scales")
 # The update has these as constants; where it is compiled or recorded, a change of one makes it again.
 OF_THE_UPDATE = (*OF_THE_LOSS, "agc_clip", "tau", "precision", "compile", "batch_size", "batch_length")
-# Read where they are used, or kept up to date by `apply_settings`.
+# Read where they are used, or kept up to date by `_apply_settings`.
 OF_THE_LOOP = (
     "learning_rate",
     "lr_warmup_steps",
