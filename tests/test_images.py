@@ -8,7 +8,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from gymnasium.wrappers import FrameStackObservation
-from stable_baselines3.common.vec_env import DummyVecEnv, VecTransposeImage
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize, VecTransposeImage
 
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.images import choose_keys, image_layout
@@ -209,6 +209,29 @@ def test_an_unseen_key_changes_nothing_and_gets_no_gradient():
 def test_keys_that_cannot_be(said, match):
     with pytest.raises(ValueError, match=match):
         make_policy(SPACE, ACTIONS, **said)
+
+
+class Wide(NoiseEnv):
+    """Its observations leave the bounds of their space, as those of some simulators do."""
+
+    def step(self, action):
+        obs, *rest = super().step(action)
+        return (obs * 3.0, *rest)
+
+
+def test_bounds_count_where_a_key_is_read_as_an_image():
+    env = Wide(box(0, 1, (8, 8, 3), np.float32), ACTIONS)
+    with pytest.raises(ValueError, match=r"`obs`\[.*allowed are values from -0\.001 to 1\.001"):
+        DreamerV3("MlpPolicy", env, seed=0, **QUICK).learn(24)
+    as_vector = dict(vector_keys=["obs"])
+    assert DreamerV3("MlpPolicy", env, seed=0, **QUICK, policy_kwargs=as_vector).learn(24)._n_updates > 0
+    normalised = VecNormalize(DummyVecEnv([lambda: env]))
+    assert DreamerV3("MlpPolicy", normalised, seed=0, **QUICK, policy_kwargs=as_vector).learn(24)._n_updates > 0
+    with pytest.raises(ValueError, match="VecNormalize must leave images alone"):
+        DreamerV3("MlpPolicy", normalised, **QUICK)
+    grid = Wide(box(0, 1, (8, 8, 2), np.float32), ACTIONS)
+    with pytest.raises(ValueError, match=r"`obs`\[.*allowed are values"):
+        DreamerV3("MlpPolicy", grid, seed=0, **QUICK, policy_kwargs=dict(image_keys=["obs"])).learn(24)
 
 
 def test_weights_of_single_keys():

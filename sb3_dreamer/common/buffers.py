@@ -11,6 +11,7 @@ from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dreamer.common.device_rows import STORAGES, DeviceRows, side_stream, to_device
+from sb3_dreamer.common.images import choose_keys
 from sb3_dreamer.common.preprocessing import SINGLE_KEY, as_array_dict, as_space_dict, steps_of
 from sb3_dreamer.common.recorders import tensors_of
 from sb3_dreamer.common.row_storage import RowStorage
@@ -55,6 +56,7 @@ class SequenceReplayBuffer(RowStorage):
     """
 
     random_states: dict[str, Any] | None = None  # in a file: of the rank whose rows these are
+    image_keys: list[str] | None = None  # which the model reads as images, whose values stay within their bounds
 
     def __init__(
         self,
@@ -96,7 +98,7 @@ class SequenceReplayBuffer(RowStorage):
     def _make_checks(self) -> None:
         """Everything that follows from the spaces, so that it is not part of a file."""
         self._envs, self._nowhere = np.arange(self.n_envs), np.zeros(self.n_envs, dtype=bool)
-        self._check_obs = ObservationCheck(self.observation_space)
+        self._check_obs = ObservationCheck(self.observation_space, self.image_keys)
         self._check_action, self._check_reward = action_check(self.action_space), reward_check()
         self._check_range = RangeCheck("reward")
         self._steps_until_look = max(1, min(ROWS_BEFORE_LOOK // self.n_envs, self.buffer_size))
@@ -109,8 +111,10 @@ class SequenceReplayBuffer(RowStorage):
         self._make_checks()
 
     def _look_at_images(self) -> None:
-        for key, array in as_array_dict(self.observations).items():
-            warn_if_codes(key, as_space_dict(self.observation_space)[key], array[: self.size()], self.n_envs)
+        image_keys = choose_keys(self.observation_space).layouts if self.image_keys is None else self.image_keys
+        for key in image_keys:
+            rows = as_array_dict(self.observations)[key][: self.size()]
+            warn_if_codes(key, as_space_dict(self.observation_space)[key], rows, self.n_envs)  # type: ignore[arg-type]
 
     # ---- memory ----
 
@@ -129,6 +133,13 @@ class SequenceReplayBuffer(RowStorage):
     def window_length(self) -> int:
         """Rows that a window needs, the context row included."""
         return self.batch_length + int(self.replay_context)
+
+    def set_image_keys(self, image_keys: list[str]) -> None:
+        """
+        :param image_keys: keys that the model reads as images; until it is told, the buffer goes by their spaces
+        """
+        self.image_keys = image_keys
+        self._check_obs = ObservationCheck(self.observation_space, image_keys)
 
     def set_window(self, batch_length: int) -> None:
         """

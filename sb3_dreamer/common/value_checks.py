@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import maybe_transpose
 
 from sb3_dreamer.common.distributions import TWO_HOT_LIMIT
-from sb3_dreamer.common.images import image_layout
+from sb3_dreamer.common.images import choose_keys
 from sb3_dreamer.common.preprocessing import as_array_dict, as_space_dict
 from sb3_dreamer.common.type_aliases import NumpyObs
 
@@ -41,12 +42,18 @@ class ValueCheck:
     :param name: what the message calls them
     :param space: Box, Discrete, MultiDiscrete or MultiBinary. The bounds of a Box count where it is an image; elsewhere they
         are ignored, as SB3 does.
+    :param is_image: whether the model reads it as an image
     :param bounds: lowest and highest value in place of those of the space
     :param hint: end of the message about a value
     """
 
     def __init__(
-        self, name: str, space: spaces.Space, bounds: tuple[float, float] | None = None, hint: str | None = None
+        self,
+        name: str,
+        space: spaces.Space,
+        is_image: bool = False,
+        bounds: tuple[float, float] | None = None,
+        hint: str | None = None,
     ) -> None:
         self.name = name
         self.space = space
@@ -55,25 +62,26 @@ class ValueCheck:
         dtype = np.dtype(space.dtype)
         self.dtype = STORED.get(dtype, dtype)
         self.is_whole = self.dtype.kind in "iub"
-        low, high, allowed = self._limits(space, bounds)
+        low, high, allowed = self._limits(space, is_image, bounds)
         self.has_one_range = bool(np.ptp(low) == 0 and np.ptp(high) == 0)
         # Python's numbers are faster to compare with.
         self.low: Any
         self.high: Any
         self.low, self.high = (low.flat[0].item(), high.flat[0].item()) if self.has_one_range else (low, high)
         self.hint = hint or allowed
-        self.is_finite_enough = isinstance(space, spaces.Box) and self.dtype.kind == "f" and bounds is None
-        self.is_finite_enough &= image_layout(space) is None
+        self.is_unbounded = isinstance(space, spaces.Box) and self.dtype.kind == "f" and bounds is None and not is_image
         # Nothing to look for where each value of the dtype is allowed.
         info = np.iinfo(self.dtype) if self.dtype.kind in "iu" else None
         self.is_free = info is not None and bool(np.all(self.low <= info.min) and np.all(self.high >= info.max))
 
-    def _limits(self, space: spaces.Space, bounds: tuple[float, float] | None) -> tuple[np.ndarray, np.ndarray, str]:
+    def _limits(
+        self, space: spaces.Space, is_image: bool, bounds: tuple[float, float] | None
+    ) -> tuple[np.ndarray, np.ndarray, str]:
         """:return: lowest and highest value of each element, and what is allowed in words"""
         if isinstance(space, spaces.Box):
             if bounds is not None:
                 low, high = (np.asarray(bound, dtype=self.dtype) for bound in bounds)
-            elif image_layout(space) is not None:
+            elif is_image:
                 low, high = image_limits(space, self.dtype)
             elif self.dtype.kind == "f":
                 largest = np.asarray(np.finfo(self.dtype).max)
@@ -125,7 +133,7 @@ class ValueCheck:
             return array.size == 0
         if self.is_free:
             return True
-        if self.is_finite_enough:
+        if self.is_unbounded:
             return math.isfinite(np.add.reduce(array, axis=None))  # or the sum overflows
         return self.has_one_range and bool(
             np.minimum.reduce(array, axis=None) >= self.low and np.maximum.reduce(array, axis=None) <= self.high
@@ -152,10 +160,13 @@ class ObservationCheck:
     :class:`ValueCheck` for each key of an observation.
 
     :param space: observation space
+    :param image_keys: keys that are read as images; None: those that :func:`~sb3_dreamer.common.images.image_layout` names
     """
 
-    def __init__(self, space: spaces.Space) -> None:
-        self.parts = {key: ValueCheck(key, part) for key, part in as_space_dict(space).items()}
+    def __init__(self, space: spaces.Space, image_keys: Collection[str] | None = None) -> None:
+        if image_keys is None:
+            image_keys = choose_keys(space).layouts
+        self.parts = {key: ValueCheck(key, part, key in image_keys) for key, part in as_space_dict(space).items()}
 
     def __call__(self, observations: NumpyObs, n_rows: int) -> dict[str, np.ndarray]:
         """
@@ -228,7 +239,7 @@ class RangeCheck:
             )
 
 
-def warn_if_codes(key: str, space: spaces.Space, rows: np.ndarray, n_envs: int) -> None:
+def warn_if_codes(key: str, space: spaces.Box, rows: np.ndarray, n_envs: int) -> None:
     """
     One warning for an image whose values use a small part of their range: they may be codes, not brightness.
 
@@ -237,8 +248,6 @@ def warn_if_codes(key: str, space: spaces.Space, rows: np.ndarray, n_envs: int) 
     :param rows: (n, n_envs, ...) seen so far
     :param n_envs: number of environments
     """
-    if not isinstance(space, spaces.Box) or image_layout(space) is None:
-        return
     low, high, largest = float(space.low.min()), float(space.high.max()), float(rows.max())
     if largest - low < SMALL_SHARE * (high - low):
         warnings.warn(

@@ -234,7 +234,9 @@ def check_vec_normalize(vec_normalize: VecNormalize, model: "DreamerV3") -> None
         # In a Dict, VecNormalize has replaced a uint8 image by a space of its own making, below itself as well.
         clip, shape = vec_normalize.clip_obs, normalised[key].shape or ()
         was_image = vec_normalize.norm_obs_keys is not None and normalised[key] == spaces.Box(-clip, clip, shape, np.float32)
-        if len(shape) == 3 and (was_image or image_layout(normalised[key], normalize_images) is not None):
+        says = {name: model.policy_kwargs.get(name) or () for name in ("image_keys", "vector_keys")}
+        looks_like_one = (len(shape) == 3 and was_image) or image_layout(normalised[key], normalize_images) is not None
+        if key in says["image_keys"] or (looks_like_one and key not in says["vector_keys"]):
             raise ValueError(
                 f"VecNormalize must leave images alone (`{key}` is one): name the other keys in `norm_obs_keys`, "
                 "or use `norm_obs=False`"

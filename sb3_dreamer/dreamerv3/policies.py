@@ -138,7 +138,8 @@ class DreamerPolicy(BasePolicy):
         )
         if encoder_class is None:
             warn_if_flattened(observation_space, keys, vector_keys)
-        self.check_observation = ObservationCheck(observation_space)
+        self.image_keys = sorted(keys.layouts)
+        self.check_observation = ObservationCheck(observation_space, self.image_keys)
         self.actor = ActorHead(action_space, self.size)
         self.critic = TwoHotHead(self.size, self.size.critic_layers)
         self.critic_target = deepcopy(self.critic).requires_grad_(False)

@@ -78,6 +78,7 @@ class AdjustableAlgorithm(SavedAlgorithm):
         self._train_ratio.set_rate(self.training_ratio, self._ranks.size * self.batch_size * self.batch_length)
         self.replay_buffer.online_queue = self.online_queue
         self.replay_buffer.set_window(self.batch_length)
+        self.replay_buffer.set_image_keys(self.policy.image_keys)
         self._settings = {name: frozen(getattr(self, name)) for name in (*OF_THE_UPDATE, *OF_THE_LOOP, *FIXED)}
 
     def _setup_update(self) -> None:
