@@ -35,7 +35,7 @@ def way_back(device: th.device) -> "th.cuda.Stream":
 
 def pinned_transfer(tensors: list[th.Tensor]) -> tuple[list[np.ndarray], Event]:
     """
-    Copy to pinned memory on a side stream, beside whatever the device does next.
+    Copy to pinned memory on a side stream, while the device goes on.
 
     :param tensors: on one CUDA device, not to be changed in place
     :return: copies, and the event after which they are whole
