@@ -31,6 +31,10 @@ Every number here comes from a file under [`benchmarks/results/learning`](../ben
 [its nearest kin](../benchmarks/baselines.yml)), and is evaluated at fixed points on the same episodes, once with
 `deterministic=True` and once with sampled actions.
 
+The tasks `dmc_...` are dm_control as numbers with the published protocol
+([`dm_control_proprio.yml`](../hyperparams/dm_control_proprio.yml)): an environment step is two frames, and the lines of their
+files hold every training return (`training`: environment step and return), for that is what was published.
+
 `best` is the best evaluation of a seed, `last` its last one, `last three` the lowest of its last three. `best` is a maximum
 over noisy numbers, and one before the first update counts too. CPU minutes were taken with two or three runs beside each
 other.
