@@ -17,6 +17,7 @@ from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from sb3_dreamer.common.distributions import TWO_HOT_LIMIT
 from sb3_dreamer.common.preprocessing import as_array_dict, as_space_dict
+from sb3_dreamer.common.value_checks import ValueCheck
 from tests.helpers import ACTION_SPACES, TINY, counter_model, make_policy
 from tests.test_run import NoiseEnv
 
@@ -399,3 +400,33 @@ def test_predict_names_the_value():
         model.predict(obs)
     actions, state = model.predict(np.zeros((0, 3), np.float32))
     assert actions.shape == (0,) and all(len(part) == 0 for part in state)
+
+
+@pytest.mark.parametrize("dtype, low, high", [(np.uint8, 0, 255), (np.int32, -9, 9), (np.float64, -5, 5)])
+def test_a_normalised_vector_is_a_vector_of_any_numbers(dtype, low, high):
+    """VecNormalize turns whole numbers into others, and bounds do not hold for them."""
+    env = VecNormalize(DummyVecEnv([lambda: NoiseEnv(spaces.Box(low, high, (12,), dtype), spaces.Discrete(2))]))
+    model = DreamerV3("MlpPolicy", env, seed=0, **TINY).learn(60)
+    assert model._n_updates > 0 and model.replay_buffer.observations.dtype in (dtype, np.float32)
+
+
+def test_sums_that_overflow_are_no_mistake():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for dtype, value in ((np.float16, 6e4), (np.float32, 3e38)):
+            check = ValueCheck("obs", spaces.Box(-np.inf, np.inf, (50,), dtype))
+            assert check(np.full((1, 50), value, dtype), 1).max() == dtype(value)
+
+
+def test_an_image_under_vec_normalize_that_normalises_rewards_only():
+    """SB3 puts VecTransposeImage around it, without a Dict as well."""
+    space = spaces.Box(0, 255, (16, 20, 3), np.uint8)
+
+    def learn(wrap):
+        np.random.seed(0)
+        env = wrap(DummyVecEnv([lambda: NoiseEnv(space, spaces.Discrete(2))]))
+        return DreamerV3("CnnPolicy", env, seed=0, **{**TINY, "learning_starts": 60}).learn(60)
+
+    normalised, raw = learn(lambda env: VecNormalize(env, norm_obs=False)), learn(lambda env: env)
+    assert raw.replay_buffer.dones.sum() > 1
+    np.testing.assert_array_equal(normalised.replay_buffer.observations, raw.replay_buffer.observations)

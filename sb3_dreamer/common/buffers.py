@@ -109,6 +109,8 @@ class SequenceReplayBuffer(RowStorage):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({**state, "_newest": None})
         self._make_checks()
+        if self.counts.sum() >= ROWS_BEFORE_LOOK:
+            self._steps_until_look = 0  # they were looked at before
 
     def _look_at_images(self) -> None:
         image_keys = choose_keys(self.observation_space).layouts if self.image_keys is None else self.image_keys

@@ -129,12 +129,12 @@ class ValueCheck:
 
     def _is_plainly_right(self, array: np.ndarray) -> bool:
         """:return: True if one or two passes over the array show that all is well; False if it takes a closer look"""
-        if array.dtype != self.dtype or array.size == 0:
-            return array.size == 0
-        if self.is_free:
+        if array.size == 0 or (self.is_free and array.dtype == self.dtype):
             return True
-        if self.is_unbounded:
-            return math.isfinite(np.add.reduce(array, axis=None))  # or the sum overflows
+        if self.is_unbounded and array.dtype == self.dtype:
+            return math.isfinite(np.add.reduce(array, axis=None, dtype=np.float64))
+        if array.dtype != self.dtype and not self.is_unbounded:
+            return False
         return self.has_one_range and bool(
             np.minimum.reduce(array, axis=None) >= self.low and np.maximum.reduce(array, axis=None) <= self.high
         )
@@ -161,12 +161,17 @@ class ObservationCheck:
 
     :param space: observation space
     :param image_keys: keys that are read as images; None: those that :func:`~sb3_dreamer.common.images.image_layout` names
+    :param takes_floats: also where a Box holds whole numbers, which VecNormalize turns into others
     """
 
-    def __init__(self, space: spaces.Space, image_keys: Collection[str] | None = None) -> None:
+    def __init__(self, space: spaces.Space, image_keys: Collection[str] | None = None, takes_floats: bool = False) -> None:
         if image_keys is None:
             image_keys = choose_keys(space).layouts
-        self.parts = {key: ValueCheck(key, part, key in image_keys) for key, part in as_space_dict(space).items()}
+        self.parts = {}
+        for key, part in as_space_dict(space).items():
+            if takes_floats and isinstance(part, spaces.Box) and key not in image_keys:
+                part = spaces.Box(-np.inf, np.inf, part.shape, np.float32)
+            self.parts[key] = ValueCheck(key, part, key in image_keys)
 
     def __call__(self, observations: NumpyObs, n_rows: int) -> dict[str, np.ndarray]:
         """

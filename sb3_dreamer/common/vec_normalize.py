@@ -6,21 +6,22 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import maybe_transpose
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_dreamer.common.preprocessing import SINGLE_KEY, as_space_dict
 from sb3_dreamer.common.type_aliases import NumpyObs
 
 
 class TransposedOriginals:
     """
-    A VecNormalize whose original observations have the layout of the model: SB3 stores those, and in a Dict they hold the
-    images as they were before VecTransposeImage. All else is the VecNormalize's own.
+    A VecNormalize whose original observations have the layout of the model: SB3 stores those, and they hold images as they
+    were before VecTransposeImage. All else is the VecNormalize's own.
 
     :param vec_normalize: normalises all keys but the images
     :param observation_space: of the model
     """
 
-    def __init__(self, vec_normalize: VecNormalize, observation_space: spaces.Dict):
+    def __init__(self, vec_normalize: VecNormalize, observation_space: spaces.Space):
         self.vec_normalize = vec_normalize
-        self.space_dict = observation_space.spaces
+        self.space_dict = as_space_dict(observation_space)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.vec_normalize, name)
@@ -28,7 +29,8 @@ class TransposedOriginals:
     def get_original_obs(self) -> NumpyObs:
         """:return: observations that are not normalised, images channels first"""
         originals = self.vec_normalize.get_original_obs()
-        assert isinstance(originals, dict)
+        if not isinstance(originals, dict):
+            return maybe_transpose(originals, self.space_dict[SINGLE_KEY])
         return {key: maybe_transpose(array, self.space_dict[key]) for key, array in originals.items()}
 
 
@@ -38,9 +40,8 @@ def in_model_layout(vec_normalize: VecNormalize | None, observation_space: space
     :param observation_space: of the model
     :return: the same, or in :class:`TransposedOriginals` where images are transposed around it
     """
-    if vec_normalize is None or not isinstance(observation_space, spaces.Dict):
+    if vec_normalize is None:
         return vec_normalize
-    theirs = vec_normalize.observation_space
-    assert isinstance(theirs, spaces.Dict)
-    is_same = all(theirs[key].shape == space.shape for key, space in observation_space.spaces.items())
+    theirs = as_space_dict(vec_normalize.observation_space)
+    is_same = all(theirs[key].shape == space.shape for key, space in as_space_dict(observation_space).items())
     return vec_normalize if is_same else TransposedOriginals(vec_normalize, observation_space)

@@ -142,11 +142,11 @@ class CodesToClasses(gym.ObservationWrapper):
             raise ValueError(f"`CodesToClasses` needs a Box of whole numbers, got {space}")
         if classes < 2:
             raise ValueError(f"`classes` must be at least 2, got {classes}")
-        self.observation_space = spaces.MultiDiscrete([classes] * int(np.prod(space.shape)), dtype=np.int16)
+        self.observation_space = spaces.MultiDiscrete([classes] * int(np.prod(space.shape)))
 
     def observation(self, observation: np.ndarray) -> np.ndarray:
         """:return: the codes as one vector"""
-        return observation.reshape(-1).astype(np.int16)
+        return observation.reshape(-1).astype(np.int64)
 
 
 class CrafterEnv(gym.Env):

@@ -118,6 +118,12 @@ class DreamerPolicy(BasePolicy):
         self.model_size = model_size
         self.dimensions = dimensions
         self.key_kwargs = dict(image_keys=image_keys, vector_keys=vector_keys, decoder_keys=decoder_keys)
+        if decoder_class is not None and decoder_keys is not None:
+            raise ValueError("`decoder_keys` has no effect where `decoder_class` is given: it returns what it reconstructs")
+        if encoder_class is not None and decoder_class is not None and (image_keys is not None or vector_keys is not None):
+            raise ValueError(
+                "`image_keys` and `vector_keys` have no effect where `encoder_class` and `decoder_class` are given"
+            )
         keys = choose_keys(observation_space, normalize_images, **self.key_kwargs)
         self.size = resolve_model_size(model_size, bool(keys.layouts), **dimensions)
         self.network_kwargs = dict(
@@ -138,8 +144,10 @@ class DreamerPolicy(BasePolicy):
         )
         if encoder_class is None:
             warn_if_flattened(observation_space, keys, vector_keys)
-        self.image_keys = sorted(keys.layouts)
-        self.check_observation = ObservationCheck(observation_space, self.image_keys)
+        # Read as images by networks of ours, whose scale the bounds give.
+        ours = set(keys.encoded if encoder_class is None else ()) | set(keys.decoded if decoder_class is None else ())
+        self.image_keys = sorted(ours & keys.layouts.keys())
+        self.check_observation = ObservationCheck(observation_space, self.image_keys, takes_floats=True)
         self.actor = ActorHead(action_space, self.size)
         self.critic = TwoHotHead(self.size, self.size.critic_layers)
         self.critic_target = deepcopy(self.critic).requires_grad_(False)

@@ -99,9 +99,14 @@ class AdjustableAlgorithm(SavedAlgorithm):
         changed = self._changed_settings()
         if not changed:
             return
+        before = self._settings
         self._apply_settings()
         if not set(changed).isdisjoint(OF_THE_UPDATE):
-            self._setup_update()
+            try:
+                self._setup_update()
+            except ValueError:
+                self._settings = before  # refused again before the next update
+                raise
         if "batch_length" in changed:
             warn_if_small(cast("DreamerV3", self))
 
