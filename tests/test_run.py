@@ -241,3 +241,15 @@ def test_compile_gives_the_same_numbers():
         model.learn(45)
     for p, q in zip(plain.policy.parameters(), compiled.policy.parameters(), strict=True):
         assert th.allclose(p, q, atol=1e-4)
+
+
+def test_a_debt_is_paid_without_a_warning():
+    """A learn() that is too short to train makes the updates that a stop has left undone, and says nothing."""
+    model = DreamerV3("MlpPolicy", counter_envs(), seed=0, **{**TINY, "learning_starts": 0, "training_ratio": 64})
+    model.learn(60, callback=lambda local, _: local["self"].num_timesteps < 48)
+    assert model._train_ratio.owed >= 1
+    n_updates, model.learning_starts = model._n_updates, 24
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.learn(6)
+    assert model._n_updates > n_updates

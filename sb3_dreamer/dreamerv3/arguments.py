@@ -296,6 +296,8 @@ def warn_if_short(model: "DreamerV3", total_timesteps: int, reset_num_timesteps:
     :param total_timesteps: as for ``learn``
     :param reset_num_timesteps: as for ``learn``
     """
+    if model._train_ratio.owed >= 1:
+        return  # updates that a stop has left undone come first
     before = 0 if reset_num_timesteps else model.num_timesteps
     # The last rollout is made whole. Of those in episodes nobody knows the length.
     train_freq = cast(TrainFreq, model.train_freq)
