@@ -136,11 +136,12 @@ class ValueCheck:
         if array.dtype != self.dtype and not self.is_unbounded:
             return False
         return self.has_one_range and bool(
-            np.minimum.reduce(array, axis=None) >= self.low and np.maximum.reduce(array, axis=None) <= self.high
+            np.minimum.reduce(array, axis=None).item() >= self.low and np.maximum.reduce(array, axis=None).item() <= self.high
         )
 
     def _refuse_first_wrong(self, array: np.ndarray) -> None:
-        is_allowed = (array >= self.low) & (array <= self.high)
+        wide = array.astype(np.float64) if array.dtype.kind == "f" else array  # the limits may be beyond a short dtype
+        is_allowed = (wide >= self.low) & (wide <= self.high)
         if self.is_whole and array.dtype.kind == "f":
             is_allowed &= array == np.rint(array)
         if not is_allowed.all():
