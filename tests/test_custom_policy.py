@@ -11,7 +11,7 @@ from torch import nn
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.distributions import MultiCategorical, SymlogMSE, symexp, symlog
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
-from tests.helpers import MIXED, TINY, VECTOR, counter_model, make_policy, random_batch
+from tests.helpers import MIXED, TINY, VECTOR, counter_model, make_loss, make_policy, random_batch
 from tests.test_run import NoiseEnv
 
 VOCABULARY, LENGTH = 20, 6
@@ -118,6 +118,13 @@ def test_keys_left_out_are_not_reconstructed():
     output = model.loss_module(batch)
     per_key = model.policy.world_model.reconstruction_losses(output.posterior, batch.observations)
     assert set(per_key) == {"position"} and th.equal(per_key["position"], output.terms["reconstruction"])
+    noise = model.loss_module.draw_noise(*batch.rewards.shape)
+    losses = [
+        make_loss(model.policy, loss_scales=scales)(batch, noise) for scales in (None, {"reconstruction": {"position": 3}})
+    ]
+    assert th.allclose(losses[1].terms["reconstruction"], 3 * losses[0].terms["reconstruction"])
+    with pytest.raises(ValueError, match=r"must name keys that are reconstructed: \['position'\], got \['noise'\]"):
+        make_loss(model.policy, loss_scales={"reconstruction": {"noise": 3.0}})
 
 
 class NoWidth(nn.Linear):

@@ -1,5 +1,6 @@
 """What is said about environments that the model cannot take: of the old gym, vectorised, a class, with odd spaces."""
 
+import functools
 import sys
 from types import SimpleNamespace
 
@@ -27,6 +28,12 @@ class OldEnv:
 
     observation_space, action_space = OldSpace(), OldSpace()
     unwrapped = SimpleNamespace(reset=lambda seed=None: None)
+
+    def reset(self):
+        """As gym's."""
+
+    def step(self, action):
+        """As gym's."""
 
 
 @pytest.fixture
@@ -66,10 +73,23 @@ def test_vector_environments_of_gymnasium(mode):
         model.set_env(envs)
 
 
-@pytest.mark.parametrize("env, kind", [(CartPoleEnv, "class CartPoleEnv"), (lambda: CartPoleEnv(), "function <lambda>")])
-def test_classes_and_functions(env, kind):
-    with pytest.raises(ValueError, match=f"`env` must be an environment or the id of one, got the {kind}: call it"):
-        DreamerV3("MlpPolicy", env, **TINY)
+@pytest.mark.parametrize(
+    "env, kind",
+    [
+        (CartPoleEnv, "the class CartPoleEnv: call it"),
+        (lambda: CartPoleEnv(), "the function <lambda>: call it"),
+        (functools.partial(CartPoleEnv, sutton_barto_reward=True), r"the function functools.partial\(.*: call it"),
+        ([CartPoleEnv, CartPoleEnv], "a list: several environments are a VecEnv"),
+        (gym.spec("CartPole-v1"), "the EnvSpec of CartPole-v1: make it by `gymnasium.make`"),
+        (4, "4"),
+    ],
+    ids=["class", "function", "partial", "list", "spec", "number"],
+)
+def test_what_is_no_environment(env, kind):
+    model = DreamerV3("MlpPolicy", "CartPole-v1", **TINY)
+    for take in (lambda: DreamerV3("MlpPolicy", env, **TINY), lambda: model.set_env(env)):
+        with pytest.raises(ValueError, match=f"`env` must be an environment or the id of one, got {kind}"):
+            take()
 
 
 WITH_TEXT = spaces.Dict({"image": spaces.Box(0, 255, (7, 7, 3), np.uint8), "mission": spaces.Text(50)})

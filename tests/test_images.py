@@ -49,6 +49,9 @@ NUMBERS = {
     "small": box(0, 1, (7, 7, 3), np.float32),
     "channels in the middle": box(0, 1, (16, 3, 16), np.float32),
     "a volume": box(0, 1, (16, 16, 16, 3), np.float32),
+    "a short volume": box(0, 1, (10, 16, 16, 3), np.float32),
+    "five axes": box(0, 1, (2, 2, 16, 16, 3), np.float32),
+    "a constant channel": box(np.zeros((16, 16, 3)), np.tile([0.0, 1.0, 1.0], (16, 16, 1)), (16, 16, 3), np.float32),
 }
 
 
@@ -64,8 +67,14 @@ def test_what_is_no_plain_image_is_warned_of(name):
     n = int(np.prod(space.shape))
     with pytest.warns(UserWarning, match=rf"`obs` of shape .* and dtype float32 is read as {n:,} numbers") as warned:
         model = DreamerV3("MlpPolicy", NoiseEnv(space, ACTIONS), **QUICK)
-    assert len([w for w in warned if "numbers" in str(w.message)]) == 1 and "image_keys=['obs']" in str(warned[-1].message)
+    (message,) = [str(w.message) for w in warned if "numbers" in str(w.message)]
     assert not model.policy.world_model.encoder.towers
+    if "image_keys=['obs']" in message:  # the advice is given where it helps
+        assert make_policy(space, ACTIONS, image_keys=["obs"]).world_model.encoder.towers
+    else:
+        assert "give its space, by a wrapper, such bounds and such a shape" in message
+        with pytest.raises(ValueError, match=r"`image_keys` must be Boxes|bounds of the image"):
+            make_policy(space, ACTIONS, image_keys=["obs"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make_policy(space, ACTIONS, vector_keys=["obs"])  # said on purpose
@@ -200,7 +209,7 @@ def test_an_unseen_key_changes_nothing_and_gets_no_gradient():
         (dict(image_keys=["camrea"]), r"`image_keys` must be a list of keys among \['camera', 'depth', .*got \['camrea'\]"),
         (dict(vector_keys="state"), "`vector_keys` must be a list of keys among .*got 'state'"),
         (dict(image_keys=["camera"], vector_keys=["camera"]), r"must not share keys, got \['camera'\]"),
-        (dict(image_keys=["state"]), "`image_keys` must be Boxes of two or three axes, .*`state` is Box"),
+        (dict(image_keys=["state"]), "`image_keys` must be Boxes of two axes, of three .*`state` is Box"),
         (dict(image_keys=["truth"]), "`truth` is Discrete"),
         (dict(image_keys=[], vector_keys=[]), "the model would see none of"),
     ],
@@ -302,3 +311,17 @@ def test_codes_in_an_image_are_warned_of_and_read_as_classes():
     assert rows.shape[1:] == (1, 147) and rows.max() == 10
     with pytest.raises(ValueError, match=r"`obs`.* is 11: allowed are whole numbers from 0 to 9"):
         DreamerV3("MlpPolicy", CodesToClasses(Codes(11), 10), seed=1, **QUICK).learn(24)
+
+
+def test_a_file_in_which_an_image_was_numbers(tmp_path):
+    """Version 0.1.0 read images of floats as numbers."""
+    env = NoiseEnv(box(0, 1, (16, 16, 3), np.float32), ACTIONS)
+    old = DreamerV3("MlpPolicy", env, **QUICK, policy_kwargs=dict(vector_keys=["obs"]))
+    with pytest.raises(RuntimeError, match=r"no networks for images, .*policy_kwargs=dict\(vector_keys=\['obs'\]"):
+        DreamerV3("MlpPolicy", env, **QUICK).policy.load_state_dict(old.policy.state_dict())
+    old.policy_kwargs = {}
+    old.save(tmp_path / "old")
+    with pytest.raises(RuntimeError, match="no networks for images"):
+        DreamerV3.load(tmp_path / "old")
+    loaded = DreamerV3.load(tmp_path / "old", custom_objects=dict(policy_kwargs=dict(vector_keys=["obs"])))
+    assert not loaded.policy.image_keys

@@ -109,6 +109,17 @@ def test_an_environment_that_never_ends_is_logged_by_updates(log_interval, train
     assert (tmp_path / "progress.csv").read_text().count("\n") == 1 + len(lines)
 
 
+@pytest.mark.parametrize("log_interval", [None, 4])
+def test_a_short_run_writes_one_line_at_its_end(log_interval, tmp_path):
+    """No episode ends, and 500 updates are not reached."""
+    model = DreamerV3("MlpPolicy", Endless(), seed=0, **{**TINY, "training_ratio": 32})
+    model.set_logger(configure(str(tmp_path), ["json"]))
+    model.learn(60, log_interval=log_interval)
+    lines = [json.loads(line) for line in (tmp_path / "progress.json").read_text().splitlines()]
+    assert len(lines) == (0 if log_interval is None else 1)
+    assert all(LOSSES | TRAINING <= set(line) and line["train/n_updates"] == model._n_updates for line in lines)
+
+
 def test_where_episodes_end_often_nothing_is_added(tmp_path):
     """Updates are counted from the last line of the log."""
     lines = []

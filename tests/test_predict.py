@@ -132,6 +132,18 @@ def test_errors():
         policy.predict(np.ones((3, 5), np.float32), state)
     with pytest.raises(ValueError, match=r"`episode_start` must have one entry per observation, got 3 for 2"):
         policy.predict(obs, state, np.zeros(3))
+    for part in range(3):
+        broken = [array.copy() for array in state]
+        broken[part].flat[0] = np.nan
+        with pytest.raises(ValueError, match="`state` must be finite"):
+            policy.predict(obs, tuple(broken))
+    with pytest.raises(
+        ValueError, match=r"`state` must hold three arrays of 2 rows, .*: \[\(2, 8\), .* got shapes \[\(2, 7\)"
+    ):
+        policy.predict(obs, (state[0][:, 1:], *state[1:]))
+    for starts in ([np.nan, 0.0], [0.5, 1.0], [2, 0]):
+        with pytest.raises(ValueError, match="`episode_start` must hold True or False"):
+            policy.predict(obs, state, np.array(starts))
 
 
 class ExportedStep(th.nn.Module):

@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from tests.helpers import ACTION_SPACES, IMAGE, MIXED, TINY, VECTOR, counter_envs, counter_model
+from tests.test_logger import Endless
 
 
 class NoiseEnv(gym.Env):
@@ -253,3 +254,29 @@ def test_a_debt_is_paid_without_a_warning():
         warnings.simplefilter("error")
         model.learn(6)
     assert model._n_updates > n_updates
+
+
+@pytest.mark.parametrize(("n_envs", "steps", "rows"), [(1, 50, 51), (4, 200, 51)])
+def test_a_run_whose_windows_never_fill_says_so(n_envs, steps, rows):
+    env = DummyVecEnv([Endless] * n_envs)
+    model = DreamerV3("MlpPolicy", env, **{**TINY, "learning_starts": 0, "batch_length": 64})
+    with pytest.warns(UserWarning, match=rf"No update was made: {steps} .* {rows} rows, a window needs 65") as warned:
+        model.learn(steps)
+    assert len(warned) == 1 and model._n_updates == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.learn(steps, reset_num_timesteps=False)
+    assert model._n_updates > 0
+
+
+def test_a_debt_is_paid_at_the_learning_rate_of_its_steps():
+    rates = [(40, 1e-3), (60, 1e-5)]
+    arguments = {**TINY, "learning_starts": 0, "training_ratio": 64, "learning_rate": rates, "lr_warmup_steps": 0}
+    model = DreamerV3("MlpPolicy", counter_envs(), seed=0, **arguments)
+    model.learn(90, callback=lambda local, _: local["self"].num_timesteps < 75)  # ends at step 75
+    assert model._train_ratio.owed >= 1
+    used, update = [], model._update_learning_rate
+    model._update_learning_rate = lambda optimizer: (update(optimizer), used.append(optimizer.param_groups[0]["lr"]))
+    owed = int(model._train_ratio.owed)
+    model.learn(6)  # begins at step 0, where the rate is 1e-3
+    assert used[:owed] == [1e-5] * owed and used[owed:] == [1e-3] * (len(used) - owed) and model.num_timesteps == 6

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
@@ -26,20 +27,31 @@ def check_space(space: spaces.Space) -> None:
             raise ValueError(f"Observations must be {allowed} or a Dict of these, `{key}` is {part}{advice}")
 
 
+def describe_other(env: Any) -> str:
+    """:return: what was given in place of an environment, and how to make one of it"""
+    if callable(env):
+        kind = "class" if isinstance(env, type) else "function"
+        return f"the {kind} {getattr(env, '__name__', repr(env))}: call it"
+    if isinstance(env, EnvSpec):
+        return f"the EnvSpec of {env.id}: make it by `gymnasium.make`"
+    if isinstance(env, (list, tuple)):
+        return f"a {type(env).__name__}: several environments are a VecEnv, see `DummyVecEnv` and `make_vec_env`"
+    return repr(env)
+
+
 def check_env(env: Any) -> GymEnv:
     """
     :param env: as a user gives it, its id aside
     :return: the same; one of the old ``gym`` package as SB3 converts it
-    :raises ValueError: if it is a class, a function or a vector environment of gymnasium, or has a space that we do not handle
+    :raises ValueError: if it is no environment, or a vector environment of gymnasium, or has a space that we do not handle
     """
     if isinstance(env, VectorEnv):
         raise ValueError(
             f"`env` is a vector environment of gymnasium ({type(env).__name__}), and Stable-Baselines3 has a kind of its own: "
             "make it by `stable_baselines3.common.env_util.make_vec_env(id, n_envs=...)`"
         )
-    if callable(env) and hasattr(env, "__name__"):
-        kind = "class" if isinstance(env, type) else "function"
-        raise ValueError(f"`env` must be an environment or the id of one, got the {kind} {env.__name__}: call it")
+    if isinstance(env, type) or not (hasattr(env, "reset") and hasattr(env, "step")):
+        raise ValueError(f"`env` must be an environment or the id of one, got {describe_other(env)}")
     if not isinstance(env, VecEnv):
         env = _patch_env(env)
     check_space(env.observation_space)

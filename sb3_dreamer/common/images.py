@@ -70,13 +70,19 @@ def plain_layout(space: spaces.Box) -> ImageLayout | None:
     return make_layout(shape, large[0])
 
 
+def sb3_layout(space: spaces.Box) -> ImageLayout:
+    """:return: the layout of a Box with three axes, where SB3 takes the first axis for the channels if it is the shortest"""
+    return make_layout(space.shape, 1 if is_image_space_channels_first(space) else 0)
+
+
 def named_layout(space: spaces.Box) -> ImageLayout | None:
     """:return: the layout of a Box of which the user says that it is an image; None if its axes are not those of one"""
     shape = space.shape
     if len(shape) == 2:
         return make_layout(shape, 0)
     if len(shape) == 3:
-        return make_layout(shape, 1 if is_image_space_channels_first(space) else 0)
+        is_between = shape[1] < min(shape[0], shape[2])  # channels between height and width
+        return None if is_between else sb3_layout(space)
     return plain_layout(space)
 
 
@@ -89,10 +95,10 @@ def image_layout(space: spaces.Space, normalize_images: bool = True) -> ImageLay
     if not isinstance(space, spaces.Box):
         return None
     if is_image_space(space):
-        return named_layout(space)
+        return sb3_layout(space)
     plain = plain_layout(space)
     if plain is None and not normalize_images and is_image_space(space, normalized_image=True):
-        return named_layout(space)
+        return sb3_layout(space)
     return plain
 
 
@@ -133,7 +139,8 @@ def choose_keys(
             layout = named_layout(space) if isinstance(space, spaces.Box) else None
             if layout is None:
                 raise ValueError(
-                    f"`image_keys` must be Boxes of two or three axes, or frame stacks of four; `{key}` is {space}"
+                    "`image_keys` must be Boxes of two axes, of three with the channels first or last, or frame stacks of "
+                    f"four; `{key}` is {space}"
                 )
         if layout is None:
             class_counts(space)  # raises on an unsupported space
@@ -179,8 +186,11 @@ def warn_if_flattened(observation_space: spaces.Space, keys: ObservationKeys, na
     for key, space in as_space_dict(observation_space).items():
         shape = space.shape or ()
         if isinstance(space, spaces.Box) and len(shape) >= 3 and key not in keys.layouts and key not in (named or ()):
+            works = named_layout(space) is not None and has_scale(space)
+            named_image = f"policy_kwargs=dict(image_keys=[{key!r}])"
+            if_image = f"say `{named_image}`" if works else "give its space, by a wrapper, such bounds and such a shape"
             warnings.warn(
                 f"`{key}` of shape {shape} and dtype {space.dtype} is read as {math.prod(shape):,} numbers, not as an image: "
                 f"images have finite bounds, height and width of at least {MIN_SIDE} and 1, 3 or 4 channels. If it is one, "
-                f"say `policy_kwargs=dict(image_keys=[{key!r}])`; if it is none, `vector_keys=[{key!r}]`"
+                f"{if_image}; if it is none, `policy_kwargs=dict(vector_keys=[{key!r}])`"
             )

@@ -311,6 +311,17 @@ def warn_if_short(model: "DreamerV3", total_timesteps: int, reset_num_timesteps:
         )
 
 
+def warn_if_no_window(model: "DreamerV3") -> None:
+    """After a ``learn`` without an update: a warning if the replay buffer was the reason."""
+    buffer = model.replay_buffer
+    is_large = buffer.buffer_size >= buffer.window_length  # else there was a warning at the start
+    if is_large and model.num_timesteps > model.learning_starts and not buffer.can_sample() and model._ranks.is_main:
+        warnings.warn(
+            f"No update was made: {model.num_timesteps} steps gave each of {model.n_envs} environments {buffer.size()} rows, "
+            f"a window needs {buffer.window_length} (`batch_length`={model.batch_length}, and the row before it): learn longer"
+        )
+
+
 def announce(model: "DreamerV3", total_timesteps: int, reset_num_timesteps: bool) -> None:
     """Before a run: what several ranks make of the arguments, and a warning if nothing will be learnt."""
     if not warn_if_small(model):

@@ -23,7 +23,7 @@ from sb3_dreamer.common.type_aliases import LatentState, PolicyState
 from sb3_dreamer.common.utils import MetricAverager, TrainRatio, UpdateClock
 from sb3_dreamer.common.value_checks import RangeCheck
 from sb3_dreamer.common.vec_normalize import in_model_layout
-from sb3_dreamer.dreamerv3.arguments import announce, check_arguments, facts_for_all
+from sb3_dreamer.dreamerv3.arguments import announce, check_arguments, facts_for_all, warn_if_no_window
 from sb3_dreamer.dreamerv3.counterparts import name_counterparts
 from sb3_dreamer.dreamerv3.losses import LossScales
 from sb3_dreamer.dreamerv3.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy
@@ -173,6 +173,7 @@ class DreamerV3(AdjustableAlgorithm):
         self.distributed_scaling = distributed_scaling
         self.log_every_updates = log_every_updates
         self._log_interval: int | None = None
+        self._has_logged, self._n_updates_before = False, 0  # since the last ``learn`` began
         self._last_state: PolicyState | None = None
         self._train_ratio = TrainRatio()
         self._metrics = MetricAverager()
@@ -226,11 +227,19 @@ class DreamerV3(AdjustableAlgorithm):
             super().learn(
                 total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar  # type: ignore[arg-type]
             )
-            self._record_metrics()  # no run ends without a look at its losses, on no device
+            self._report_at_end()
             self._write_back.flush()
             self._ranks.merge_statistics(self.get_vec_normalize_env())
             self._ranks.follow(self._ranks.shared_paths(), self.save_replay_buffer)
         return self
+
+    def _report_at_end(self) -> None:
+        """Check the losses on every device, write a line if this ``learn`` has written none, warn if it made no update."""
+        if self._log_interval is not None and self._metrics.count > 0 and not self._has_logged:
+            self.dump_logs()
+        self._record_metrics()
+        if self._n_updates == self._n_updates_before:
+            warn_if_no_window(self)
 
     def _setup_learn(
         self,
@@ -249,8 +258,10 @@ class DreamerV3(AdjustableAlgorithm):
         self._ranks.broadcast([*self.policy.state_dict().values(), *tensors_of(dict(self.policy.optimizer.state))])
         self._ranks.merge_statistics(self.get_vec_normalize_env())
         announce(self, total_timesteps, reset_num_timesteps)
+        steps_before = self.num_timesteps
+        self._has_logged, self._n_updates_before = False, self._n_updates
         setup = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        self._pay_debt()
+        self._pay_debt(steps_before)
         if reset_num_timesteps:
             self._train_ratio.close()
         return setup
@@ -353,11 +364,15 @@ class DreamerV3(AdjustableAlgorithm):
         can_train = self.num_timesteps > self.learning_starts and can_sample
         self.gradient_steps = self._train_ratio.tick(n_steps, can_train)
 
-    def _pay_debt(self) -> None:
-        """Updates that a stop has left undone."""
+    def _pay_debt(self, num_timesteps: int) -> None:
+        """Updates that a stop has left undone, with the learning rate of the step at which it happened."""
         can_sample = self._ranks.agree(0, True, self.replay_buffer.can_sample()).can_sample
         if can_sample and self._train_ratio.owed >= 1:
-            self.train(gradient_steps=int(self._train_ratio.owed), batch_size=self.batch_size)
+            now, self.num_timesteps = self.num_timesteps, num_timesteps
+            try:
+                self.train(gradient_steps=int(self._train_ratio.owed), batch_size=self.batch_size)
+            finally:
+                self.num_timesteps = now
 
     def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
         """
@@ -405,3 +420,4 @@ class DreamerV3(AdjustableAlgorithm):
         self._metrics.flush()
         self.logger.record("replay/rows", int(self.replay_buffer.filled.sum()))
         super().dump_logs()
+        self._has_logged = True

@@ -17,7 +17,6 @@ from sb3_dreamer.common.type_aliases import (
     UpdateNoise,
 )
 from sb3_dreamer.dreamerv3.imagination import imagine
-from sb3_dreamer.dreamerv3.networks import MultiDecoder
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
 
 LOSS_SCALES: dict[str, float] = {
@@ -50,15 +49,11 @@ def split_loss_scales(loss_scales: LossScales | None) -> tuple[dict[str, float],
     return key_scales, scales  # type: ignore[return-value]
 
 
-def check_key_scales(key_scales: Mapping[str, float], decoder: nn.Module) -> None:
-    """:raises ValueError: if a key has a weight and is not reconstructed by our own decoder"""
-    if isinstance(decoder, MultiDecoder):
-        decoded = sorted([*decoder.vector_keys, *decoder.image_keys])
-        unknown = sorted(set(key_scales) - set(decoded))
-        if unknown:
-            raise ValueError(
-                f"`loss_scales['reconstruction']` must name keys that are reconstructed: {decoded}, got {unknown}"
-            )
+def check_key_scales(key_scales: Mapping[str, float], decoded: list[str]) -> None:
+    """:raises ValueError: if a key has a weight and is not reconstructed"""
+    unknown = sorted(set(key_scales) - set(decoded))
+    if unknown:
+        raise ValueError(f"`loss_scales['reconstruction']` must name keys that are reconstructed: {decoded}, got {unknown}")
 
 
 def actor_loss(
@@ -138,7 +133,7 @@ class DreamerLoss(nn.Module):
         self.free_nats = free_nats
         self.imagine_last = imagine_last
         self.key_scales, self.loss_scales = split_loss_scales(loss_scales)
-        check_key_scales(self.key_scales, policy.world_model.decoder)
+        check_key_scales(self.key_scales, policy.world_model.decoded_keys)
         # Several ranks put the one here that collects a tensor from all of them.
         self.gather: Callable[[th.Tensor], th.Tensor] = th.detach
 

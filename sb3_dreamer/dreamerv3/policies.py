@@ -29,6 +29,8 @@ from sb3_dreamer.dreamerv3.world_model import WorldModel
 
 SelfDreamerPolicy = TypeVar("SelfDreamerPolicy", bound="DreamerPolicy")
 
+# Parameters of the networks that read images.
+TOWERS = ("world_model.encoder.towers.", "world_model.decoder.towers.")
 PRECISIONS = ("auto", "fp32", "bf16")
 STATELESS = """`predict` is called again without `state`, and plays every step as the first of an episode. Hand the state on:
     action, state = model.predict(obs, state=state, episode_start=episode_start)  # at first None and True
@@ -182,6 +184,12 @@ class DreamerPolicy(BasePolicy):
         if not mine.keys() & state_dict.keys():
             theirs = ", ".join(f"`{name}`" for name in list(state_dict)[:2])
             raise RuntimeError(f"The parameters belong to another algorithm: {theirs}, ... are none of DreamerV3's")
+        if self.image_keys and not any(name.startswith(TOWERS) for name in state_dict):
+            raise RuntimeError(
+                f"The file holds no networks for images, and this version reads {self.image_keys} as images. To read them as "
+                "numbers, as the file does: `DreamerV3.load(file, custom_objects=dict(policy_kwargs=dict(vector_keys="
+                f"{self.image_keys}, ...)))`, with the other `policy_kwargs` of the model after it"
+            )
         for name, parameter in mine.items():
             if name in state_dict and state_dict[name].shape != parameter.shape:
                 raise RuntimeError(
@@ -308,7 +316,8 @@ class DreamerPolicy(BasePolicy):
         :param episode_start: (n,) where an episode begins
         :param deterministic: modes instead of samples; no global random number is drawn
         :return: actions (n, \\*action_space.shape), or one action for one observation, and the next state
-        :raises ValueError: if ``observation`` is a Gym ``(obs, info)`` tuple or ``state`` belongs to another batch size
+        :raises ValueError: if ``observation`` is a Gym ``(obs, info)`` tuple, or ``state`` or ``episode_start`` has the wrong
+            shape or holds what it must not
         """
         self.set_training_mode(False)
         if isinstance(observation, tuple):
@@ -338,18 +347,26 @@ class DreamerPolicy(BasePolicy):
     def _state_to_tensor(self, state: tuple[np.ndarray, ...] | None, n: int) -> PolicyState | None:
         if state is None:
             return None
-        if len(state) != 3 or any(len(part) != n for part in state):
-            shapes = [np.shape(part) for part in state]
-            raise ValueError(f"`state` must hold three arrays of {n} rows, one per observation, got shapes {shapes}")
+        shapes = [np.shape(part) for part in state]
+        deter, *stoch = self.size.latent_shape
+        allowed = [(n, deter), (n, *stoch), (n, encoded_dim(self.action_space))]
+        if shapes != allowed:
+            raise ValueError(
+                f"`state` must hold three arrays of {n} rows, one per observation: {allowed}, got shapes {shapes}"
+            )
+        if not all(np.isfinite(part).all() for part in state):
+            raise ValueError("`state` must be finite, got NaN or infinite values")
         return PolicyState(*(th.as_tensor(part, dtype=th.float32, device=self.device) for part in state))
 
     def _starts_to_tensor(self, episode_start: np.ndarray | None, n: int) -> th.Tensor | None:
         if episode_start is None:
             return None
-        starts = th.as_tensor(np.array(episode_start, dtype=np.float32).reshape(-1), device=self.device)
+        starts = np.array(episode_start, dtype=np.float32).reshape(-1)
         if len(starts) != n:
             raise ValueError(f"`episode_start` must have one entry per observation, got {len(starts)} for {n}")
-        return starts
+        if not ((starts == 0.0) | (starts == 1.0)).all():
+            raise ValueError(f"`episode_start` must hold True or False, got {starts}")
+        return th.as_tensor(starts, device=self.device)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return dict(

@@ -112,7 +112,7 @@ class SavedAlgorithm(OffPolicyAlgorithm):
             "_clock",
             "_ranks",
         ]
-        mine += ["_settings", "_log_interval"]
+        mine += ["_settings", "_log_interval", "_has_logged", "_n_updates_before"]
         return [*super()._excluded_save_params(), *mine]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -63,8 +63,11 @@ def check_encoder(encoder: nn.Module, observation_space: spaces.Space) -> None:
 
 
 @th.no_grad()
-def check_decoder(decoder: nn.Module, observation_space: spaces.Space, size: ModelSize) -> None:
-    """:raises ValueError: if a user's decoder returns no dict of distributions over keys of the space"""
+def check_decoder(decoder: nn.Module, observation_space: spaces.Space, size: ModelSize) -> list[str]:
+    """
+    :return: the keys that a user's decoder reconstructs, sorted
+    :raises ValueError: if it returns no dict of distributions over keys of the space
+    """
     name, keys = type(decoder).__name__, sorted(as_space_dict(observation_space))
     with eval_mode(decoder):
         result = decoder(th.zeros(2, size.deter), th.zeros(2, size.stoch, size.classes))
@@ -74,6 +77,7 @@ def check_decoder(decoder: nn.Module, observation_space: spaces.Space, size: Mod
     for key, distribution in result.items():
         if not hasattr(distribution, "loss") or not hasattr(distribution, "mode"):
             raise ValueError(f"`decoder_class` {name} must return distributions with `loss` and `mode`, `{key}` has not")
+    return sorted(result)
 
 
 class WorldModel(nn.Module):
@@ -119,9 +123,10 @@ class WorldModel(nn.Module):
         self.decoder: nn.Module
         if decoder_class is None:
             self.decoder = MultiDecoder(observation_space, size, keys, symlog_inputs)
+            self.decoded_keys = sorted([*self.decoder.vector_keys, *self.decoder.image_keys])
         else:
             self.decoder = decoder_class(observation_space, *size.latent_shape, **(decoder_kwargs or {}))
-            check_decoder(self.decoder, observation_space, size)
+            self.decoded_keys = check_decoder(self.decoder, observation_space, size)
         self.reward_head = TwoHotHead(size, size.reward_layers)
         self.continue_head = ContinueHead(size)
 
