@@ -278,8 +278,9 @@ class SequenceReplayBuffer(RowStorage):
             return self._nowhere
         differs = self._nowhere
         rows = (self.counts - 1) % self.buffer_size if self._newest is None else self._newest
+        at = self._index(rows, self._envs)
         for key, array in as_array_dict(self.observations).items():
-            last = array[rows, self._envs]  # (n_envs, ...)
+            last = array[at]  # (n_envs, ...)
             values = observations[key].reshape(last.shape)
             if values.dtype != last.dtype and last.dtype.kind == "f":
                 with np.errstate(over="ignore"):
@@ -297,6 +298,10 @@ class SequenceReplayBuffer(RowStorage):
         self.dones[rows[abandoned], envs[abandoned]] = True
         self.timeouts[rows[abandoned], envs[abandoned]] = True
 
+    def _index(self, rows: np.ndarray, envs: np.ndarray) -> Any:
+        """:return: what finds these rows in an array (rows, n_envs, ...); one number is faster than two arrays"""
+        return int(rows[0]) if self.n_envs == 1 else (rows, envs)
+
     def _append(
         self,
         envs: np.ndarray,
@@ -310,16 +315,17 @@ class SequenceReplayBuffer(RowStorage):
         """Append one row to each stream of ``envs``; all arguments hold all environments."""
         new = slice(None) if envs is self._envs else envs  # a view where all get a row
         rows = self.counts[new] % self.buffer_size
+        at = self._index(rows, envs)
         for key, array in as_array_dict(self.observations).items():
-            array[rows, envs] = observations[key].reshape(self.n_envs, *array.shape[2:])[new]
+            array[at] = observations[key].reshape(self.n_envs, *array.shape[2:])[new]
         if self._device_rows is not None:  # else they are made of all rows when they are asked for
             self._device_rows.write(rows, envs, as_array_dict(self.observations))
-        self.actions[rows, envs] = actions.reshape(self.n_envs, self.action_dim)[new]
-        self.rewards[rows, envs] = rewards[new]
-        self.is_first[rows, envs] = is_first[new]
-        self.dones[rows, envs] = dones[new]
-        self.timeouts[rows, envs] = timeouts[new]
-        self.has_latent[rows, envs] = False
+        self.actions[at] = actions.reshape(self.n_envs, self.action_dim)[new]
+        self.rewards[at] = rewards[new]
+        self.is_first[at] = is_first[new]
+        self.dones[at] = dones[new]
+        self.timeouts[at] = timeouts[new]
+        self.has_latent[at] = False
         # Last, so that an interrupt in between leaves no half-written row in the stream.
         self.counts[new] += 1
         self._newest = rows if envs is self._envs else None
