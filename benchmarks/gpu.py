@@ -77,7 +77,7 @@ def double(value: Any) -> Any:
 
 
 def equality() -> dict[str, Any]:
-    from tests.reference import Reference
+    from tests.support.reference import Reference
 
     facts = {}
     for preset in ("proprio_1m", "image_12m"):

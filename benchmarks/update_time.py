@@ -43,7 +43,7 @@ def use_plain_path(update: Callable[[], Any]) -> Callable[[], Any]:
 
 def use_reference(update: TrainingUpdate, batch: SequenceBatch) -> Callable[[], Any]:
     """:return: the same update with the straightforward objective of the tests"""
-    from tests.reference import Reference
+    from tests.support.reference import Reference
 
     policy, reference = update.policy, Reference(update.policy, **SETTINGS)
 

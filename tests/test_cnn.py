@@ -8,8 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecTransposeImage
 
 from sb3_dreamer import DreamerV3
-from tests.test_run import NoiseEnv
-from tests.test_spaces import QUICK, check_whole_cycle
+from tests.support.envs import QUICK, NoiseEnv, check_whole_cycle
 
 SHAPES = [
     (36, 36, 3),

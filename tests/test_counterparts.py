@@ -11,7 +11,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from sb3_dreamer import DreamerPolicy, DreamerV3
 from sb3_dreamer.dreamerv3.counterparts import ARGUMENTS, POLICIES, POLICY_KWARGS
 from sb3_dreamer.dreamerv3.model_sizes import SIZE_FIELDS
-from tests.helpers import TINY, counter_envs, counter_model
+from tests.support.helpers import TINY, counter_envs, counter_model
 
 THEIRS = [
     cls

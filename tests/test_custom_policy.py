@@ -11,8 +11,8 @@ from torch import nn
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.distributions import MultiCategorical, SymlogMSE, symexp, symlog
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
-from tests.helpers import MIXED, TINY, VECTOR, counter_model, make_loss, make_policy, random_batch
-from tests.test_run import NoiseEnv
+from tests.support.envs import NoiseEnv
+from tests.support.helpers import MIXED, TINY, VECTOR, counter_model, make_loss, make_policy, random_batch
 
 VOCABULARY, LENGTH = 20, 6
 TOKENS = spaces.Box(0, VOCABULARY - 1, (LENGTH,), np.int64)

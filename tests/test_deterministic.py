@@ -9,8 +9,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_dreamer import DreamerV3
-from tests.helpers import ACTION_SPACES, IMAGE, TINY
-from tests.test_run import NoiseEnv
+from tests.support.envs import NoiseEnv
+from tests.support.helpers import ACTION_SPACES, IMAGE, TINY
 
 
 def run(env, seed: int) -> DreamerV3:

@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
-from tests.helpers import IMAGE, MIXED, TINY, counter_envs, counter_model
+from tests.support.helpers import IMAGE, MIXED, TINY, counter_envs, counter_model
 
 ROWS, N_ENVS = 40, 2
 

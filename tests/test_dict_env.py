@@ -18,8 +18,8 @@ from stable_baselines3.common.vec_env import (
 )
 
 from sb3_dreamer import DreamerV3
-from tests.helpers import TINY
-from tests.test_run import NoiseEnv
+from tests.support.envs import NoiseEnv
+from tests.support.helpers import TINY
 
 QUICK = {**TINY, "learning_starts": 10, "batch_length": 6, "training_ratio": 4}
 

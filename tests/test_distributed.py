@@ -18,7 +18,7 @@ from stable_baselines3.common.monitor import load_results
 
 from sb3_dreamer.common.ranks import Agreement, Ranks, rate_factor
 from sb3_dreamer.zoo.ranks import adapt_to_rank
-from tests.rank_worker import N_UPDATES, updates
+from tests.support.rank_worker import N_UPDATES, updates
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -48,7 +48,7 @@ def finish(process, timeout=300):
 
 def run_ranks(scenario, folder, n_ranks):
     """:return: what each rank has left, and the output"""
-    worker = ["-m", "tests.rank_worker", scenario, folder]
+    worker = ["-m", "tests.support.rank_worker", scenario, folder]
     status, output = finish(start(worker, *ONE_MACHINE, f"--nproc-per-node={n_ranks}"))
     assert status == 0, output
     return [th.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(n_ranks)], output
@@ -102,7 +102,7 @@ def test_two_machines_are_as_one(one_rank, tmp_path):
         probe.bind(("localhost", 0))
         endpoint = f"localhost:{probe.getsockname()[1]}"
     meeting = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", "--rdzv-id=test"]
-    machines = [start(["-m", "tests.rank_worker", "updates", tmp_path], *meeting) for _ in range(2)]
+    machines = [start(["-m", "tests.support.rank_worker", "updates", tmp_path], *meeting) for _ in range(2)]
     for status, output in map(finish, machines):
         assert status == 0, output
     for rank in range(2):
@@ -266,7 +266,9 @@ def test_a_search_needs_one_process(monkeypatch):
     ],
 )
 def test_one_rank_ends_all(kind, message, tmp_path):
-    status, output = finish(start(["-m", "tests.rank_worker", kind, tmp_path], *ONE_MACHINE, "--nproc-per-node=2"), timeout=90)
+    status, output = finish(
+        start(["-m", "tests.support.rank_worker", kind, tmp_path], *ONE_MACHINE, "--nproc-per-node=2"), timeout=90
+    )
     assert status != 0
     assert time.time() - float((tmp_path / "accident").read_text()) < 30
     report = output[output.index("Root Cause (first observed failure)") :]
@@ -275,7 +277,7 @@ def test_one_rank_ends_all(kind, message, tmp_path):
 
 
 def test_ctrl_c_ends_all(tmp_path):
-    process = start(["-m", "tests.rank_worker", "interrupt", tmp_path], *ONE_MACHINE, "--nproc-per-node=2")
+    process = start(["-m", "tests.support.rank_worker", "interrupt", tmp_path], *ONE_MACHINE, "--nproc-per-node=2")
     while len(list(tmp_path.iterdir())) < 2:
         time.sleep(0.1)
         assert process.poll() is None, process.communicate()
@@ -315,7 +317,7 @@ def test_one_process_imports_and_starts_nothing_of_it():
     script = """
 import sys, json
 from sb3_dreamer import DreamerV3
-from tests.helpers import TINY
+from tests.support.helpers import TINY
 model = DreamerV3("MlpPolicy", "CartPole-v1", **TINY, distributed_scaling="linear", learning_rate=1e-3, lr_warmup_steps=0)
 model.learn(50)
 import torch.distributed as dist

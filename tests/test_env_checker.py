@@ -15,8 +15,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, patch_g
 import sb3_dreamer.common.env_checker as env_checker
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.envs import CounterEnv
-from tests.helpers import ACTION_SPACES, TINY, VECTOR
-from tests.test_run import NoiseEnv
+from tests.support.envs import NoiseEnv
+from tests.support.helpers import ACTION_SPACES, TINY, VECTOR
 
 
 class OldSpace:

@@ -28,8 +28,8 @@ from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
-from tests.helpers import ACTION_SPACES, IMAGE, MIXED, TINY, VECTOR, counter_envs, counter_model
-from tests.test_run import NoiseEnv
+from tests.support.envs import NoiseEnv
+from tests.support.helpers import ACTION_SPACES, IMAGE, MIXED, TINY, VECTOR, counter_envs, counter_model
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "errors.md"

@@ -12,10 +12,10 @@ from gymnasium import spaces
 from sb3_dreamer.dreamerv3.model_sizes import ModelSize
 from sb3_dreamer.dreamerv3.networks import MultiDecoder, MultiEncoder
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
-from tests import golden_model as gm
-from tests.golden_checks import CHECKS, run_check
-from tests.golden_file import Golden
-from tests.test_golden import perturb
+from tests.golden import model as gm
+from tests.golden.checks import CHECKS, run_check
+from tests.golden.files import perturb
+from tests.golden.record import Golden
 
 B, T, H = 2, 4, 3
 DIMENSIONS = dict(deter=24, hidden=6, stoch=2, classes=5, blocks=4, units=10, depth=4)

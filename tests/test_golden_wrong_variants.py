@@ -10,8 +10,8 @@ from sb3_dreamer.common.distributions import OneHotCategoricalST, at_least_float
 from sb3_dreamer.common.optimizers import LaProp
 from sb3_dreamer.dreamerv3.losses import DreamerLoss
 from sb3_dreamer.dreamerv3.rssm import RSSM, BlockGRU
-from tests import golden_checks
-from tests.test_golden import FILES, load
+from tests.golden import checks as golden_checks
+from tests.golden.files import FILES, load
 
 
 def raw_logits_in_kl(patch):

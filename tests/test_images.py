@@ -14,9 +14,8 @@ from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.images import choose_keys, image_layout
 from sb3_dreamer.common.wrappers import CodesToClasses
 from sb3_dreamer.dreamerv3.networks import UnitPixels
-from tests.helpers import VECTOR, make_loss, make_policy, random_batch
-from tests.test_run import NoiseEnv
-from tests.test_spaces import QUICK
+from tests.support.envs import QUICK, NoiseEnv
+from tests.support.helpers import VECTOR, make_loss, make_policy, random_batch
 
 ACTIONS = spaces.Discrete(2)
 

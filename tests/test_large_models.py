@@ -11,7 +11,7 @@ import json, resource, sys, time
 import numpy as np
 from gymnasium import spaces
 from sb3_dreamer import DreamerV3
-from tests.test_run import NoiseEnv
+from tests.support.envs import NoiseEnv
 
 size, path = sys.argv[1:]
 image = spaces.Box(0, 255, (64, 64, 3), np.uint8)

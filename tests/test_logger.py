@@ -3,11 +3,8 @@
 import json
 import time
 
-import gymnasium as gym
-import numpy as np
 import pytest
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, LogEveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import HParam, TensorBoardOutputFormat, configure
@@ -15,7 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.utils import UnstableTrainingError
-from tests.helpers import TINY, counter_model
+from tests.support.envs import Endless
+from tests.support.helpers import TINY, counter_model
 
 LOSSES = {f"world_model/{name}_loss" for name in ("reconstruction", "reward", "continue", "dynamics", "representation")}
 LOSSES |= {f"actor_critic/{name}_loss" for name in ("actor", "critic", "replay_critic")}
@@ -77,19 +75,6 @@ def test_log_interval_counts_episodes(log_interval, tmp_path):
     lines = (tmp_path / "progress.json").read_text().splitlines()
     expected = {None: 0, 1: 28, 3: 9}[log_interval]
     assert len(lines) == expected
-
-
-class Endless(gym.Env):
-    """Its one episode never ends."""
-
-    observation_space, action_space = spaces.Box(-1.0, 1.0, (3,)), spaces.Discrete(2)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return np.zeros(3, np.float32), {}
-
-    def step(self, action):
-        return self.np_random.uniform(-1, 1, 3).astype(np.float32), 1.0, False, False, {}
 
 
 @pytest.mark.parametrize("train_freq", [1, 50])

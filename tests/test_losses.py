@@ -7,7 +7,7 @@ from gymnasium import spaces
 from sb3_dreamer.common.distributions import SymexpTwoHot, symexp_bins
 from sb3_dreamer.common.optimizers import clip_grad_agc_
 from sb3_dreamer.dreamerv3.losses import LOSS_SCALES
-from tests.helpers import ACTION_SPACES, IMAGE, MIXED, VECTOR, make_loss, make_policy, random_batch, randomize_outputs
+from tests.support.helpers import ACTION_SPACES, IMAGE, MIXED, VECTOR, make_loss, make_policy, random_batch, randomize_outputs
 
 MODULES = ("encoder", "rssm", "decoder", "reward_head", "continue_head")
 # Which modules each term trains; everything else gets no gradient at all.

@@ -11,8 +11,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.type_aliases import LatentState
-from tests.helpers import TINY, counter_model
-from tests.test_run import NoiseEnv
+from tests.support.envs import NoiseEnv
+from tests.support.helpers import TINY, counter_model
 
 
 class HiddenVelocities(gym.ObservationWrapper):

@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecCheckNan, VecMonito
 
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.envs import CounterEnv
-from tests.helpers import COUNTERS, TINY
+from tests.support.helpers import COUNTERS, TINY
 
 
 def counter_return(episode: int, length: int) -> float:

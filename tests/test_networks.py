@@ -9,7 +9,7 @@ from sb3_dreamer.common.images import choose_keys
 from sb3_dreamer.common.torch_layers import BlockLinear, UpsampledConv2d
 from sb3_dreamer.dreamerv3.model_sizes import MODEL_SIZES, ModelSize
 from sb3_dreamer.dreamerv3.networks import MultiDecoder, MultiEncoder, n_cnn_stages
-from tests.helpers import MIXED, random_observations
+from tests.support.helpers import MIXED, random_observations
 
 SIZE = MODEL_SIZES["nano"]
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from sb3_dreamer.common.preprocessing import as_tensor_dict
 from sb3_dreamer.common.type_aliases import ImaginationNoise, UpdateNoise
 from sb3_dreamer.dreamerv3.imagination import imagine
-from tests.helpers import (
+from tests.support.helpers import (
     ACTION_SPACES,
     IMAGE,
     MIXED,

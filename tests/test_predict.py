@@ -14,7 +14,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.type_aliases import PolicyState
 from sb3_dreamer.dreamerv3.policies import CnnPolicy
-from tests.helpers import ACTION_SPACES, IMAGE, MIXED, TINY, VECTOR, counter_model, make_policy, randomize_outputs
+from tests.support.helpers import ACTION_SPACES, IMAGE, MIXED, TINY, VECTOR, counter_model, make_policy, randomize_outputs
 
 ARRAYS = {name: space for name, space in (("vector", VECTOR), ("image", IMAGE), ("dict", MIXED))}
 

@@ -16,8 +16,8 @@ from sb3_dreamer import DreamerPolicy, DreamerV3
 from sb3_dreamer.dreamerv3.model_sizes import MODEL_SIZES, SIZE_FIELDS
 from sb3_dreamer.zoo.plugin import register_all
 from sb3_dreamer.zoo.presets import find_config, hyperparams_dir
-from tests.helpers import MIXED
-from tests.test_run import NoiseEnv
+from tests.support.envs import NoiseEnv
+from tests.support.helpers import MIXED
 
 FOLDER = hyperparams_dir()
 FILES = sorted(FOLDER.rglob("*.yml"))

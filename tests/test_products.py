@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from sb3_dreamer.common import products
 from sb3_dreamer.common.torch_layers import KnownLinear
 from sb3_dreamer.dreamerv3 import networks
-from tests.helpers import ACTION_SPACES, IMAGE, make_policy, random_batch
+from tests.support.helpers import ACTION_SPACES, IMAGE, make_policy, random_batch
 
 CLOSE = dict(rtol=1e-4, atol=1e-4)  # float32, in another order
 

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.images import image_layout
 from sb3_dreamer.common.preprocessing import as_space_dict
-from tests.test_run import policy_name
+from tests.support.envs import policy_name
 
 FLOATS = (np.float16, np.float32, np.float64)
 INTEGERS = (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16)

@@ -7,8 +7,8 @@ import pytest
 import torch as th
 
 from sb3_dreamer import DreamerV3
-from tests.helpers import counter_model
-from tests.test_model_sizes import LETTERS, OFFICIAL_IMAGE, OFFICIAL_VECTOR
+from tests.support.helpers import counter_model
+from tests.support.sizes import LETTERS, OFFICIAL_IMAGE, OFFICIAL_VECTOR
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -8,7 +8,7 @@ from sb3_dreamer.common.type_aliases import ImaginationNoise, LatentState
 from sb3_dreamer.dreamerv3.imagination import imagine
 from sb3_dreamer.dreamerv3.model_sizes import MODEL_SIZES
 from sb3_dreamer.dreamerv3.rssm import RSSM
-from tests.helpers import VECTOR, make_policy
+from tests.support.helpers import VECTOR, make_policy
 
 SIZE = MODEL_SIZES["nano"]
 B, T, E, A = 3, 9, 12, 5

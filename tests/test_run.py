@@ -13,31 +13,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
-from tests.helpers import ACTION_SPACES, IMAGE, MIXED, TINY, VECTOR, counter_envs, counter_model
-from tests.test_logger import Endless
-
-
-class NoiseEnv(gym.Env):
-    """Random observations of any space; checks the actions it gets."""
-
-    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space):
-        self.observation_space, self.action_space, self.t = observation_space, action_space, 0
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        if seed is not None:
-            self.observation_space.seed(seed)
-        self.t = 0
-        return self.observation_space.sample(), {}
-
-    def step(self, action):
-        assert self.action_space.contains(action)
-        self.t += 1
-        return self.observation_space.sample(), 1.0, self.t % 11 == 5, self.t % 11 == 10, {}
-
-
-def policy_name(space: spaces.Space) -> str:
-    return "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy"
+from tests.support.envs import Endless, NoiseEnv, policy_name
+from tests.support.helpers import ACTION_SPACES, IMAGE, MIXED, TINY, VECTOR, counter_envs, counter_model
 
 
 @pytest.mark.parametrize("space", [VECTOR, IMAGE, MIXED], ids=["vector", "image", "dict"])

@@ -13,8 +13,8 @@ from stable_baselines3.common.save_util import load_from_zip_file
 
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
-from tests.helpers import TINY, counter_envs, counter_model
-from tests.test_buffers import check_buffer, check_windows
+from tests.support.helpers import TINY, counter_envs, counter_model
+from tests.support.replay import check_buffer, check_windows
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.save_util import name_newer_numpy
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
-from tests.helpers import counter_model
+from tests.support.helpers import counter_model
 
 INSTALLED = f"the numpy {np.__version__} that is installed cannot read it"
 
@@ -85,7 +85,7 @@ def test_other_errors_stay_what_they_are(tmp_path):
             raise error
         assert raised.value is error
     model = counter_model()
-    model.something = OfNewerNumpy("tests.helpers", "nothing")  # SB3 warns and goes on
+    model.something = OfNewerNumpy("tests.support.helpers", "nothing")  # SB3 warns and goes on
     model.save(tmp_path / "model")
     with pytest.warns(UserWarning, match="Could not deserialize object something"):
         assert not hasattr(DreamerV3.load(tmp_path / "model"), "something")

@@ -9,8 +9,18 @@ from gymnasium import spaces
 from sb3_dreamer.common.type_aliases import ImaginationNoise, LatentState, UpdateNoise
 from sb3_dreamer.dreamerv3 import imagination, scan, steps, world_model
 from sb3_dreamer.dreamerv3.rssm import RSSM
-from tests.helpers import ACTION_SPACES, IMAGE, MIXED, VECTOR, double, make_loss, make_policy, random_batch, randomize_outputs
-from tests.reference import Reference
+from tests.support.helpers import (
+    ACTION_SPACES,
+    IMAGE,
+    MIXED,
+    VECTOR,
+    double,
+    make_loss,
+    make_policy,
+    random_batch,
+    randomize_outputs,
+)
+from tests.support.reference import Reference
 
 LENGTH, BATCH = 7, 3
 SETTINGS = dict(imagination_horizon=3, gamma=0.99, return_lambda=0.95, ent_coef=3e-2, free_nats=0.1)

@@ -15,7 +15,7 @@ from sb3_dreamer.dreamerv3 import settings as settings_module
 from sb3_dreamer.dreamerv3.arguments import FIXED
 from sb3_dreamer.dreamerv3.settings import OF_THE_LOOP, OF_THE_UPDATE
 from sb3_dreamer.dreamerv3.update import RecordedUpdate
-from tests.helpers import counter_model
+from tests.support.helpers import counter_model
 
 # As far from the defaults as a short run shows.
 CHANGED: dict[str, Any] = dict(

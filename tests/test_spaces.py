@@ -1,16 +1,12 @@
 """Every kind of observation and action space, through learning, acting, saving and loading."""
 
-import gymnasium as gym
 import numpy as np
 import pytest
-import torch as th
 from gymnasium import spaces
 
 from sb3_dreamer import DreamerV3
-from tests.helpers import TINY, VECTOR
-from tests.test_run import NoiseEnv, policy_name
-
-QUICK = {**TINY, "learning_starts": 8, "batch_length": 6, "training_ratio": 2, "imagination_horizon": 2}
+from tests.support.envs import QUICK, NoiseEnv, check_whole_cycle
+from tests.support.helpers import VECTOR
 
 OBSERVATIONS = {
     "scalar": spaces.Box(-1.0, 1.0, (), np.float32),
@@ -49,24 +45,6 @@ ACTIONS = {
     "box_int16": spaces.Box(-3, 7, (2,), np.int16),
     "box_uint8": spaces.Box(0, 255, (2,), np.uint8),
 }
-
-
-def check_whole_cycle(env: gym.Env, tmp_path, **kwargs) -> DreamerV3:
-    """Construct, learn, predict, save, load: the same actions after it."""
-    model = DreamerV3(policy_name(env.observation_space), env, seed=0, **{**QUICK, **kwargs})
-    model.learn(30)
-    assert model._n_updates > 0
-    assert all(th.isfinite(p).all() for p in model.policy.parameters())
-    observation, _ = env.reset(seed=1)
-    action, state = model.predict(observation, deterministic=True)
-    assert env.action_space.contains(action)
-    model.save(tmp_path / "model")
-    loaded = DreamerV3.load(tmp_path / "model", device="cpu")
-    again, same = loaded.predict(observation, deterministic=True)
-    np.testing.assert_array_equal(action, again)
-    for part, other in zip(state, same, strict=True):
-        np.testing.assert_array_equal(part, other)
-    return model
 
 
 @pytest.mark.parametrize("space", OBSERVATIONS.values(), ids=OBSERVATIONS)

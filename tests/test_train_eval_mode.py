@@ -8,7 +8,7 @@ from torch import nn
 
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.distributions import SymlogMSE
-from tests.helpers import VECTOR, counter_envs, counter_model, make_policy
+from tests.support.helpers import VECTOR, counter_envs, counter_model, make_policy
 
 
 class NormAndDropout(nn.Module):

@@ -14,7 +14,7 @@ from sb3_dreamer.common.recorders import PythonRecorder
 from sb3_dreamer.dreamerv3.make_update import make_acting, make_update
 from sb3_dreamer.dreamerv3.steps import maybe_compiled
 from sb3_dreamer.dreamerv3.update import RecordedStep, RecordedUpdate, TrainingUpdate
-from tests.helpers import IMAGE, MIXED, VECTOR, counter_model, double, make_loss, make_policy, random_batch
+from tests.support.helpers import IMAGE, MIXED, VECTOR, counter_model, double, make_loss, make_policy, random_batch
 
 
 def make(space=VECTOR, action_space=None, **kwargs):

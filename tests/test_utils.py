@@ -14,7 +14,7 @@ from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.envs import CounterEnv
 from sb3_dreamer.common.optimizers import LaProp
 from sb3_dreamer.common.utils import MetricAverager, TrainRatio, UpdateClock, warmup_factor
-from tests.helpers import TINY, counter_envs, counter_model
+from tests.support.helpers import TINY, counter_envs, counter_model
 
 
 def record_calls(model: DreamerV3) -> list[int]:

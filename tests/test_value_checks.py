@@ -18,8 +18,8 @@ from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from sb3_dreamer.common.distributions import TWO_HOT_LIMIT
 from sb3_dreamer.common.preprocessing import as_array_dict, as_space_dict
 from sb3_dreamer.common.value_checks import ValueCheck
-from tests.helpers import ACTION_SPACES, TINY, counter_model, make_policy
-from tests.test_run import NoiseEnv
+from tests.support.envs import NoiseEnv
+from tests.support.helpers import ACTION_SPACES, TINY, counter_model, make_policy
 
 FLOAT64_MAX = np.finfo(np.float64).max
 

@@ -5,8 +5,8 @@ import torch as th
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dreamer import DreamerV3
-from tests.helpers import TINY, counter_envs
-from tests.test_buffers import check_buffer
+from tests.support.helpers import TINY, counter_envs
+from tests.support.replay import check_buffer
 
 
 def test_rows_are_raw_and_aligned():

@@ -6,7 +6,7 @@ import torch as th
 
 from sb3_dreamer.common.type_aliases import LatentState, SequenceIndices
 from sb3_dreamer.common.write_back import LatentWriteBack
-from tests.helpers import counter_model
+from tests.support.helpers import counter_model
 
 
 class Arrival:

@@ -20,7 +20,7 @@ from sb3_dreamer.common.utils import UnstableTrainingError
 from sb3_dreamer.zoo import plugin
 from sb3_dreamer.zoo.__main__ import call_with_us
 from sb3_dreamer.zoo.sampler import convert_dreamerv3_params, sample_dreamerv3_params
-from tests.helpers import counter_model
+from tests.support.helpers import counter_model
 
 ROOT = Path(__file__).parent.parent
 STARTUP = ROOT / "sb3_dreamer" / "zoo" / "startup"

@@ -1,7 +1,7 @@
 """
 What the ranks of ``test_distributed.py`` do, each in a process of its own:
 
-    torchrun --nproc-per-node=2 -m tests.rank_worker SCENARIO FOLDER
+    torchrun --nproc-per-node=2 -m tests.support.rank_worker SCENARIO FOLDER
 
 Every rank leaves ``rank0.pt`` and so on in the folder. ``updates()`` is run by the test itself too, as one rank.
 """
@@ -33,7 +33,7 @@ from sb3_dreamer.common.ranks import Ranks
 from sb3_dreamer.common.type_aliases import ImaginationNoise, SequenceBatch, UpdateNoise
 from sb3_dreamer.dreamerv3 import update as update_module
 from sb3_dreamer.dreamerv3.make_update import make_update
-from tests.helpers import MIXED, TINY, double, make_loss, make_policy, random_batch, randomize_outputs
+from tests.support.helpers import MIXED, TINY, double, make_loss, make_policy, random_batch, randomize_outputs
 
 N_UPDATES, BATCH, LENGTH = 5, 8, 6
 

@@ -26,9 +26,9 @@ from sb3_dreamer.common.utils import warmup_factor
 from sb3_dreamer.dreamerv3.losses import actor_loss, critic_loss
 from sb3_dreamer.dreamerv3.networks import MultiDecoder, MultiEncoder
 from sb3_dreamer.dreamerv3.rssm import RSSM
-from tests import golden_model as gm
-from tests.golden_file import Golden
-from tests.golden_full_loss import GAMMA, LAMBDA, SUM_RTOL, check_full_loss
+from tests.golden import model as gm
+from tests.golden.full_loss import GAMMA, LAMBDA, SUM_RTOL, check_full_loss
+from tests.golden.record import Golden
 
 
 def check_symlog(g: Golden) -> None:

@@ -11,8 +11,8 @@ from sb3_dreamer.common.returns import lambda_return
 from sb3_dreamer.common.type_aliases import ImaginationNoise, LatentState, SequenceBatch, UpdateNoise
 from sb3_dreamer.dreamerv3.losses import DreamerLoss, LossOutput
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
-from tests import golden_model as gm
-from tests.golden_file import Golden
+from tests.golden import model as gm
+from tests.golden.record import Golden
 
 GAMMA, LAMBDA = 1.0 - 1.0 / 333.0, 0.95
 SUM_RTOL = 1e-3  # sums over pixels, total losses, gradient norms
