@@ -10,17 +10,16 @@ import time
 from pathlib import Path
 
 import gymnasium
-import harness
 import pytest
-import report
 import yaml
-from tasks import TASKS, Bar, Task
 
+from benchmarks.learning import harness, report
+from benchmarks.learning.tasks import TASKS, Bar, Task
 from sb3_dreamer.zoo.presets import hyperparams_dir
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["training_ratio:16", "policy_kwargs:dict(deter=16,hidden=8,units=8,stoch=2,classes=4,blocks=2)"]
-COMMAND = [sys.executable, "benchmarks/learning.py", "tmaze4", "--seeds", "3", "--steps", "1500", "--trial", "small"]
+COMMAND = [sys.executable, "-m", "benchmarks.learning.run", "tmaze4", "--seeds", "3", "--steps", "1500", "--trial", "small"]
 # What depends on the machine, not on the run.
 TIMES = ("train_cpu_s", "train_wall_s", "eval_cpu_s")
 
@@ -107,15 +106,15 @@ def test_every_task_has_an_environment_and_presets(name):
         importlib.import_module(TASKS[name].package)
     gymnasium.make(env_id).close()
     config = TASKS[name].config
-    ours = yaml.safe_load((ROOT / "benchmarks" / config if config else hyperparams_dir() / "dreamerv3.yml").read_text())
+    ours = yaml.safe_load((ROOT / config if config else hyperparams_dir() / "dreamerv3.yml").read_text())
     assert env_id in ours or "default" in ours
     if env_id.startswith("sb3_dreamer/"):
-        others = yaml.safe_load((ROOT / "benchmarks" / "baselines.yml").read_text())
+        others = yaml.safe_load((ROOT / "benchmarks" / "learning" / "baselines.yml").read_text())
         assert sum(env_id in presets for presets in others.values()) >= 1 or name == "pixelcatch16"
 
 
 def test_the_page_is_the_report():
-    assert (ROOT / "docs" / "results.md").read_text() == report.render(report.load()), "run benchmarks/report.py"
+    assert (ROOT / "docs" / "results.md").read_text() == report.render(report.load()), "python -m benchmarks.learning.report"
 
 
 # ---- verdicts, on results made up here ----
@@ -179,12 +178,13 @@ UPDATE_KEYS = {
 
 def printed(*command: str) -> list[dict]:
     """The lines of JSON that a benchmark prints."""
-    result = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    command = [sys.executable, "-m", *command]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 def test_speed_of_the_update_is_measured_for_each_variant():
-    lines = printed("benchmarks/update_time.py", "--preset", "debug", "--iterations", "2")
+    lines = printed("benchmarks.speed.update_time", "--preset", "debug", "--iterations", "2")
     assert [line["variant"] for line in lines] == ["fast", "plain", "reference"]
     assert all(line.keys() >= UPDATE_KEYS for line in lines)
     fast, plain, reference = lines
@@ -196,8 +196,8 @@ def test_speed_of_the_update_is_measured_for_each_variant():
 
 
 def test_speed_of_acting_and_replay_is_measured():
-    small, large = printed("benchmarks/policy_latency.py", "--preset", "debug", "--iterations", "1")
+    small, large = printed("benchmarks.speed.policy_latency", "--preset", "debug", "--iterations", "1")
     assert (small["envs"], large["envs"]) == (1, 16) and 0 < small["step_ms"] < small["predict_ms"]
-    (line,) = printed("benchmarks/replay.py", "--preset", "debug", "--iterations", "1", "--rows", "2000")
+    (line,) = printed("benchmarks.speed.replay", "--preset", "debug", "--iterations", "1", "--rows", "2000")
     assert {"add_us_per_step", "sample_ms", "write_back_ms", "bytes_per_row"} <= line.keys()
     assert line["bytes_per_row"] > 24 * 4

@@ -6,6 +6,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 
+from benchmarks.speed.reference import Reference
 from sb3_dreamer.common.type_aliases import ImaginationNoise, LatentState, UpdateNoise
 from sb3_dreamer.dreamerv3 import imagination, scan, steps, world_model
 from sb3_dreamer.dreamerv3.rssm import RSSM
@@ -20,7 +21,6 @@ from tests.support.helpers import (
     random_batch,
     randomize_outputs,
 )
-from tests.support.reference import Reference
 
 LENGTH, BATCH = 7, 3
 SETTINGS = dict(imagination_horizon=3, gamma=0.99, return_lambda=0.95, ent_coef=3e-2, free_nats=0.1)

@@ -7,10 +7,10 @@ import sys
 import time
 from pathlib import Path
 
-import gpu
 import pytest
 import torch as th
 
+from benchmarks.speed import gpu
 from sb3_dreamer.common.recorders import PythonRecorder
 
 ROOT = Path(__file__).parent.parent
@@ -18,14 +18,14 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def run(*arguments: str) -> list[dict]:
-    command = [sys.executable, *arguments]
+    command = [sys.executable, "-m", *arguments]
     result = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=True)
     return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
 
 
 def test_a_run_is_taken_apart():
     options = ["--steps", "320", "--hyperparams", "training_ratio:32", "batch_length:8"]
-    (line,) = run("benchmarks/end_to_end.py", "--env", "CartPole-v1", *options)
+    (line,) = run("benchmarks.speed.end_to_end", "--env", "CartPole-v1", *options)
     assert sum(line["shares"].values()) == pytest.approx(1.0, abs=1e-3)
     assert line["updates"] > 50
     # What is counted as updates is as long as the updates were, and no part is left out.
@@ -37,7 +37,7 @@ def test_a_run_is_taken_apart():
 
 
 def test_ranks_are_compared_on_the_same_work():
-    lines = run("benchmarks/scaling.py", "--preset", "debug", "--iterations", "2")
+    lines = run("benchmarks.speed.scaling", "--preset", "debug", "--iterations", "2")
     assert [line["ranks"] for line in lines] == [1, 2]
     parameters = 7_000  # of the debug model, and a few
     for line in lines:

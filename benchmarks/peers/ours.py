@@ -1,13 +1,9 @@
-"""Our training update, for ``against_peers.py``."""
-
-import sys
-from pathlib import Path
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+"""Our training update, for ``compare.py``."""
 
 import torch as th
-from turns import take_turns
-from workloads import make_batch, make_update
+
+from benchmarks.peers.turns import take_turns
+from benchmarks.speed.workloads import make_batch, make_update
 
 th.set_num_threads(1)
 update = make_update("proprio_1m")

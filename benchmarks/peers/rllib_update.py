@@ -1,16 +1,12 @@
-"""RLlib's training update (``learner.update``) of DreamerV3 XXS, for ``against_peers.py``."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
+"""RLlib's training update (``learner.update``) of DreamerV3 XXS, for ``compare.py``."""
 
 import gymnasium as gym
 import numpy as np
 import ray
 import torch
 from ray.rllib.algorithms.dreamerv3 import DreamerV3Config
-from turns import take_turns
+
+from benchmarks.peers.turns import take_turns
 
 B, T = 16, 64
 

@@ -1,5 +1,5 @@
 """
-TorchRL's training update at our dimensions, for ``against_peers.py``: the builders of its own recipe, its public stepper and
+TorchRL's training update at our dimensions, for ``compare.py``: the builders of its own recipe, its public stepper and
 optimiser, eager as it is by default on a CPU. Its recipe's settings file is not in the wheel; the values here are those of
 the 1m model (640,867 parameters) and of its documentation.
 """
@@ -12,13 +12,14 @@ import torchrl
 from omegaconf import OmegaConf
 
 RECIPE = Path(torchrl.__file__).parent.parent / "sota-implementations" / "dreamer_v3"
-sys.path[:0] = [str(Path(__file__).parent), str(RECIPE)]
+sys.path.insert(0, str(RECIPE))  # scripts that import each other, in no package
 
 import train as recipe
 from tensordict import TensorDict
 from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
-from turns import take_turns
+
+from benchmarks.peers.turns import take_turns
 
 OBS_DIM, ACTION_DIM = 24, 6
 

@@ -1,10 +1,8 @@
 """What the speed benchmarks run: models and batches of fixed sizes, and counters of time, operations and memory."""
 
 import resource
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,9 +15,6 @@ from sb3_dreamer.common.type_aliases import SequenceBatch, SequenceIndices
 from sb3_dreamer.dreamerv3.losses import DreamerLoss
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
 from sb3_dreamer.dreamerv3.update import TrainingUpdate
-
-# The reference of the tests is the yardstick of the speed as well.
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 VECTOR = spaces.Box(-10.0, 10.0, (24,), np.float32)
 IMAGE = spaces.Box(0, 255, (3, 64, 64), np.uint8)

@@ -1,9 +1,9 @@
 """
 How long one training update takes, without replay and environment.
 
-    python benchmarks/update_time.py                                   # proprio_1m: fast, plain path, reference
-    python benchmarks/update_time.py --preset image_12m --variants fast reference --iterations 2
-    python benchmarks/update_time.py --variants fast compiled
+    python -m benchmarks.speed.update_time                             # proprio_1m: fast, plain path, reference
+    python -m benchmarks.speed.update_time --preset image_12m --variants fast reference --iterations 2
+    python -m benchmarks.speed.update_time --variants fast compiled
 
 Variants take turns within one process. One line of JSON each. Compare the CPU seconds of one run, never those of two: a
 shared machine changes by a third from one process to the next.
@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from workloads import PRESETS, SETTINGS, count_operations, interleave, make_batch, make_update, peak_rss_mb
 
+from benchmarks.speed.reference import Reference
+from benchmarks.speed.workloads import PRESETS, SETTINGS, count_operations, interleave, make_batch, make_update, peak_rss_mb
 from sb3_dreamer.common.optimizers import clip_grad_agc_
 from sb3_dreamer.common.type_aliases import SequenceBatch
 from sb3_dreamer.dreamerv3 import imagination, scan
@@ -42,9 +43,7 @@ def use_plain_path(update: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def use_reference(update: TrainingUpdate, batch: SequenceBatch) -> Callable[[], Any]:
-    """:return: the same update with the straightforward objective of the tests"""
-    from tests.support.reference import Reference
-
+    """:return: the same update with the straightforward objective of the reference"""
     policy, reference = update.policy, Reference(update.policy, **SETTINGS)
 
     def step() -> None:

@@ -1,7 +1,7 @@
 """
 Turn the learning benchmark's result files into ``docs/results.md`` and curves.
 
-    python benchmarks/report.py
+    python -m benchmarks.learning.report
 """
 
 import json
@@ -11,24 +11,24 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
-from tasks import TASKS, Bar, Task
+
+from benchmarks.learning.harness import RESULTS, ROOT
+from benchmarks.learning.tasks import TASKS, Bar, Task
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "learning"
-DOCS = HERE.parent / "docs"
+DOCS = ROOT / "docs"
 OURS = "dreamerv3"
 TWO_RANKS = "2ranks"  # the trial of two processes that train together
 NAMES = {"dreamerv3": "DreamerV3", "ppo": "PPO", "sac": "SAC", "dqn": "DQN", "recurrentppo": "RecurrentPPO"}
-HEAD = """<!-- Written by benchmarks/report.py from benchmarks/results/learning: run that instead of editing this. -->
+HEAD = """<!-- Written by `python -m benchmarks.learning.report`: run that instead of editing this. -->
 # Results on small tasks
 
 Every number here comes from a file under [`benchmarks/results/learning`](../benchmarks/results/learning), written by
-`python benchmarks/learning.py TASK --algo ALGO`. A seed trains on one CPU core with the preset of its environment
+`python -m benchmarks.learning.run TASK --algo ALGO`. A seed trains on one CPU core with the preset of its environment
 (ours: [`hyperparams/dreamerv3.yml`](../hyperparams/dreamerv3.yml); the others': RL Zoo's, or for our own worlds
-[its nearest kin](../benchmarks/baselines.yml)), and is evaluated at fixed points on the same episodes, once with
+[its nearest kin](../benchmarks/learning/baselines.yml)), and is evaluated at fixed points on the same episodes, once with
 `deterministic=True` and once with sampled actions.
 
 The tasks `dmc_...` are dm_control as numbers with the published protocol

@@ -1,12 +1,12 @@
 """
-Our training update beside those of other implementations: the same work, in turns, in one process tree on one core.
+Our training update next to those of other implementations: the same work, in turns, in one process tree on one core.
 
-Each peer lives in an environment of its own:
+Each peer needs its own virtual environment:
 
     python -m venv peers/torchrl && peers/torchrl/bin/pip install torch==2.13.0 torchrl==0.14.1 hydra-core
     python -m venv peers/rllib && peers/rllib/bin/pip install torch==2.13.0 "ray[rllib]" pillow
 
-    python benchmarks/against_peers.py --torchrl peers/torchrl/bin/python --rllib peers/rllib/bin/python
+    python -m benchmarks.peers.compare --torchrl peers/torchrl/bin/python --rllib peers/rllib/bin/python
 
 24 numbers, 6-dimensional Box, batch 16 x 64, horizon 15, float32, one thread, process CPU time of loss, backward, clipping,
 optimiser and slow critic. TorchRL: its public stepper, eager as it is by default on a CPU, at the same dimensions and with the
@@ -23,16 +23,21 @@ from pathlib import Path
 
 import numpy as np
 
-HERE = Path(__file__).parent / "peers"
+ROOT = Path(__file__).parent.parent.parent
 
 
 class Worker:
     """A process that makes one update whenever it is asked."""
 
-    def __init__(self, python: str, script: str):
+    def __init__(self, python: str, module: str):
         one_thread = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         self.process = subprocess.Popen(
-            [python, str(HERE / script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | one_thread
+            [python, "-m", f"benchmarks.peers.{module}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | one_thread,
         )
         self.facts = json.loads(self._line())
 
@@ -58,11 +63,11 @@ def main() -> None:
     parser.add_argument("--rllib", help="Python of the environment with RLlib")
     parser.add_argument("--iterations", type=int, default=5)
     args = parser.parse_args()
-    workers = {"sb3_dreamer": Worker(sys.executable, "ours.py")}
+    workers = {"sb3_dreamer": Worker(sys.executable, "ours")}
     if args.torchrl:
-        workers["torchrl"] = Worker(args.torchrl, "torchrl_update.py")
+        workers["torchrl"] = Worker(args.torchrl, "torchrl_update")
     if args.rllib:
-        workers["rllib"] = Worker(args.rllib, "rllib_update.py")
+        workers["rllib"] = Worker(args.rllib, "rllib_update")
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in workers}
     for _ in range(args.iterations):
         for name, worker in workers.items():

@@ -1,9 +1,9 @@
 """
 A real run, and where its time goes: environment, acting, replay, update, all else.
 
-    python benchmarks/end_to_end.py --env CartPole-v1
-    python benchmarks/end_to_end.py --env sb3_dreamer/PixelCatch16-v0
-    python benchmarks/end_to_end.py --env ALE/Pong-v5 --steps 2600 --hyperparams "model_size:'1m'"
+    python -m benchmarks.speed.end_to_end --env CartPole-v1
+    python -m benchmarks.speed.end_to_end --env sb3_dreamer/PixelCatch16-v0
+    python -m benchmarks.speed.end_to_end --env ALE/Pong-v5 --steps 2600 --hyperparams "model_size:'1m'"
 
 The preset of the environment, as RL Zoo builds it, on one core. Parts are wall seconds of the calls from the outside, nested
 calls counted once; one line of JSON.
@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch as th
-from harness import Run, build
 from rl_zoo3.utils import StoreDict
-from tasks import TASKS, Task
 
+from benchmarks.learning.harness import Run, build
+from benchmarks.learning.tasks import TASKS, Task
 from sb3_dreamer.dreamerv3.update import TrainingUpdate
 
 PARTS = ("environment", "acting", "replay add", "replay sample", "latents", "update")

@@ -1,8 +1,8 @@
 """
 Which ``deterministic=True``? Train, and evaluate the same weights in three ways at fixed points.
 
-    python benchmarks/deterministic.py cartpole --seeds 0 1 2 --steps 4000
-    python benchmarks/deterministic.py --report
+    python -m benchmarks.learning.deterministic cartpole --seeds 0 1 2 --steps 4000
+    python -m benchmarks.learning.deterministic --report
 
 - ``sampled``: latent and action drawn, as in training;
 - ``posterior_mode``: the most likely latent, the most likely action;
@@ -15,21 +15,20 @@ complete one is kept.
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch as th
-from harness import Run, build
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
-from tasks import TASKS
 
+from benchmarks.learning.harness import ROOT, Run, build
+from benchmarks.learning.tasks import TASKS
 from sb3_dreamer.common.preprocessing import decode_actions
 from sb3_dreamer.common.type_aliases import PolicyState
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
 
-RESULTS = Path(__file__).parent / "results" / "deterministic"
+RESULTS = ROOT / "benchmarks" / "results" / "deterministic"
 WAYS = ("sampled", "posterior_mode", "counter_noise")
 N_EPISODES = 100
 

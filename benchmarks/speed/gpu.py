@@ -1,7 +1,7 @@
 """
 Everything that only a CUDA device can tell, in one command of under ten minutes.
 
-    python benchmarks/gpu.py --output benchmarks/results/gpu.json
+    python -m benchmarks.speed.gpu --output benchmarks/results/speed/gpu.json
 
 1. the device: versions, rate of bf16 products, launch time
 2. the fast path equals the reference in float64, on the device; bf16 gradients point where float32 ones do
@@ -28,8 +28,9 @@ from typing import Any
 import numpy as np
 import torch as th
 from torch.profiler import ProfilerActivity, profile
-from workloads import BATCH, LENGTH, SETTINGS, make_batch, make_policy, make_update
 
+from benchmarks.speed.reference import Reference
+from benchmarks.speed.workloads import BATCH, LENGTH, SETTINGS, make_batch, make_policy, make_update
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from sb3_dreamer.common.recorders import CudaRecorder, clone_tensors
 from sb3_dreamer.common.type_aliases import SequenceBatch
@@ -77,8 +78,6 @@ def double(value: Any) -> Any:
 
 
 def equality() -> dict[str, Any]:
-    from tests.support.reference import Reference
-
     facts = {}
     for preset in ("proprio_1m", "image_12m"):
         policy = make_policy(preset, DEVICE).double()

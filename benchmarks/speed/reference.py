@@ -2,7 +2,7 @@
 The objective once more, straightforward: step by step, autograd throughout, dense two-hot targets, torch.distributions.
 
 It reads the parameters of a policy and shares no arithmetic with the package, so it is the truth that the fast path is
-compared with, and the yardstick for its speed (``benchmarks/update_time.py --reference``).
+compared with, and the yardstick for its speed (``python -m benchmarks.speed.update_time``).
 """
 
 from typing import Any
@@ -229,7 +229,7 @@ class Reference:
             logits.append(logit)
         return th.stack(deters, 1), th.stack(stochs, 1), th.stack(logits, 1)
 
-    def world_model_terms(self, batch, noise, features, logits, embed_obs):
+    def world_model_terms(self, batch, features, logits, embed_obs):
         world_model, size, settings = self.policy.world_model, self.policy.size, self.settings
         deter, stoch = features.split([size.deter, size.stoch * size.classes], dim=-1)
         prior_logits = self.latent(world_model.rssm.prior_net, deter)
@@ -277,7 +277,7 @@ class Reference:
         actions = self.encode_action(batch.prev_actions, embed.dtype)
         deter, stoch, logits = self.observe(embed, actions, batch.is_first, batch.initial, noise.posterior)
         features = th.cat([deter, stoch], dim=-1)
-        terms = self.world_model_terms(batch, noise, features, logits, observations)
+        terms = self.world_model_terms(batch, features, logits, observations)
 
         recent = features[:, -settings["imagine_last"] :] if settings.get("imagine_last") else features
         length = recent.shape[1]

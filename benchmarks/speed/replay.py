@@ -1,7 +1,7 @@
 """
 What replay costs: ``add`` per environment step, ``sample`` of a batch of windows, and writing latents back.
 
-    python benchmarks/replay.py --preset image_12m
+    python -m benchmarks.speed.replay --preset image_12m
 
 Minimum over rounds of process CPU time; one line of JSON.
 """
@@ -10,9 +10,9 @@ import argparse
 import json
 
 import numpy as np
-from policy_latency import milliseconds
-from workloads import BATCH, LENGTH, PRESETS, make_policy
 
+from benchmarks.speed.policy_latency import milliseconds
+from benchmarks.speed.workloads import BATCH, LENGTH, PRESETS, make_policy
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from sb3_dreamer.common.type_aliases import LatentState
 

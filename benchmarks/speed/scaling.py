@@ -1,10 +1,10 @@
 """
 What several ranks cost: one training update alone, under DDP with one rank, and with two ranks that exchange gradients.
 
-    python benchmarks/scaling.py                                        # proprio_1m, 1 and 2 ranks, one thread each
-    python benchmarks/scaling.py --preset image_12m --iterations 3
-    python benchmarks/scaling.py --device cuda --ranks 1 8 --iterations 50
-    python benchmarks/scaling.py --bytes                                # only the bytes that an update reduces, all sizes
+    python -m benchmarks.speed.scaling                             # proprio_1m, 1 and 2 ranks, one thread each
+    python -m benchmarks.speed.scaling --preset image_12m --iterations 3
+    python -m benchmarks.speed.scaling --device cuda --ranks 1 8 --iterations 50
+    python -m benchmarks.speed.scaling --bytes                     # only the bytes that an update reduces, all sizes
 
 Every number of ranks is a launch of torchrun of its own. In it three things take turns: the update as one process makes it, on
 all ranks at once and without a word between them; the same with all gradients reduced; and the bare reduction of as many
@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from workloads import BATCH, HORIZON, IMAGE, LENGTH, PRESETS, interleave, make_batch, make_update
 
+from benchmarks.speed.workloads import BATCH, HORIZON, IMAGE, LENGTH, PRESETS, interleave, make_batch, make_update
 from sb3_dreamer.common.launch import is_launched, join_ranks
 from sb3_dreamer.dreamerv3.model_sizes import MODEL_SIZES
 from sb3_dreamer.dreamerv3.parallel import BUCKET_MB, ParallelUpdate
@@ -114,7 +114,7 @@ def main() -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
         for n_ranks in args.ranks:
             launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_ranks}"]
-            subprocess.run([*launcher, *sys.argv], env=environment, check=True)
+            subprocess.run([*launcher, "-m", "benchmarks.speed.scaling", *sys.argv[1:]], env=environment, check=True)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class Task(NamedTuple):
     :param references: scores to compare with, by name
     :param eval_envs: environments that evaluate beside each other
     :param train_seconds: stop after so much processor time
-    :param config: YAML file to take the preset from, relative to this folder
+    :param config: YAML file to take the preset from, relative to the root of the repository
     :param published: the published curve that its training returns are compared with, as ``suite/task``
     :param package: module that registers the environment
     """
@@ -68,7 +68,7 @@ def dm_control(name: str) -> Task:
         episodes=10,
         bars=(),
         references={"best possible": 1000},
-        config="../hyperparams/dm_control_proprio.yml",
+        config="hyperparams/dm_control_proprio.yml",
         published=f"dmc_proprio/dmc_{name}",
         package="shimmy",
     )
@@ -94,7 +94,7 @@ TASKS: dict[str, Task] = {
         bars=(),
         references={"random": 25, "best possible": 500},
         train_seconds=3600,
-        config="untouched.yml",
+        config="benchmarks/learning/untouched.yml",
     ),
     "pendulum": Task(
         "vectors, continuous actions",

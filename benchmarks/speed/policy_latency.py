@@ -1,7 +1,7 @@
 """
 How long acting takes: ``policy.step`` on tensors, and ``model.predict`` with its way through numpy.
 
-    python benchmarks/policy_latency.py --preset proprio_1m --envs 1 16
+    python -m benchmarks.speed.policy_latency --preset proprio_1m --envs 1 16
 
 The minimum over rounds of process CPU time, in milliseconds; one line of JSON for each number of environments.
 """
@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from workloads import PRESETS, make_policy
 
+from benchmarks.speed.workloads import PRESETS, make_policy
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
 
 

@@ -28,14 +28,15 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
-from tasks import TASKS, Task
 
 import sb3_dreamer
+from benchmarks.learning.tasks import TASKS, Task
 from sb3_dreamer.common.launch import is_launched
 from sb3_dreamer.zoo import plugin
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "learning"
+ROOT = HERE.parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "learning"
 # As the command line says it: as RL Zoo does.
 ALGORITHMS = {"dreamerv3": "dreamerv3", "ppo": "ppo", "sac": "sac", "dqn": "dqn", "recurrentppo": "ppo_lstm"}
 CHECKPOINT_SECONDS = 60.0
@@ -74,7 +75,7 @@ class Run(NamedTuple):
 def find_config(run: Run, task: Task, folder: str) -> str | None:
     """:return: the YAML file with the preset, in the folder if it must be written; None where RL Zoo finds it by itself"""
     if task.config:
-        return str(HERE / task.config)
+        return str(ROOT / task.config)
     presets = yaml.safe_load((HERE / "baselines.yml").read_text()).get(run.algorithm, {})
     if task.env not in presets:
         return None
@@ -141,9 +142,9 @@ def commit() -> str:
     """:return: the commit that is run, with a + where the sources differ from it"""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
-    changed = git("status", "--porcelain", "--", "../sb3_dreamer", "../hyperparams", ".", ":!results")
+    changed = git("status", "--porcelain", "--", "sb3_dreamer", "hyperparams", "benchmarks", ":!benchmarks/results")
     return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
 
 

@@ -1,15 +1,16 @@
 """
 Train on a task through its preset, evaluate at fixed points, stop and resume anywhere.
 
-    python benchmarks/learning.py cartpole                                    # our preset, seeds 0, 1, 2, two at a time
-    python benchmarks/learning.py cartpole --algo ppo --seeds 0 1
-    python benchmarks/learning.py cartpole --trial ent3e-4 --hyperparams ent_coef:3e-4
-    torchrun --nproc-per-node=2 benchmarks/learning.py cartpole --jobs 1 --trial 2ranks \\
+    python -m benchmarks.learning.run cartpole                              # our preset, seeds 0, 1, 2, two at a time
+    python -m benchmarks.learning.run cartpole --algo ppo --seeds 0 1
+    python -m benchmarks.learning.run cartpole --trial ent3e-4 --hyperparams ent_coef:3e-4
+    torchrun --nproc-per-node=2 -m benchmarks.learning.run cartpole --jobs 1 --trial 2ranks \\
         --hyperparams "distributed_scaling:'sqrt'"
 
 Every run writes ``benchmarks/results/learning/TASK/ALGO[-TRIAL]-seedN.jsonl``: a first line that says what is run, then one
-line per evaluation. Beside it lies a checkpoint until the run is complete; the same command goes on from there, and ends
-with the same numbers as a run that nobody stopped. ``report.py`` makes tables and curves of these files.
+line per evaluation. Next to it lies a checkpoint until the run is complete; the same command goes on from there, and ends
+with the same numbers as a run that nobody stopped. ``python -m benchmarks.learning.report`` makes
+tables and curves of these files.
 
 Presets: ``hyperparams/dreamerv3.yml`` for us, RL Zoo's own for the others, ``baselines.yml`` where RL Zoo has none.
 """
@@ -23,9 +24,10 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from harness import ALGORITHMS, RESULTS, Run, execute
 from rl_zoo3.utils import StoreDict
-from tasks import TASKS
+
+from benchmarks.learning.harness import ALGORITHMS, RESULTS, Run, execute
+from benchmarks.learning.tasks import TASKS
 
 
 def main() -> None:

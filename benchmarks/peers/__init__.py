@@ -1,0 +1,1 @@
+"""Our training update next to those of other implementations."""

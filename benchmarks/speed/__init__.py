@@ -1,0 +1,1 @@
+"""How long an update, acting and replay take."""
