@@ -19,7 +19,19 @@ from sb3_dreamer.zoo.presets import hyperparams_dir
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["training_ratio:16", "policy_kwargs:dict(deter=16,hidden=8,units=8,stoch=2,classes=4,blocks=2)"]
-COMMAND = [sys.executable, "-m", "benchmarks.learning.run", "tmaze4", "--seeds", "3", "--steps", "1500", "--trial", "small"]
+COMMAND = [
+    sys.executable,
+    "-m",
+    "benchmarks.learning.run",
+    "tmaze4",
+    "--seeds",
+    "3",
+    "--steps",
+    "1500",
+    "--allow-dirty",
+    "--trial",
+    "small",
+]
 # What depends on the machine, not on the run.
 TIMES = ("train_cpu_s", "train_wall_s", "eval_cpu_s")
 
@@ -75,7 +87,7 @@ def test_other_runs_go_on_too(task, algorithm, hyperparams, tmp_path, monkeypatc
     monkeypatch.setattr(harness, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setitem(harness.TASKS, task, TASKS[task]._replace(every=200, episodes=2))
     runs = [harness.Run(task, algorithm, 0, 600, "short", hyperparams, tmp_path / name) for name in ("whole", "stopped")]
-    harness.execute(runs[0])
+    harness.execute(runs[0], allow_dirty=True)
     evaluate = harness.Recorder.evaluate
 
     def stop_at_the_third(recorder):
@@ -85,11 +97,69 @@ def test_other_runs_go_on_too(task, algorithm, hyperparams, tmp_path, monkeypatc
 
     monkeypatch.setattr(harness.Recorder, "evaluate", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
-        harness.execute(runs[1])
+        harness.execute(runs[1], allow_dirty=True)
     monkeypatch.setattr(harness.Recorder, "evaluate", evaluate)
-    harness.execute(runs[1])
+    harness.execute(runs[1], allow_dirty=True)
     whole, stopped = ([without_times(line) for line in run.path.read_text().splitlines()] for run in runs)
     assert len(whole) == 4 and whole == stopped
+
+
+@pytest.fixture
+def short_run(tmp_path, monkeypatch) -> harness.Run:
+    """Evaluations at 200, 400 and 600 steps, checkpoints at 0, 256 and 512."""
+    monkeypatch.setattr(harness, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setitem(harness.TASKS, "tmaze4", TASKS["tmaze4"]._replace(every=200, episodes=2))
+    return harness.Run("tmaze4", "recurrentppo", 0, 600, "short", {}, tmp_path)
+
+
+def test_what_is_written_stays_when_an_evaluation_is_made_again(short_run, monkeypatch):
+    save = harness.Recorder.save
+
+    def die_before_the_third(recorder):
+        if recorder.num_timesteps >= 512:
+            raise KeyboardInterrupt
+        save(recorder)
+
+    monkeypatch.setattr(harness.Recorder, "save", die_before_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        harness.execute(short_run, allow_dirty=True)
+    monkeypatch.setattr(harness.Recorder, "save", save)
+    assert [line["steps"] for line in short_run.written()] == [600, 200, 400]
+    marked = short_run.path.read_text().replace('"steps": 400', '"mark": 1, "steps": 400')
+    short_run.path.write_text(marked)
+    harness.execute(short_run, allow_dirty=True)  # from step 256: it evaluates at 400 again
+    assert [line["steps"] for line in short_run.written()] == [600, 200, 400, 600]
+    assert short_run.path.read_text().startswith(marked) and short_run.is_complete()
+    assert not short_run.checkpoint.exists()
+
+
+def test_an_unfinished_run_without_a_checkpoint_is_refused(short_run):
+    short_run.path.parent.mkdir()
+    content = '{"steps": 600}\n{"steps": 200, "complete": false}\n'
+    short_run.path.write_text(content)
+    with pytest.raises(harness.RefusedRun, match=rf"{short_run.path}.*\.checkpoint.*--trial or --results"):
+        harness.execute(short_run, allow_dirty=True)
+    command = [sys.executable, "-m", "benchmarks.learning.run", "tmaze4", "--algo", "recurrentppo", "--seeds", "0"]
+    command += ["--trial", "short", "--hyperparams", "n_steps:8", "--allow-dirty", "--results", str(short_run.folder)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 1 and str(short_run.path) in result.stderr and "Traceback" not in result.stderr
+    assert short_run.path.read_text() == content
+
+
+def test_a_line_that_was_cut_off_is_refused(short_run):
+    short_run.path.parent.mkdir()
+    short_run.path.write_text('{"steps": 600}\n{"steps": 200, "comp')
+    with pytest.raises(harness.RefusedRun, match="ends inside a line"):
+        harness.execute(short_run, allow_dirty=True)
+
+
+def test_sources_that_differ_from_their_commit_are_refused(short_run, monkeypatch):
+    monkeypatch.setattr(harness, "commit", lambda: "abc1234+")
+    with pytest.raises(harness.RefusedRun, match="--allow-dirty"):
+        harness.execute(short_run)
+    monkeypatch.setattr(harness, "commit", lambda: "abc1234")
+    harness.check(short_run)
+    assert not short_run.path.exists()
 
 
 def test_a_variant_needs_a_name():

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import importlib
 import io
 import json
@@ -42,6 +43,10 @@ ALGORITHMS = {"dreamerv3": "dreamerv3", "ppo": "ppo", "sac": "sac", "dqn": "dqn"
 CHECKPOINT_SECONDS = 60.0
 
 
+class RefusedRun(RuntimeError):
+    """A run that would spoil its file of results."""
+
+
 class Run(NamedTuple):
     """One file of results."""
 
@@ -63,10 +68,33 @@ class Run(NamedTuple):
     def checkpoint(self) -> Path:
         return self.path.with_suffix(".checkpoint")
 
+    def written(self) -> list[dict[str, Any]]:
+        """
+        :return: the lines of the file, the first of which says what is run
+        :raises RefusedRun: if the last line was cut off
+        """
+        text = self.path.read_text() if self.path.exists() else ""
+        if text and not text.endswith("\n"):
+            raise RefusedRun(f"{self.path} ends inside a line: remove what there is of it")
+        return [json.loads(line) for line in text.splitlines()]
+
     def is_complete(self) -> bool:
         """The last evaluation is there."""
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        return len(lines) > 1 and bool(json.loads(lines[-1])["complete"])
+        lines = self.written()
+        return len(lines) > 1 and bool(lines[-1]["complete"])
+
+    def append(self, lines: list[str]) -> None:
+        """
+        Write what the file does not hold yet. What it holds stays, even if a resumed run makes an evaluation again.
+
+        :param lines: all of the run so far, the first of which says what is run
+        """
+        head, *evaluations = lines
+        written = self.written()
+        steps = {line["steps"] for line in written[1:]}
+        missing = [line for line in evaluations if json.loads(line)["steps"] not in steps]
+        with self.path.open("a") as file:
+            file.write("".join(f"{line}\n" for line in ([] if written else [head]) + missing))
 
 
 # ---- what is trained ----
@@ -138,14 +166,39 @@ def device_name(device: th.device) -> str:
     return th.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+@functools.cache
 def commit() -> str:
-    """:return: the commit that is run, with a + where the sources differ from it"""
+    """
+    Asked once per process, when its first run starts: the checkout may move on while the code in memory stays.
+
+    :return: the commit that is run, with a + where the sources differ from it
+    """
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
-    changed = git("status", "--porcelain", "--", "sb3_dreamer", "hyperparams", "benchmarks", ":!benchmarks/results")
-    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+    revision = git("rev-parse", "--short", "HEAD")
+    changed = not revision or git(
+        "status", "--porcelain", "--", "sb3_dreamer", "hyperparams", "benchmarks", ":!benchmarks/results"
+    )
+    return revision + ("+" if changed else "")
+
+
+def check(run: Run, allow_dirty: bool = False) -> None:
+    """
+    :param run: what is about to start, or to be resumed
+    :param allow_dirty: accept sources that differ from their commit
+    :raises RefusedRun: if the sources differ, or the file holds an unfinished run that cannot be resumed
+    """
+    if run.is_complete() or (is_launched() and os.environ["RANK"] != "0"):
+        return  # nothing to do, or only the main rank writes
+    if commit().endswith("+") and not allow_dirty:
+        raise RefusedRun("The sources differ from the last commit: commit the changes, or pass --allow-dirty")
+    if run.path.exists() and not run.checkpoint.exists():
+        raise RefusedRun(
+            f"{run.path} holds an unfinished run that has no checkpoint: restore {run.checkpoint.name}, choose another "
+            "--trial or --results, or move the file away"
+        )
 
 
 # ---- how it is watched ----
@@ -211,7 +264,6 @@ class Recorder(BaseCallback):
         super().__init__()
         self.run, self.task, self.eval_env, self.progress = run, TASKS[run.task], eval_env, progress
         self.is_over = False
-        self.commit = commit()  # of the code that is loaded now; the checkout may move on
         self.saved_lines, self.saved_at = len(progress.lines), time.perf_counter()
         self.restart_clock()
 
@@ -234,7 +286,7 @@ class Recorder(BaseCallback):
     def save(self) -> None:
         """Everything that the rest of the run depends on, in one file that is either whole or the one before."""
         self.stop_clock()
-        state = dict(parts=states(self.model), progress=self.progress, random_states=random_states())
+        state = dict(parts=states(self.model), progress=vars(self.progress), random_states=random_states())
         unfinished = self.run.checkpoint.with_suffix(".unfinished")
         with unfinished.open("wb") as file:
             cloudpickle.dump(state, file)
@@ -255,7 +307,7 @@ class Recorder(BaseCallback):
         return not self.is_over
 
     def evaluate(self) -> None:
-        """Append one line."""
+        """Append one line to the file."""
         started, randomness = time.process_time(), random_states()
         line: dict[str, Any] = dict(steps=self.num_timesteps, updates=self.model._n_updates)
         if self.task.published:
@@ -268,8 +320,8 @@ class Recorder(BaseCallback):
         self.progress.eval_cpu += time.process_time() - started
         for name in ("train_cpu", "train_wall", "eval_cpu"):
             line[f"{name}_s"] = round(getattr(self.progress, name), 1)
-        self.progress.lines.append(json.dumps(line | dict(complete=self.is_over, commit=self.commit, metrics=self.metrics())))
-        self.run.path.write_text("\n".join(self.progress.lines) + "\n")
+        self.progress.lines.append(json.dumps(line | dict(complete=self.is_over, commit=commit(), metrics=self.metrics())))
+        self.run.append(self.progress.lines)
         print(self.run.path.relative_to(self.run.folder), line, flush=True)
 
     def returns(self, deterministic: bool) -> list[float]:
@@ -296,9 +348,17 @@ class Recorder(BaseCallback):
         }
 
 
-def execute(run: Run) -> None:
-    """Start or go on, until the run is complete. Several ranks and GPUs cannot go on: they start anew."""
+def execute(run: Run, allow_dirty: bool = False) -> None:
+    """
+    Start or resume, until the run is complete. Runs with several ranks or on a GPU have no checkpoint to resume from.
+
+    :param run: what to run
+    :param allow_dirty: accept sources that differ from their commit
+    :raises RefusedRun: see :func:`check`
+    """
+    check(run, allow_dirty)
     if run.is_complete():
+        run.checkpoint.unlink(missing_ok=True)
         return
     th.set_num_threads(1)
     run.path.parent.mkdir(parents=True, exist_ok=True)
@@ -307,7 +367,7 @@ def execute(run: Run) -> None:
         checkpoint = cloudpickle.loads(run.checkpoint.read_bytes())
         for part, state in zip(parts(model), checkpoint["parts"], strict=True):
             vars(part).update(state)
-        progress = checkpoint["progress"]
+        progress = Progress(**checkpoint["progress"])
         restore_random_states(checkpoint["random_states"])
     else:
         progress = Progress([json.dumps(describe(run, model, preset), default=str)])
