@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections import OrderedDict
 from pathlib import Path
 
 import gymnasium
 import pytest
 import yaml
 
-from benchmarks.learning import harness, report
+from benchmarks.learning import harness, presets, report
 from benchmarks.learning.tasks import TASKS, Bar, Task
 from sb3_dreamer.zoo.presets import hyperparams_dir
 
@@ -183,8 +184,70 @@ def test_every_task_has_an_environment_and_presets(name):
         assert sum(env_id in presets for presets in others.values()) >= 1 or name == "pixelcatch16"
 
 
-def test_the_page_is_the_report():
-    assert (ROOT / "docs" / "results.md").read_text() == report.render(report.load()), "python -m benchmarks.learning.report"
+def test_the_pages_are_the_report():
+    results = report.load()
+    assert (ROOT / "docs" / "results.md").read_text() == report.render(results), "python -m benchmarks.learning.report"
+    assert (ROOT / "docs" / "trials.md").read_text() == report.render_trials(results), "python -m benchmarks.learning.report"
+
+
+# ---- settings as run and today's preset ----
+
+
+def head(**changes) -> dict:
+    """The first line of a run of today's preset, with changes."""
+    task, preset = TASKS["cartpole"], presets.find_preset(TASKS["cartpole"], "dreamerv3")
+    return dict(task="cartpole", algorithm="dreamerv3", steps=task.steps, preset={**preset, **changes})
+
+
+def differences(line: dict) -> list[str]:
+    return presets.find_differences(TASKS[line["task"]], json.loads(json.dumps(line)))
+
+
+def test_settings_are_compared_by_value():
+    assert differences(head()) == []
+    preset = head()["preset"]
+    assert differences(head(batch_size=float(preset["batch_size"]), n_timesteps=1)) == []
+    assert differences(head(ent_coef=0.5, gamma=preset["gamma"])) == [f"ent_coef: {preset['ent_coef']} -> 0.5"]
+    assert differences(head(learning_rate=1e-3)) == ["learning_rate: lin_1e-3 -> 0.001"]
+    assert differences(head(seed_of_dreams=[1, 2])) == ["seed_of_dreams: not set -> [1, 2]"]
+    inner = {name: value for name, value in preset["policy_kwargs"].items() if name != "deter"}
+    assert differences(head(policy_kwargs=inner)) == [f"policy_kwargs.deter: {preset['policy_kwargs']['deter']} -> not set"]
+    assert differences({**head(), "ranks": 2, "steps": 5}) == ["n_timesteps: 10000 -> 5", "ranks: 1 -> 2"]
+    assert presets.flatten(OrderedDict(a=(1, (2.0,)), b={})) == dict(a=[1, [2]], b={})
+
+
+@pytest.mark.parametrize(
+    "task, algorithm", [("cartpole", "ppo"), ("tmaze4", "recurrentppo"), ("dmc_walker_walk", "dreamerv3")]
+)
+def test_a_run_has_the_preset_that_the_report_expects(task, algorithm):
+    """RL Zoo's own file, ours for the others, and one with a default for all environments."""
+    if TASKS[task].package:
+        pytest.importorskip(TASKS[task].env.split("/")[0])
+    run = harness.Run(task, algorithm, 0, TASKS[task].steps, "", {}, Path())
+    model, _, preset = harness.build(run)
+    assert differences(harness.describe(run, model, preset)) == []
+
+
+def test_pages_show_runs_by_their_settings_not_by_their_names():
+    results = [
+        made_up([10.0, 60.0], seed=0),
+        made_up([20.0], seed=0)._replace(trial="stopped"),
+        made_up([30.0, 70.0], seed=1)._replace(trial="tried"),
+        made_up([40.0, 80.0], seed=2)._replace(differences=["gamma: 0.99 -> 0.9"]),
+    ]
+    results[2].lines[0]["commit"] += "+"
+    today, trials = report.render(results), report.render_trials(results)
+    assert "| DreamerV3 | 0, 1+ |" in today and "Not run" not in today
+    assert "| dreamerv3-stopped | none, but stopped early | 0 |" in trials
+    assert "| dreamerv3 | `gamma: 0.99 -> 0.9` | 2 |" in trials and "tried" not in trials
+    only_trials = report.render(results[3:])
+    assert "| not run with today's preset |" in only_trials
+    assert "Not run with today's preset: DreamerV3. See [trials](trials.md#cartpole)." in only_trials
+
+
+def test_a_seed_that_was_run_twice_counts_once():
+    group = [made_up([0.9]), made_up([0.7]), made_up([0.5], seed=1), made_up([0.6], seed=2)]
+    assert report.bar_row("name", TASK, Bar("last", must=0.6), group)[-3] == "0.63"
 
 
 # ---- verdicts, on results made up here ----
@@ -194,10 +257,18 @@ TASK = Task("claim", "CartPole-v1", steps=1000, every=250, episodes=20, bars=(),
 
 def made_up(returns: list[float], seed: int = 0, complete: bool = True) -> report.Result:
     lines = [
-        dict(steps=252 * (k + 1), deterministic=value, sampled=value - 1, complete=complete and k == len(returns) - 1)
+        dict(
+            steps=252 * (k + 1),
+            updates=k,
+            deterministic=value,
+            sampled=value - 1,
+            train_cpu_s=1.0,
+            complete=complete and k == len(returns) - 1,
+            commit="abc1234",
+        )
         for k, value in enumerate(returns)
     ]
-    return report.Result("cartpole", "dreamerv3", "", seed, 1000, {}, lines)
+    return report.Result("cartpole", "dreamerv3", "", seed, [], lines)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +297,7 @@ def test_verdicts():
     for verdict, scores in groups.items():
         group = [made_up([score], seed) for seed, score in enumerate(scores)]
         assert report.bar_row("name", TASK, bar, group)[-1] == verdict
-    assert report.bar_row("name", TASK, bar, [])[-1] == "not run"
+    assert report.bar_row("name", TASK, bar, [])[-1] == "not run with today's preset"
     stopped = [made_up([1.0], seed, complete=False) for seed in range(3)]
     assert report.bar_row("name", TASK, bar, stopped)[-1] == "aim met (3 seeds, unfinished)"
 

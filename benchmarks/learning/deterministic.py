@@ -22,7 +22,8 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from benchmarks.learning.harness import ROOT, Run, build
+from benchmarks.learning.harness import Run, build
+from benchmarks.learning.presets import ROOT
 from benchmarks.learning.tasks import TASKS
 from sb3_dreamer.common.preprocessing import decode_actions
 from sb3_dreamer.common.type_aliases import PolicyState

@@ -31,15 +31,12 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 import sb3_dreamer
-from benchmarks.learning.tasks import TASKS, Task
+from benchmarks.learning.presets import ALGORITHMS, ROOT, find_presets
+from benchmarks.learning.tasks import TASKS
 from sb3_dreamer.common.launch import is_launched
 from sb3_dreamer.zoo import plugin
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "learning"
-# As the command line says it: as RL Zoo does.
-ALGORITHMS = {"dreamerv3": "dreamerv3", "ppo": "ppo", "sac": "sac", "dqn": "dqn", "recurrentppo": "ppo_lstm"}
 CHECKPOINT_SECONDS = 60.0
 
 
@@ -100,18 +97,6 @@ class Run(NamedTuple):
 # ---- what is trained ----
 
 
-def find_config(run: Run, task: Task, folder: str) -> str | None:
-    """:return: the YAML file with the preset, in the folder if it must be written; None where RL Zoo finds it by itself"""
-    if task.config:
-        return str(ROOT / task.config)
-    presets = yaml.safe_load((HERE / "baselines.yml").read_text()).get(run.algorithm, {})
-    if task.env not in presets:
-        return None
-    file = Path(folder) / "preset.yml"
-    file.write_text(yaml.safe_dump({task.env: presets[task.env]}))
-    return str(file)
-
-
 def build(run: Run) -> tuple[BaseAlgorithm, VecEnv, dict[str, Any]]:
     """:return: the model and the environments for evaluation, as RL Zoo makes them, and the preset as it was read"""
     plugin.register_all()
@@ -119,6 +104,8 @@ def build(run: Run) -> tuple[BaseAlgorithm, VecEnv, dict[str, Any]]:
     if task.package:
         importlib.import_module(task.package)
     with tempfile.TemporaryDirectory() as log_folder, contextlib.redirect_stdout(io.StringIO()):
+        presets = Path(log_folder) / "presets.yml"
+        presets.write_text(yaml.safe_dump(find_presets(task, run.algorithm)))
         manager = ExperimentManager(
             argparse.Namespace(),
             ALGORITHMS[run.algorithm],
@@ -131,7 +118,7 @@ def build(run: Run) -> tuple[BaseAlgorithm, VecEnv, dict[str, Any]]:
             log_interval=-1,
             verbose=0,
             device=run.device,
-            config=find_config(run, task, log_folder),
+            config=str(presets),
         )
         model, preset = manager.setup_experiment()
         # The same without Monitor's files, which no checkpoint could hold.

@@ -1,7 +1,10 @@
 """
-Turn the learning benchmark's result files into ``docs/results.md`` and curves.
+Turn the learning benchmark's result files into ``docs/results.md``, ``docs/trials.md`` and curves.
 
     python -m benchmarks.learning.report
+
+``results.md`` has the runs whose settings are those of today's presets, whatever their files are called; ``trials.md`` has all
+others, and what differs.
 """
 
 import json
@@ -12,17 +15,17 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 
-from benchmarks.learning.harness import RESULTS, ROOT
+from benchmarks.learning.harness import RESULTS
+from benchmarks.learning.presets import OURS, ROOT, find_differences
 from benchmarks.learning.tasks import TASKS, Bar, Task
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 DOCS = ROOT / "docs"
-OURS = "dreamerv3"
-TWO_RANKS = "2ranks"  # the trial of two processes that train together
 NAMES = {"dreamerv3": "DreamerV3", "ppo": "PPO", "sac": "SAC", "dqn": "DQN", "recurrentppo": "RecurrentPPO"}
-HEAD = """<!-- Written by `python -m benchmarks.learning.report`: run that instead of editing this. -->
+WRITTEN = "<!-- Written by `python -m benchmarks.learning.report`: run that instead of editing this. -->"
+HEAD = f"""{WRITTEN}
 # Results on small tasks
 
 Every number here comes from a file under [`benchmarks/results/learning`](../benchmarks/results/learning), written by
@@ -31,26 +34,35 @@ Every number here comes from a file under [`benchmarks/results/learning`](../ben
 [its nearest kin](../benchmarks/learning/baselines.yml)), and is evaluated at fixed points on the same episodes, once with
 `deterministic=True` and once with sampled actions.
 
+This page shows the runs whose settings are those of today's presets, compared value by value. Runs with other settings are
+in [trials](trials.md). A seed that was run twice with the same settings is listed twice. A `+` after a seed: some of its
+evaluations were made with changes that were not committed.
+
 The tasks `dmc_...` are dm_control as numbers with the published protocol
 ([`dm_control_proprio.yml`](../hyperparams/dm_control_proprio.yml)): an environment step is two frames, and the lines of their
 files hold every training return (`training`: environment step and return), for that is what was published.
 
 `best` is the best evaluation of a seed, `last` its last one, `last three` the lowest of its last three. `best` is a maximum
-over noisy numbers, and one before the first update counts too. CPU minutes were taken with two or three runs beside each
-other.
+over noisy numbers, and one before the first update counts too. CPU minutes were taken with two or three runs at the same time.
 
-How far to trust the trials: most have one seed, and were stopped by hand when they looked bad or when the time was needed
-elsewhere; about ten starts of less than 5,000 steps were deleted. Where a setting became or ceased to be the preset, name and
-`overrides` in the first line of its file were edited by hand, the evaluations were not: the trials of `tmaze4` and `tmaze10`;
-`batch8x8`, `gamma99`, `lr1e-3`, `batch16x16` and `twostages` of `pixelreach`, and `twostages` of its Dict form;
-`fourstages` of `pixelcatch64`; `continue20ent1e-2` seed 1 and `continue20all128` of `cartpole`; and seed 0 of `pixelreach`,
-a trial whose settings became the preset as they were. `constant`
-was converted from files of an older benchmark. `overrides` say what differed from the preset of that day; what ran stands in
-the first line of each file, whole. `lin20last8fn01` of `cartpole` has the settings that are now the preset, run by an older
-version of the code.
-
-Files of one task may come from different commits, named in each line: the training step was rewritten in between, with the
+Runs of one task may come from different commits, named in each line: the training step was rewritten in between, with the
 same numbers up to rounding (`tests/test_scan.py`), and on small tasks rounding is enough for another curve.
+"""
+TRIALS_HEAD = f"""{WRITTEN}
+# Trials: runs with other settings than today's presets
+
+The same tasks, measures and marks as in [results](results.md). A trial is named as its file under
+[`benchmarks/results/learning`](../benchmarks/results/learning), and shown by what differs from today's preset:
+`key: value of the preset -> value of the run`. `not set` means the default of the algorithm when it was run. A run with
+today's settings is here if it was stopped and another run of its seed went on for longer.
+
+How far to trust them: most have one seed, and were stopped by hand when they looked bad or when the time was needed
+elsewhere; about ten starts of less than 5,000 steps were deleted. `constant` was converted from files of an older benchmark.
+In all others, the settings as run (`preset` in the first line) and the evaluations were not edited. Names and `overrides`
+in the first line were edited by hand where a setting became or ceased to be the preset: the trials of `tmaze4`
+and `tmaze10`; `batch8x8`, `gamma99`, `lr1e-3`, `batch16x16` and `twostages` of `pixelreach`, and `twostages` of its Dict form;
+`fourstages` of `pixelcatch64`; `continue20ent1e-2` seed 1 and `continue20all128` of `cartpole`; and, in the results, seed 0
+of `pixelreach`.
 """
 MEASURES: dict[str, Callable[[list[float]], float]] = {
     "best": max,
@@ -60,19 +72,32 @@ MEASURES: dict[str, Callable[[list[float]], float]] = {
 
 
 class Result(NamedTuple):
-    """One file."""
+    """
+    One file.
+
+    :param differences: of its settings from today's preset
+    """
 
     task: str
     algorithm: str
     trial: str
     seed: int
-    steps: int
-    overrides: dict[str, Any]
+    differences: list[str]
     lines: list[dict[str, Any]]
 
     @property
     def is_complete(self) -> bool:
         return bool(self.lines[-1]["complete"])
+
+    @property
+    def is_dirty(self) -> bool:
+        """An evaluation was made with changes that were not committed."""
+        return any(line["commit"].endswith("+") for line in self.lines)
+
+    @property
+    def label(self) -> str:
+        """As the table of its task names the seed."""
+        return f"{self.seed}+" if self.is_dirty else str(self.seed)
 
     def returns(self, way: str, steps: int | None = None) -> list[float]:
         """:return: of all evaluations, or of those until so many steps, give or take one rollout"""
@@ -86,8 +111,21 @@ def load(folder: Path = RESULTS) -> list[Result]:
     for path in sorted(folder.glob("*/*.jsonl")):
         head, *lines = map(json.loads, path.read_text().splitlines())
         if lines:
-            results.append(Result(**{name: head[name] for name in Result._fields[:-1]}, lines=lines))
+            differences = find_differences(TASKS[head["task"]], head)
+            names = {name: head[name] for name in ("task", "algorithm", "trial", "seed")}
+            results.append(Result(**names, differences=differences, lines=lines))
     return results
+
+
+def of_presets(results: list[Result]) -> list[Result]:
+    """:return: the runs with today's presets, by seed; without those that stopped before another one of the same seed"""
+    found = [result for result in results if not result.differences]
+    longest: dict[tuple[str, str, int], int] = {}
+    for result in found:
+        key = result.task, result.algorithm, result.seed
+        longest[key] = max(longest.get(key, 0), result.lines[-1]["steps"])
+    found = [r for r in found if r.lines[-1]["steps"] == longest[r.task, r.algorithm, r.seed]]
+    return sorted(found, key=lambda result: result.seed)
 
 
 def number(value: float) -> str:
@@ -117,7 +155,7 @@ def summary_row(name: str, group: list[Result]) -> list[Any]:
         name += " (unfinished)"
     return [
         name,
-        ", ".join(str(result.seed) for result in group),
+        ", ".join(result.label for result in group),
         "{:,}".format(max(end["steps"] for end in ends)),
         "{:,}".format(max(end["updates"] for end in ends)),
         *(scores(measure, way) for way in ("deterministic", "sampled") for measure in ("best", "last", "last three")),
@@ -136,20 +174,22 @@ SUMMARY_HEAD = [
 
 
 def bar_row(name: str, task: Task, bar: Bar, group: list[Result]) -> list[Any]:
-    """Whether a bar holds: its measure, mean over the seeds."""
+    """Whether a bar holds: its measure, mean over the seeds, each the mean over its runs."""
     steps = bar.steps or task.steps
     demand = [f"{word} {number(value)}" for word, value in (("must", bar.must), ("aim", bar.aim)) if value is not None]
     cells: list[Any] = [f"[{name}](#{name})", task.claim, f"{steps:,}", bar.measure, ", ".join(demand)]
     if not group:
-        return [*cells, "", "", "not run"]
-    means = {
-        way: float(np.mean([MEASURES[bar.measure](result.returns(way, bar.steps)) for result in group]))
-        for way in ("deterministic", "sampled")
-    }
+        return [*cells, "", "", "not run with today's preset"]
+    seeds = {result.seed for result in group}
+
+    def mean(way: str) -> float:
+        scores = {seed: [MEASURES[bar.measure](r.returns(way, bar.steps)) for r in group if r.seed == seed] for seed in seeds}
+        return float(np.mean([np.mean(of_seed) for of_seed in scores.values()]))
+
+    means = {way: mean(way) for way in ("deterministic", "sampled")}
     score = means["deterministic"]
     met = [word for word, value in (("must", bar.must), ("aim", bar.aim)) if value is not None and score >= value]
     verdict = f"{met[-1]} met" if met else "**missed**"
-    seeds = {result.seed for result in group}
     if len(seeds) < 3 or not all(result.is_complete for result in group):
         verdict += f" ({len(seeds)} seed{'s' * (len(seeds) > 1)}, unfinished)"
     return [*cells, number(score), number(means["sampled"]), verdict]
@@ -170,44 +210,70 @@ def plot(name: str, task: Task, groups: dict[str, list[Result]], path: Path) -> 
         axes.axhline(score, color="grey", linestyle=":", linewidth=0.8)
         axes.annotate(reference, (0, score), fontsize=7, color="grey", va="bottom")
     axes.set(title=f"{name}: {task.env}", xlabel="environment steps", ylabel="return (deterministic)")
-    axes.legend(fontsize=8, title="(seeds)", title_fontsize=7)
+    axes.legend(fontsize=8, title="(runs)", title_fontsize=7)
     figure.savefig(path, dpi=100, metadata={"Software": None})
     plt.close(figure)
 
 
-# ---- the page ----
+# ---- the pages ----
 
 
 def render(results: list[Result], plots: Path | None = None) -> str:
     """
     :param results: what was measured
     :param plots: folder for the curves; None draws none
-    :return: the page
+    :return: the page of today's presets
     """
+    of_today = of_presets(results)
 
-    def select(task: str, algorithm: str, trial: str = "") -> list[Result]:
-        return [r for r in results if (r.task, r.algorithm, r.trial) == (task, algorithm, trial)]
+    def select(task: str, algorithm: str) -> list[Result]:
+        return [result for result in of_today if (result.task, result.algorithm) == (task, algorithm)]
 
     bars = [bar_row(name, task, bar, select(name, OURS)) for name, task in TASKS.items() for bar in task.bars]
     head = ["task", "shows", "steps", "measure", "bar (mean over seeds)", "deterministic", "sampled", "verdict"]
     parts = [HEAD, "## Bars\n", table(head, bars)]
     for name, task in TASKS.items():
-        groups = {NAMES[algorithm]: select(name, algorithm) for algorithm in NAMES}
-        groups[f"{NAMES[OURS]}, 2 ranks"] = select(name, OURS, TWO_RANKS)
+        algorithms = {result.algorithm for result in results if result.task == name}
+        groups = {NAMES[algorithm]: select(name, algorithm) for algorithm in NAMES if algorithm in algorithms}
+        missing = [label for label, group in groups.items() if not group]
         groups = {label: group for label, group in groups.items() if group}
-        trials = sorted({result.trial for result in results if result.task == name} - {"", TWO_RANKS})
-        if groups or trials:
-            parts.append(f"## {name}\n\n`{task.env}`: {task.claim}. {references(task)}\n")
+        if groups or missing:
+            parts.append(section(name, task))
         if groups:
             parts.append(table(SUMMARY_HEAD, [summary_row(label, group) for label, group in groups.items()]))
             parts.append(f"![learning curves](images/learning/{name}.png)\n")
+        if missing:
+            parts.append(f"Not run with today's preset: {', '.join(missing)}. See [trials](trials.md#{name}).\n")
         if groups and plots:
             plot(name, task, groups, plots / f"{name}.png")
-        if trials:
-            dropped = {trial: select(name, OURS, trial) for trial in trials}
-            rows = [summary_row(f"{trial}: `{group[0].overrides}`", group) for trial, group in dropped.items()]
-            parts.append("Trials, and what they set over the preset of that day:\n\n" + table(SUMMARY_HEAD, rows))
     return "\n".join(parts)
+
+
+def render_trials(results: list[Result]) -> str:
+    """
+    :param results: what was measured
+    :return: the page of all runs that :func:`render` does not show
+    """
+    of_today = of_presets(results)
+    parts = [TRIALS_HEAD]
+    for name, task in TASKS.items():
+        groups: dict[tuple[str, str], list[Result]] = {}
+        for result in results:
+            if result.task == name and result not in of_today:
+                file = "-".join(filter(None, (result.algorithm, result.trial)))
+                difference = ", ".join(f"`{text}`" for text in result.differences) or "none, but stopped early"
+                groups.setdefault((file, difference), []).append(result)
+        if groups:
+            rows = []
+            for (file, difference), group in groups.items():
+                label, *cells = summary_row(file, group)
+                rows.append([label, difference, *cells])
+            parts += [section(name, task), table(["trial", "differs from the preset", *SUMMARY_HEAD[1:]], rows)]
+    return "\n".join(parts)
+
+
+def section(name: str, task: Task) -> str:
+    return f"## {name}\n\n`{task.env}`: {task.claim}. {references(task)}\n"
 
 
 def references(task: Task) -> str:
@@ -217,7 +283,9 @@ def references(task: Task) -> str:
 def main() -> None:
     images = DOCS / "images" / "learning"
     images.mkdir(parents=True, exist_ok=True)
-    (DOCS / "results.md").write_text(render(load(), images))
+    results = load()
+    (DOCS / "results.md").write_text(render(results, images))
+    (DOCS / "trials.md").write_text(render_trials(results))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ from pathlib import Path
 
 from rl_zoo3.utils import StoreDict
 
-from benchmarks.learning.harness import ALGORITHMS, RESULTS, RefusedRun, Run, check, execute
+from benchmarks.learning.harness import RESULTS, RefusedRun, Run, check, execute
+from benchmarks.learning.presets import ALGORITHMS
 from benchmarks.learning.tasks import TASKS
 
 
