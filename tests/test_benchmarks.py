@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -161,6 +162,14 @@ def test_sources_that_differ_from_their_commit_are_refused(short_run, monkeypatc
     monkeypatch.setattr(harness, "commit", lambda: "abc1234")
     harness.check(short_run)
     assert not short_run.path.exists()
+
+
+def test_benchmarks_need_no_tests_and_no_paths():
+    for path in (ROOT / "benchmarks").rglob("*.py"):
+        source = path.read_text()
+        assert not re.search(r"^\s*(from|import) tests\b", source, flags=re.MULTILINE), path
+        # TorchRL's recipe is a folder of scripts that import each other.
+        assert "sys.path" not in source or path.name == "torchrl_update.py", path
 
 
 def test_a_variant_needs_a_name():

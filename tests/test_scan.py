@@ -61,7 +61,7 @@ def gradients(loss, policy):
 
 
 def result_of(p):
-    """Everything one evaluation of the objective gives; the return normaliser starts anew."""
+    """Everything one evaluation of the objective gives; the return normaliser is reset."""
     reset_normalizer(p.policy)
     output = p.loss(p.batch, p.noise)
     return output, gradients(output.loss, p.policy)

@@ -52,7 +52,7 @@ def stand_in(monkeypatch):
 
     def milliseconds(function, calls=20, warm_ups=3):
         times = []
-        for _ in range(5):  # the least of some: other processes may run beside this one
+        for _ in range(5):  # the least of some: other processes may run at the same time
             start = time.perf_counter()
             function()
             times.append(time.perf_counter() - start)

@@ -26,7 +26,7 @@ class Task(NamedTuple):
     :param episodes: per evaluation, of every kind
     :param bars: for DreamerV3
     :param references: scores to compare with, by name
-    :param eval_envs: environments that evaluate beside each other
+    :param eval_envs: environments that evaluate at the same time
     :param train_seconds: stop after so much processor time
     :param config: YAML file to take the preset from, relative to the root of the repository
     :param published: the published curve that its training returns are compared with, as ``suite/task``

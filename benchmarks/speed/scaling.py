@@ -6,7 +6,7 @@ What several ranks cost: one training update alone, under DDP with one rank, and
     python -m benchmarks.speed.scaling --device cuda --ranks 1 8 --iterations 50
     python -m benchmarks.speed.scaling --bytes                     # only the bytes that an update reduces, all sizes
 
-Every number of ranks is a launch of torchrun of its own. In it three things take turns: the update as one process makes it, on
+Every number of ranks is one launch of torchrun. In it three things take turns: the update as one process makes it, on
 all ranks at once and without a word between them; the same with all gradients reduced; and the bare reduction of as many
 bytes. A line of JSON per number of ranks; each rank trains a whole batch, so twice the ranks is twice the work.
 """
