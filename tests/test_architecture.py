@@ -8,14 +8,13 @@ PACKAGE = ROOT / "sb3_dreamer"
 
 # Lowest floor first. A file may import from floors below its own.
 FLOORS = [
-    {"zoo.startup._sb3_dreamer_zoo_hook", "zoo.presets", "zoo.ranks", "zoo.sampler", "zoo", "common.products"},
+    {"zoo.startup._sb3_dreamer_zoo_hook", "zoo.presets", "zoo.ranks", "zoo.sampler", "zoo", "common.functional"},
     {
         "common.type_aliases",
         "common.torch_layers",
         "common.optimizers",
         "common.utils",
         "common.device_rows",
-        "common.recorders",
         "common.ranks",
         "common.save_util",
     },
@@ -36,17 +35,17 @@ FLOORS = [
     {"common.buffers", "common.envs"},
     {"common.write_back"},
     {"dreamerv3.networks", "dreamerv3.heads", "dreamerv3.rssm"},
-    {"dreamerv3.fused_weights"},
-    {"dreamerv3.steps"},
-    {"dreamerv3.scan"},
     {"dreamerv3.world_model"},
-    {"dreamerv3.imagination"},
-    {"dreamerv3.policies"},
+    {"dreamerv3.imagination", "dreamerv3.policies"},
     {"dreamerv3.losses"},
-    {"dreamerv3.update"},
-    {"dreamerv3.parallel"},
-    {"dreamerv3.make_update"},
-    {"dreamerv3.arguments"},
+    {"dreamerv3.update", "dreamerv3.arguments"},
+    {"dreamerv3.fast", "dreamerv3.fast.weights", "dreamerv3.fast.cuda_graph"},
+    {"dreamerv3.fast.cells"},
+    {"dreamerv3.fast.scan", "dreamerv3.fast.dream"},
+    {"dreamerv3.fast.loss"},
+    {"dreamerv3.fast.compiled", "dreamerv3.fast.captured"},
+    {"dreamerv3.fast.ddp"},
+    {"dreamerv3.fast.make_update"},
     {"dreamerv3.saving"},
     {"dreamerv3.settings"},
     {"dreamerv3.dreamerv3"},
@@ -83,6 +82,15 @@ def test_imports_run_downwards():
         assert name in FLOOR_OF, f"{path.relative_to(ROOT)} has no floor: add it to FLOORS"
         wrong += [f"{name} imports {other}" for other in imports(path) if FLOOR_OF[other] >= FLOOR_OF[name]]
     assert not wrong, wrong
+
+
+def test_one_file_alone_imports_the_fast_path():
+    """A reader of the algorithm may leave the folder closed."""
+    inside = {path for path in PACKAGE.rglob("*.py") if path.parent.name == "fast"}
+    outside = {
+        module_name(path) for path in set(PACKAGE.rglob("*.py")) - inside if any("fast" in name for name in imports(path))
+    }
+    assert outside == {"dreamerv3.dreamerv3"}
 
 
 def docstring_lines(node: ast.AST) -> int:

@@ -67,6 +67,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "loss_scales=dict(reconstruction=dict(obs=-1.0))": dict(loss_scales=dict(reconstruction=dict(obs=-1.0))),
     "precision='fp16'": dict(precision="fp16"),
     "compile='yes'": dict(compile="yes"),
+    "fused=True": dict(fused=True),
     "distributed_scaling='square'": dict(distributed_scaling="square"),
     "model_size='huge'": dict(model_size="huge"),
     "train_freq=('1', 'step')": dict(train_freq=("1", "step")),

@@ -8,13 +8,19 @@ from gymnasium import spaces
 
 from benchmarks.speed.reference import Reference
 from sb3_dreamer.common.type_aliases import ImaginationNoise, LatentState, UpdateNoise
-from sb3_dreamer.dreamerv3 import imagination, scan, steps, world_model
+from sb3_dreamer.dreamerv3.fast import cells
+from sb3_dreamer.dreamerv3.fast import loss as loss_file
+from sb3_dreamer.dreamerv3.fast.loss import FusedDreamerLoss
+from sb3_dreamer.dreamerv3.fast.weights import supports_fused
+from sb3_dreamer.dreamerv3.heads import ActorHead
+from sb3_dreamer.dreamerv3.losses import DreamerLoss
 from sb3_dreamer.dreamerv3.rssm import RSSM
 from tests.support.helpers import (
     ACTION_SPACES,
     IMAGE,
     MIXED,
     VECTOR,
+    counter_model,
     double,
     make_loss,
     make_policy,
@@ -60,10 +66,12 @@ def gradients(loss, policy):
     return dict(zip(names, th.autograd.grad(loss, parameters), strict=True))
 
 
-def result_of(p):
+def result_of(p, fused="auto"):
     """Everything one evaluation of the objective gives; the return normaliser is reset."""
     reset_normalizer(p.policy)
-    output = p.loss(p.batch, p.noise)
+    objective = make_loss(p.policy, fused=fused, **p.settings)
+    assert type(objective) is (FusedDreamerLoss if fused else DreamerLoss)
+    output = objective(p.batch, p.noise)
     return output, gradients(output.loss, p.policy)
 
 
@@ -79,12 +87,9 @@ def relative_error(ours, reference):
     [({}, {}), (dict(prior_layers=1, actor_layers=1, blocks=2, actor_unimix=0.1), dict(imagine_last=4))],
     ids=["debug", "other layers"],
 )
-def test_all_paths_give_the_same_loss_and_gradients(space, action, dimensions, settings, request):
+def test_all_paths_give_the_same_loss_and_gradients(space, action, dimensions, settings):
     p = problem(space, ACTION_SPACES[action], settings, **dimensions)
-    assert scan.is_covered(p.policy.world_model.rssm)
-    ours = {"fast": result_of(p)}
-    request.getfixturevalue("plain_model")
-    ours["plain"] = result_of(p)
+    ours = {"fused": result_of(p), "plain": result_of(p, fused=False)}
     reset_normalizer(p.policy)
     loss, terms = Reference(p.policy, **p.settings).loss(p.batch, p.noise)
     expected = gradients(loss, p.policy)
@@ -97,34 +102,48 @@ def test_all_paths_give_the_same_loss_and_gradients(space, action, dimensions, s
         assert max(wrong.values()) < 1e-9, (path, max(wrong.items(), key=lambda item: item[1]))
 
 
-def test_the_comparison_notices_a_reset_that_is_ignored(monkeypatch, request):
+def test_the_comparison_notices_a_reset_that_is_ignored(monkeypatch):
     """Neither path may pass by chance: a scan that forgets resets differs."""
     p = problem(VECTOR, ACTION_SPACES["discrete"])
-    original = scan.observe
-    monkeypatch.setattr(world_model, "observe", lambda *args: original(*args[:3], th.zeros_like(args[3]), *args[4:]))
-    fast, _ = result_of(p)
-    monkeypatch.undo()
-    request.getfixturevalue("plain_model")
-    plain, _ = result_of(p)
-    assert relative_error(fast.loss, plain.loss) > 1e-4
+    right = loss_file.observe_fused
+    monkeypatch.setattr(loss_file, "observe_fused", lambda *args: right(*args[:3], th.zeros_like(args[3]), *args[4:]))
+    fused, _ = result_of(p)
+    plain, _ = result_of(p, fused=False)
+    assert relative_error(fused.loss, plain.loss) > 1e-4
 
 
 @pytest.mark.parametrize("dimensions", [dict(dynamics_layers=2), dict(posterior_layers=2)], ids=str)
-def test_other_layer_counts_take_the_plain_path(dimensions, monkeypatch):
+def test_other_layer_counts_are_trained_step_by_step(dimensions):
     p = problem(VECTOR, ACTION_SPACES["discrete"], **dimensions)
-    monkeypatch.setattr(scan.ObserveScan, "apply", None)
-    monkeypatch.setattr(imagination, "imagine_fused", None)
-    output, _ = result_of(p)
-    assert th.isfinite(output.loss)
+    assert type(p.loss) is DreamerLoss and th.isfinite(p.loss(p.batch, p.noise).loss)
 
 
-def test_a_subclass_of_the_recurrent_model_takes_the_plain_path():
-    class Mine(RSSM):
+def test_subclasses_of_the_model_are_trained_step_by_step():
+    class MyRSSM(RSSM):
+        pass
+
+    class MyActor(ActorHead):
         pass
 
     policy = make_policy(VECTOR, spaces.Discrete(2))
-    assert scan.is_covered(policy.world_model.rssm)
-    assert not scan.is_covered(Mine(8, 2, policy.size))
+    assert supports_fused(policy.world_model.rssm, policy.actor)
+    assert not supports_fused(MyRSSM(8, 2, policy.size), policy.actor)
+    assert not supports_fused(policy.world_model.rssm, MyActor(spaces.Discrete(2), policy.size))
+
+
+@pytest.mark.parametrize("fused", ["auto", False])
+def test_the_argument_chooses_the_objective(fused):
+    model = counter_model(fused=fused).learn(60)
+    assert type(model.loss_module) is (DreamerLoss if fused is False else FusedDreamerLoss) and model._n_updates > 0
+    model.fused = "auto"
+    model.learn(6, reset_num_timesteps=False)
+    assert type(model.loss_module) is FusedDreamerLoss
+
+
+def test_both_objectives_train_alike():
+    """The same seed, the same updates, up to rounding in float32."""
+    fused, plain = (counter_model(fused=choice).learn(60).policy.state_dict() for choice in ("auto", False))
+    assert all(th.allclose(fused[name], plain[name], atol=1e-4) for name in plain)
 
 
 def test_class_indices_as_noise_are_taken_as_they_are():
@@ -143,5 +162,5 @@ def test_thresholds_give_the_samples_of_the_mixture():
     distribution = policy.world_model.rssm.prior(th.randn(200, policy.size.deter))
     noise = th.rand(200, 50)
     probs = th.softmax(distribution.logits, -1)
-    sample = steps.sample_one_hot(probs, steps.sampling_thresholds(noise, 10, 0.3)).argmax(-1)
+    sample = cells.sample_one_hot(probs, cells.sampling_thresholds(noise, 10, 0.3)).argmax(-1)
     assert (sample == distribution.sample(noise)).float().mean() > 0.9999

@@ -10,12 +10,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
-from sb3_dreamer.common.recorders import PythonRecorder
-from sb3_dreamer.dreamerv3 import settings as settings_module
+from sb3_dreamer.dreamerv3 import dreamerv3 as algorithm_module
 from sb3_dreamer.dreamerv3.arguments import FIXED
+from sb3_dreamer.dreamerv3.fast.captured import CapturedUpdate
 from sb3_dreamer.dreamerv3.settings import OF_THE_LOOP, OF_THE_UPDATE
-from sb3_dreamer.dreamerv3.update import RecordedUpdate
+from sb3_dreamer.dreamerv3.update import TrainingUpdate
 from tests.support.helpers import counter_model
+from tests.support.python_graph import PythonGraph
 
 # As far from the defaults as a short run shows.
 CHANGED: dict[str, Any] = dict(
@@ -209,13 +210,13 @@ def test_what_cannot_be_is_refused_before_the_next_update(name, value, message):
 
 
 def test_a_recorded_update_is_made_again_where_it_must_be(monkeypatch):
-    made, right = [], settings_module.make_update
+    made, right = [], algorithm_module.make_update
 
-    def make_recorded(*args: Any) -> RecordedUpdate:
-        made.append(RecordedUpdate(right(*args), PythonRecorder))
+    def make_recorded(*args: Any) -> CapturedUpdate:
+        made.append(CapturedUpdate(right(*args), PythonGraph))
         return made[-1]
 
-    monkeypatch.setattr(settings_module, "make_update", make_recorded)
+    monkeypatch.setattr(algorithm_module, "make_update", make_recorded)
     model = counter_model(**COMMON)
     assert len(made) == 1
     model.learn(60, callback=At(step_33=setting("training_ratio", 16), step_39=setting("learning_rate", 1e-3)))
@@ -224,17 +225,17 @@ def test_a_recorded_update_is_made_again_where_it_must_be(monkeypatch):
     assert len(made) == 5
     assert [update.update.loss_module.ent_coef for update in made[2:]] == [3e-4, 0.5, 0.5]
     assert [update.update.tau for update in made[2:]] == [0.02, 0.02, 0.5]
-    assert model._update is made[-1] and made[-1].key is not None
+    assert model._update is made[-1] and made[-1].capture.key is not None
 
 
 def test_compile_in_mid_run():
     model = counter_model()
     model.compile = True
     model._take_up_settings()
-    assert model._update.must_compile
+    assert model._update.needs_compile
     model.compile = False
     model._take_up_settings()
-    assert not model._update.must_compile
+    assert type(model._update) is TrainingUpdate
 
 
 def test_an_unchanged_model_is_left_alone():

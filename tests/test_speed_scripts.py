@@ -11,7 +11,7 @@ import pytest
 import torch as th
 
 from benchmarks.speed import gpu
-from sb3_dreamer.common.recorders import PythonRecorder
+from tests.support.python_graph import PythonGraph
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -59,10 +59,12 @@ def stand_in(monkeypatch):
         return round(min(times) * 1e3, 4)
 
     monkeypatch.setattr(gpu, "DEVICE", th.device("cpu"))
-    monkeypatch.setattr(gpu, "CudaRecorder", lambda _: PythonRecorder())
+    monkeypatch.setattr(gpu, "CudaGraph", lambda _: PythonGraph())
     monkeypatch.setattr(gpu, "milliseconds", milliseconds)
     make = gpu.make_update
-    monkeypatch.setattr(gpu, "make_update", lambda *args, is_compiled=False, **kwargs: make(*args, **kwargs))  # it takes long
+    monkeypatch.setattr(
+        gpu, "make_update", lambda *args, compile_steps=False, compile_objective=False: make(*args)
+    )  # it takes long
 
 
 def test_the_cuda_benchmark_finds_replayed_steps_equal(stand_in):
@@ -70,7 +72,7 @@ def test_the_cuda_benchmark_finds_replayed_steps_equal(stand_in):
 
 
 def test_the_cuda_benchmark_notices_a_frozen_rate(stand_in, monkeypatch):
-    monkeypatch.setattr("sb3_dreamer.common.optimizers.LaProp.fill_rates", lambda self: None)
+    monkeypatch.setattr("sb3_dreamer.common.optimizers.LaProp.sync_lr", lambda self: None)
     with pytest.raises(AssertionError):
         gpu.check_replay_equals_plain("debug")
 

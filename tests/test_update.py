@@ -8,13 +8,15 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from torch.utils._python_dispatch import TorchDispatchMode
-from workloads import VIEWS
 
-from sb3_dreamer.common.recorders import PythonRecorder
-from sb3_dreamer.dreamerv3.make_update import make_acting, make_update
-from sb3_dreamer.dreamerv3.steps import maybe_compiled
-from sb3_dreamer.dreamerv3.update import RecordedStep, RecordedUpdate, TrainingUpdate
+from benchmarks.speed.workloads import VIEWS
+from sb3_dreamer.dreamerv3.fast.captured import CapturedStep, CapturedUpdate
+from sb3_dreamer.dreamerv3.fast.cells import maybe_compiled
+from sb3_dreamer.dreamerv3.fast.compiled import CompiledUpdate
+from sb3_dreamer.dreamerv3.fast.make_update import make_acting, make_update
+from sb3_dreamer.dreamerv3.update import TrainingUpdate
 from tests.support.helpers import IMAGE, MIXED, VECTOR, counter_model, double, make_loss, make_policy, random_batch
+from tests.support.python_graph import PythonGraph
 
 
 def make(space=VECTOR, action_space=None, **kwargs):
@@ -50,7 +52,7 @@ def test_a_replayed_update_takes_the_same_steps(space):
     plain, recorded = make(space), make(space)
     expected = run(plain, plain.policy, range(4), rates)
     before = {name: tensor.clone() for name, tensor in recorded.policy.state_dict().items()}
-    ours = run(RecordedUpdate(recorded, PythonRecorder), recorded.policy, range(4), rates)
+    ours = run(CapturedUpdate(recorded, PythonGraph), recorded.policy, range(4), rates)
     assert_same(ours, expected)
     moved = [not th.equal(before[name], tensor) for name, tensor in ours[1].items()]
     assert sum(moved) > 20
@@ -58,9 +60,9 @@ def test_a_replayed_update_takes_the_same_steps(space):
 
 
 def test_a_new_shape_or_moved_memory_is_recorded_anew():
-    update = RecordedUpdate(make(), PythonRecorder)
+    update = CapturedUpdate(make(), PythonGraph)
     made = []
-    update.make_recorder = lambda: (made.append(PythonRecorder()), made[-1])[1]
+    update.capture.make_graph = lambda: (made.append(PythonGraph()), made[-1])[1]
     policy = update.update.policy
     batch = double(random_batch(policy))
     update(batch)
@@ -81,7 +83,7 @@ def test_a_new_shape_or_moved_memory_is_recorded_anew():
 
 def test_a_loaded_optimiser_takes_the_next_step_of_the_plain_update():
     plain, recorded = make(), make()
-    twin = RecordedUpdate(recorded, PythonRecorder)
+    twin = CapturedUpdate(recorded, PythonGraph)
     run(plain, plain.policy, range(3))
     run(twin, recorded.policy, [7, 8])  # somewhere else
     recorded.policy.load_state_dict(plain.policy.state_dict())
@@ -90,20 +92,20 @@ def test_a_loaded_optimiser_takes_the_next_step_of_the_plain_update():
 
 
 def test_what_cannot_be_recorded_goes_on_with_a_warning():
-    class Broken(PythonRecorder):
-        def record(self, function):
+    class Broken(PythonGraph):
+        def capture(self, function):
             function()
             raise RuntimeError("no such luck")
 
     plain, recorded, rates = make(), make(), [0.0, 1e-2, 3e-3]  # a rate that is frozen shows
     expected = run(plain, plain.policy, range(3), rates)
-    twin = RecordedUpdate(recorded, Broken)
+    twin = CapturedUpdate(recorded, Broken)
     with pytest.warns(UserWarning, match="no such luck"):
         ours = run(twin, recorded.policy, range(3), rates)
     assert_same(ours, expected)
-    step = RecordedStep(recorded.policy.float(), Broken)
+    step = CapturedStep(recorded.policy.float(), Broken)
     observations, starts = random_batch(recorded.policy).observations[:, 0], th.ones(4)
-    with pytest.warns(UserWarning, match="Acting goes on unrecorded"):
+    with pytest.warns(UserWarning, match="Capturing the step of acting failed"):
         actions, state = step(observations, None, starts)
     assert actions.shape == (4, 1) and step(observations, state, starts)[0].shape == (4, 1)
 
@@ -111,17 +113,17 @@ def test_what_cannot_be_recorded_goes_on_with_a_warning():
 def test_files_of_a_recorded_optimiser_hold_numbers():
     """So that they load anywhere, and the learning rate is that of ``param_groups``."""
     recorded, plain = make(), make()
-    run(RecordedUpdate(recorded, PythonRecorder), recorded.policy, range(2), [1e-2, 0.0])
+    run(CapturedUpdate(recorded, PythonGraph), recorded.policy, range(2), [1e-2, 0.0])
     state = deepcopy(recorded.policy.optimizer.state_dict())
     (group,) = state["param_groups"]
-    assert group["step"] == 2 and isinstance(group["step"], int) and "rate" not in group
+    assert group["step"] == 2 and isinstance(group["step"], int) and "lr_tensor" not in group
     plain.policy.load_state_dict(recorded.policy.state_dict())
     plain.policy.optimizer.load_state_dict(state)
     twin = make()
     twin.policy.load_state_dict(recorded.policy.state_dict())
     twin.policy.optimizer.load_state_dict(deepcopy(state))
     expected = run(plain, plain.policy, [5, 6], [1e-2, 1e-3])
-    assert_same(run(RecordedUpdate(twin, PythonRecorder), twin.policy, [5, 6], [1e-2, 1e-3]), expected)
+    assert_same(run(CapturedUpdate(twin, PythonGraph), twin.policy, [5, 6], [1e-2, 1e-3]), expected)
     assert not th.equal(expected[1]["actor.output.weight"], recorded.policy.actor.output.weight)
 
 
@@ -177,7 +179,7 @@ def test_an_update_never_waits_for_the_device(space, action_space):
     update = make(space, action_space)
     batch = double(random_batch(update.policy))
     update(batch)
-    update.policy.optimizer.prepare_recording()
+    update.policy.optimizer.make_capturable()
     with Waits() as waits:
         update(batch)
     assert len(waits.names) > 500 and not waits.waiting
@@ -215,20 +217,17 @@ def test_gradients_lie_as_their_parameters_do():
 
 
 def test_the_update_that_is_made():
-    policy = make_policy(VECTOR, spaces.Discrete(2))
-    loss = make_loss(policy)
+    loss = make_loss(make_policy(VECTOR, spaces.Discrete(2)))
     for switch in ("auto", False):
-        assert not make_update(loss, 0.3, 0.02, switch, 0).must_compile  # on a CPU
-    assert make_update(loss, 0.3, 0.02, True, 0).must_compile
-    policy.world_model.rssm.is_compiled = True  # by an earlier learn
-    assert not make_update(loss, 0.3, 0.02, True, 0).must_compile
-    make_update(loss, 0.3, 0.02, False, 0)
-    assert not policy.world_model.rssm.is_compiled
+        assert type(make_update(loss, 0.3, 0.02, switch, 0)) is TrainingUpdate  # on a CPU
+    assert make_update(loss, 0.3, 0.02, True, 0).needs_compile
+    plain = make_loss(loss.policy, fused=False)
+    assert not make_update(plain, 0.3, 0.02, True, 0).needs_compile  # there are no fused loops to compile
 
 
 def test_a_recorded_optimiser_obeys_the_next_update_that_is_made():
     recorded = make()
-    run(RecordedUpdate(recorded, PythonRecorder), recorded.policy, range(2), [0.0, 0.0])
+    run(CapturedUpdate(recorded, PythonGraph), recorded.policy, range(2), [0.0, 0.0])
     before = recorded.policy.actor.output.weight.clone()
     plain = make_update(recorded.loss_module, 0.3, 0.02, False, 0)
     run(plain, recorded.policy, [3], [1e-2])
@@ -239,9 +238,9 @@ def test_a_plain_path_is_said_once(capsys):
     model = counter_model(verbose=1, policy_kwargs=dict(dynamics_layers=2))
     capsys.readouterr()
     model.learn(60)
-    assert capsys.readouterr().out.count("plain path") == 1
+    assert capsys.readouterr().out.count("using the step-by-step model") == 1
     counter_model(verbose=1).learn(60)
-    assert "plain path" not in capsys.readouterr().out
+    assert "step-by-step" not in capsys.readouterr().out
 
 
 def test_a_failure_to_compile_falls_back(monkeypatch):
@@ -272,17 +271,17 @@ def test_the_whole_objective_traced_takes_the_same_steps(space, monkeypatch):
     plain, traced = make(space), make(space)
     for policy in (plain.policy, traced.policy):
         policy.float()
-    settings = dict(agc_clip=0.3, tau=0.02, is_compiled=True, is_whole=True)
-    whole = TrainingUpdate(traced.loss_module, **settings)
+    settings = dict(agc_clip=0.3, tau=0.02, compile_steps=True, compile_objective=True)
+    whole = CompiledUpdate(traced.loss_module, **settings)
     results = []
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", "Training goes on")
+        warnings.filterwarnings("error", "torch.compile failed")
         for update in (plain, whole):
             th.manual_seed(1)
             metrics = [update(random_batch(update.policy, seed=seed)).metrics for seed in range(3)]
             results.append((th.stack(metrics), th.nn.utils.parameters_to_vector(update.policy.parameters()).detach()))
         graphs = th._dynamo.utils.counters["stats"]["unique_graphs"]
-        TrainingUpdate(make_loss(traced.policy), **settings)(random_batch(traced.policy))  # as by another learn
+        CompiledUpdate(make_loss(traced.policy), **settings)(random_batch(traced.policy))  # as by another learn
     maybe_compiled.cache_clear()
     th.testing.assert_close(results[0][0], results[1][0], rtol=1e-3, atol=1e-5)
     # Steps are as large as the rate, 1e-2; rounding turns those of gradients that are nothing but rounding.
@@ -319,7 +318,7 @@ def test_a_replayed_step_acts_as_the_policy_does(space):
     """State by state, with episodes that begin in between, after a change of the parameters and of the environments."""
     policy = make_policy(space, spaces.Box(-1, 1, (2,)))
     made = []
-    recorded = RecordedStep(policy, lambda: (made.append(PythonRecorder()), made[-1])[1])
+    recorded = CapturedStep(policy, lambda: (made.append(PythonGraph()), made[-1])[1])
     for n_envs in (3, 2):
         histories = []
         for step in (policy.step, recorded):

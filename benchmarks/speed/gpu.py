@@ -32,10 +32,11 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.speed.reference import Reference
 from benchmarks.speed.workloads import BATCH, LENGTH, SETTINGS, make_batch, make_policy, make_update
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
-from sb3_dreamer.common.recorders import CudaRecorder, clone_tensors
+from sb3_dreamer.common.functional import clone_tensors
 from sb3_dreamer.common.type_aliases import SequenceBatch
-from sb3_dreamer.dreamerv3.losses import DreamerLoss
-from sb3_dreamer.dreamerv3.update import RecordedStep, RecordedUpdate
+from sb3_dreamer.dreamerv3.fast.captured import CapturedStep, CapturedUpdate
+from sb3_dreamer.dreamerv3.fast.cuda_graph import CudaGraph
+from sb3_dreamer.dreamerv3.fast.make_update import make_loss
 
 DEVICE = th.device("cuda")
 
@@ -81,7 +82,7 @@ def equality() -> dict[str, Any]:
     facts = {}
     for preset in ("proprio_1m", "image_12m"):
         policy = make_policy(preset, DEVICE).double()
-        batch, loss_module = double(make_batch(policy, 2, 8)), DreamerLoss(policy, **SETTINGS)
+        batch, loss_module = double(make_batch(policy, 2, 8)), make_loss(policy, **SETTINGS)
         noise, parameters = double(loss_module.draw_noise(2, 8)), policy.trainable_parameters()
         ours = th.autograd.grad(loss_module(batch, noise).loss, parameters, allow_unused=True)
         policy.return_normalizer.low.zero_()
@@ -126,7 +127,7 @@ def check_replay_equals_plain(preset: str) -> float:
         update: Any = make_update(preset, DEVICE)
         policy, batch = update.policy, make_batch(update.policy)
         if is_recorded:
-            update = RecordedUpdate(update, lambda: CudaRecorder(DEVICE))
+            update = CapturedUpdate(update, lambda: CudaGraph(DEVICE))
         th.manual_seed(7)
         for rate in (0.0, 1e-4, 1e-5, 1e-4):
             for group in policy.optimizer.param_groups:
@@ -151,7 +152,7 @@ def update_times(preset: str, precision: str) -> dict[str, Any]:
     start = time.perf_counter()
     noise = update.loss_module.draw_noise(BATCH, LENGTH)
     plain = float(update(batch, noise).metrics[-2])  # train/loss
-    update = make_update(preset, DEVICE, precision, is_compiled=True, is_whole=True)
+    update = make_update(preset, DEVICE, precision, compile_steps=True, compile_objective=True)
     update.policy.load_state_dict(before)
     facts["loss_plain"], facts["loss_compiled"] = plain, float(update(batch, noise).metrics[-2])
     assert abs(plain - facts["loss_compiled"]) < 0.01 * abs(plain), facts
@@ -170,11 +171,11 @@ def update_times(preset: str, precision: str) -> dict[str, Any]:
         th.cuda.set_sync_debug_mode("default")
     facts["waits"] = 0
     th.cuda.reset_peak_memory_stats()
-    recorded = RecordedUpdate(update, lambda: CudaRecorder(DEVICE))
+    recorded = CapturedUpdate(update, lambda: CudaGraph(DEVICE))
     start = time.perf_counter()
     recorded(batch)
     th.cuda.synchronize()
-    assert recorded.is_recordable, "recording failed, see the warning"
+    assert recorded.capture.is_possible, "recording failed, see the warning"
     facts["record_seconds"] = round(time.perf_counter() - start, 1)
     facts["recorded_ms"] = milliseconds(lambda: recorded(batch), 50)
     facts["peak_memory_gb"] = round(th.cuda.max_memory_allocated() / 1e9, 2)
@@ -193,11 +194,14 @@ def split(preset: str, precision: str) -> dict[str, float]:
         with policy.autocast():
             return loss_module(batch, noise).loss
 
+    def world_model_loss() -> None:
+        world_model.loss(batch, *loss_module.observe(batch, noise.posterior), free_nats=1.0, gamma=0.997)
+
     with policy.autocast(), th.no_grad():
         parts = dict(
             encode=milliseconds(lambda: world_model.encode(batch.observations), 10),
-            observe_with_encode=milliseconds(lambda: world_model.observe(batch, noise.posterior), 10),
-            world_model_loss=milliseconds(lambda: world_model.loss(batch, noise.posterior, free_nats=1.0, gamma=0.997), 10),
+            observe_with_encode=milliseconds(lambda: loss_module.observe(batch, noise.posterior), 10),
+            world_model_loss=milliseconds(world_model_loss, 10),
         )
     parts["whole_loss"] = milliseconds(loss, 10)
     parts["loss_and_gradient"] = milliseconds(lambda: update.compute_gradients(loss()), 10)
@@ -211,7 +215,7 @@ def acting(preset: str) -> dict[str, float]:
     for n_envs in (1, 16):
         observations = th.as_tensor(np.stack([policy.observation_space.sample() for _ in range(n_envs)])).to(DEVICE)
         starts = th.zeros(n_envs, device=DEVICE)
-        for name, step in (("eager", policy.step), ("recorded", RecordedStep(policy, lambda: CudaRecorder(DEVICE)))):
+        for name, step in (("eager", policy.step), ("recorded", CapturedStep(policy, lambda: CudaGraph(DEVICE)))):
             state: Any = policy.initial_state(n_envs)
 
             def act(step: Any = step, observations: Any = observations, state: Any = state, starts: Any = starts) -> None:
@@ -222,8 +226,8 @@ def acting(preset: str) -> dict[str, float]:
 
 
 def feed(preset: str, rows: int = 20_000) -> dict[str, float]:
-    update = make_update(preset, DEVICE, "bf16", is_compiled=True, is_whole=True)
-    policy, recorded = update.policy, RecordedUpdate(update, lambda: CudaRecorder(DEVICE))
+    update = make_update(preset, DEVICE, "bf16", compile_steps=True, compile_objective=True)
+    policy, recorded = update.policy, CapturedUpdate(update, lambda: CudaGraph(DEVICE))
     batch = make_batch(policy)
     facts = dict(update_alone_ms=milliseconds(lambda: recorded(batch), 50))
     space, action_space, latent_shape = policy.observation_space, policy.action_space, policy.size.latent_shape

@@ -22,24 +22,9 @@ from benchmarks.speed.reference import Reference
 from benchmarks.speed.workloads import PRESETS, SETTINGS, count_operations, interleave, make_batch, make_update, peak_rss_mb
 from sb3_dreamer.common.optimizers import clip_grad_agc_
 from sb3_dreamer.common.type_aliases import SequenceBatch
-from sb3_dreamer.dreamerv3 import imagination, scan
 from sb3_dreamer.dreamerv3.update import TrainingUpdate
 
 VARIANTS = ("fast", "compiled", "plain", "reference")
-
-
-def use_plain_path(update: Callable[[], Any]) -> Callable[[], Any]:
-    """:return: the same update, by the verbs of the model instead of the fused loops"""
-
-    def plain() -> None:
-        covered = scan.is_covered
-        scan.is_covered = imagination.is_covered = lambda _: False
-        try:
-            update()
-        finally:
-            scan.is_covered = imagination.is_covered = covered
-
-    return plain
 
 
 def use_reference(update: TrainingUpdate, batch: SequenceBatch) -> Callable[[], Any]:
@@ -57,12 +42,11 @@ def use_reference(update: TrainingUpdate, batch: SequenceBatch) -> Callable[[], 
 
 
 def make_variant(name: str, preset: str) -> tuple[Callable[[], Any], TrainingUpdate]:
-    update = make_update(preset, is_compiled=name == "compiled")
+    update = make_update(preset, fused=False if name == "plain" else "auto", compile_steps=name == "compiled")
     batch = make_batch(update.policy)
     if name == "reference":
         return use_reference(update, batch), update
-    call = lambda: update(batch)  # noqa: E731
-    return (use_plain_path(call) if name == "plain" else call), update
+    return lambda: update(batch), update
 
 
 def main() -> None:

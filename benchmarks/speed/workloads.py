@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from sb3_dreamer.common.type_aliases import SequenceBatch, SequenceIndices
-from sb3_dreamer.dreamerv3.losses import DreamerLoss
+from sb3_dreamer.dreamerv3.fast.compiled import CompiledUpdate
+from sb3_dreamer.dreamerv3.fast.make_update import make_loss
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
 from sb3_dreamer.dreamerv3.update import TrainingUpdate
 
@@ -49,9 +50,18 @@ def make_policy(preset: str, device: th.device | str = "cpu", precision: str = "
     return policy.to(device)
 
 
-def make_update(preset: str, device: th.device | str = "cpu", precision: str = "fp32", **kwargs: Any) -> TrainingUpdate:
+def make_update(
+    preset: str,
+    device: th.device | str = "cpu",
+    precision: str = "fp32",
+    fused: bool | str = "auto",
+    compile_steps: bool = False,
+    compile_objective: bool = False,
+) -> TrainingUpdate:
     """:return: the training update of a new policy"""
-    return TrainingUpdate(DreamerLoss(make_policy(preset, device, precision), **SETTINGS), agc_clip=0.3, tau=0.02, **kwargs)
+    loss_module = make_loss(make_policy(preset, device, precision), fused, **SETTINGS)
+    settings: dict[str, Any] = dict(compile_steps=compile_steps, compile_objective=compile_objective)
+    return CompiledUpdate(loss_module, agc_clip=0.3, tau=0.02, **settings)
 
 
 def make_batch(policy: DreamerPolicy, batch_size: int = BATCH, length: int = LENGTH) -> SequenceBatch:

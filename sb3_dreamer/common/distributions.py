@@ -11,7 +11,7 @@ from typing import Any
 import torch as th
 from torch.nn import functional as F
 
-from sb3_dreamer.common.utils import computed_once, device_constant, one_hot
+from sb3_dreamer.common.functional import computed_once, device_constant, one_hot
 
 
 def at_least_float32(x: th.Tensor) -> th.Tensor:

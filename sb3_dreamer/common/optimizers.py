@@ -41,12 +41,12 @@ class LaProp(Optimizer):
     :param eps: added to the root; tiny, since a parameter without any gradient must not move
     :raises ValueError: if a setting is out of its range
 
-    For a step that is recorded once and replayed (between :meth:`prepare_recording` and :meth:`stop_recording`), number of
-    steps and learning rates live in tensors, and :meth:`fill_rates` brings there what was written into ``param_groups``. Files
+    For a step that is captured as a graph (between :meth:`make_capturable` and :meth:`make_eager`), number of
+    steps and learning rates live in tensors, and :meth:`sync_lr` brings there what was written into ``param_groups``. Files
     hold numbers in either case.
     """
 
-    is_recorded = False
+    is_capturable = False
 
     def __init__(
         self,
@@ -79,9 +79,9 @@ class LaProp(Optimizer):
             self._step_group(group)
         return loss
 
-    def prepare_recording(self) -> None:
-        """Create all state now, and keep in tensors on the device what Python would otherwise freeze into the record."""
-        self.is_recorded = True
+    def make_capturable(self) -> None:
+        """Create all state now, and keep step and learning rate in tensors on the device, as a captured graph needs them."""
+        self.is_capturable = True
         for group in self.param_groups:
             device = group["params"][0].device
             for p in group["params"]:
@@ -89,38 +89,38 @@ class LaProp(Optimizer):
             if not isinstance(group["step"], th.Tensor):
                 # In float64: 1 - 0.999 in float32 is wrong in the fifth digit.
                 group["step"] = th.tensor(group["step"], dtype=th.float64, device=device)
-                group["rate"] = th.zeros((), dtype=th.float64, device=device)
-        self.fill_rates()
+                group["lr_tensor"] = th.zeros((), dtype=th.float64, device=device)
+        self.sync_lr()
 
-    def stop_recording(self) -> None:
+    def make_eager(self) -> None:
         """Numbers again: each step reads the learning rate from ``param_groups``."""
-        self.is_recorded = False
+        self.is_capturable = False
         for group in self.param_groups:
             group["step"] = int(group["step"])
-            group.pop("rate", None)
+            group.pop("lr_tensor", None)
 
     def state_dict(self) -> dict[str, Any]:
-        """:return: as torch's, with numbers in the place of the tensors of a record"""
+        """:return: as torch's, with numbers in place of the tensors"""
         state = super().state_dict()
         for group in state["param_groups"]:
             group["step"] = int(group["step"])
-            group.pop("rate", None)
+            group.pop("lr_tensor", None)
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """
-        As torch's; an optimiser that is recorded stays so.
+        As torch's; a capturable optimizer stays capturable.
 
         :param state_dict: of an optimiser with the same parameters
         """
         super().load_state_dict(state_dict)
-        if self.is_recorded:
-            self.prepare_recording()
+        if self.is_capturable:
+            self.make_capturable()
 
-    def fill_rates(self) -> None:
-        """In place: whoever changes the learning rate replaces the number in ``param_groups``, never the tensor."""
+    def sync_lr(self) -> None:
+        """Copy the learning rates of ``param_groups`` to the tensors."""
         for group in self.param_groups:
-            group["rate"].fill_(float(group["lr"]))
+            group["lr_tensor"].fill_(float(group["lr"]))
 
     def _init_state(self, p: th.Tensor) -> None:
         if not self.state[p]:
@@ -142,12 +142,12 @@ class LaProp(Optimizer):
         th._foreach_mul_(squares, beta2)
         th._foreach_addcmul_(squares, grads, grads, value=1.0 - beta2)
         debias1, debias2 = 1.0 - beta1 ** group["step"], 1.0 - beta2 ** group["step"]
-        root = th._foreach_div(squares, debias2.to(squares[0].dtype) if self.is_recorded else debias2)
+        root = th._foreach_div(squares, debias2.to(squares[0].dtype) if self.is_capturable else debias2)
         th._foreach_sqrt_(root)
         th._foreach_add_(root, group["eps"])
         normalised = th._foreach_div(grads, root)
         th._foreach_lerp_(momentum, normalised, 1.0 - beta1)
-        if self.is_recorded:
-            th._foreach_add_(params, th._foreach_mul(momentum, (-group["rate"] / debias1).to(params[0].dtype)))
+        if self.is_capturable:
+            th._foreach_add_(params, th._foreach_mul(momentum, (-group["lr_tensor"] / debias1).to(params[0].dtype)))
         else:
             th._foreach_add_(params, momentum, alpha=-float(group["lr"]) / debias1)

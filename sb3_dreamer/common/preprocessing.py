@@ -11,8 +11,8 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
+from sb3_dreamer.common.functional import device_constant, one_hot
 from sb3_dreamer.common.type_aliases import NumpyObs, TensorObs
-from sb3_dreamer.common.utils import device_constant, one_hot
 
 SINGLE_KEY = "obs"
 

@@ -8,7 +8,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_dreamer.common.products import linear, weight_gradient
+from sb3_dreamer.common.functional import linear
 
 NORM_EPS = 1e-4
 
@@ -133,31 +133,6 @@ class NormSiLU(th.autograd.Function):
         along = (by_scale @ scale).unsqueeze(-1) / len(scale)  # mean of grad_unit * unit (..., 1)
         grad_x = th.addcmul(grad_scaled * scale, unit, along, value=-1.0).mul_(inverse)  # (..., n)
         return grad_x.to(ctx.dtype), by_scale.flatten(0, -2).sum(0)
-
-
-class KnownLinear(th.autograd.Function):
-    """A linear layer whose result is there already: forward hands it on, backward is the layer's."""
-
-    @staticmethod
-    def forward(ctx: Any, result: th.Tensor, x: th.Tensor, _weight: th.Tensor, _bias: th.Tensor) -> th.Tensor:
-        """
-        :param ctx: for the backward pass
-        :param result: what the layer makes of ``x`` (..., O)
-        :param x: takes no gradient (..., I)
-        :param _weight: (O, I)
-        :param _bias: (O,)
-        :return: the result (..., O)
-        """
-        ctx.save_for_backward(x)
-        ctx.dtype = compute_dtype(x)
-        return result.view_as(result)
-
-    @staticmethod
-    def backward(ctx: Any, grad: th.Tensor) -> tuple[None, None, th.Tensor, th.Tensor]:
-        (x,) = ctx.saved_tensors
-        grad = grad.flatten(0, -2)  # (N, O)
-        weight = weight_gradient(x.flatten(0, -2).to(ctx.dtype), grad.to(ctx.dtype))  # (O, I)
-        return None, None, weight.to(grad.dtype), grad.sum(0)
 
 
 class RMSNorm2d(RMSNorm):

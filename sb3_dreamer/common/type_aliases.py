@@ -79,10 +79,10 @@ class UpdateNoise(NamedTuple):
 class ImaginedTrajectory(NamedTuple):
     """
     A dream of H steps from N starts: features (N, H + 1, F), actions (N, H + 1, action_dim), latents (N, H + 1, ...), and
-    what the actor's first linear layer made of the features (N, H + 1, U), if that is known.
+    the output of the actor's first linear layer (N, H + 1, U), if it was computed on the way.
     """
 
     features: th.Tensor
     actions: th.Tensor
     latents: LatentState
-    actor_in: th.Tensor | None = None
+    actor_preact: th.Tensor | None = None

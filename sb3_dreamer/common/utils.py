@@ -2,61 +2,15 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
-from functools import lru_cache
 from numbers import Real
-from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule
-from torch._compile import _disable_dynamo
-
-Result = TypeVar("Result")
-# As `th.compiler.disable`, which imports the compiler at once: a second and 70 MB in each worker of a SubprocVecEnv.
-never_compiled = _disable_dynamo
-
-
-class computed_once(Generic[Result]):
-    """
-    ``functools.cached_property`` without the lock that it takes before Python 3.12, at which a compiled graph would end.
-
-    :param function: of the instance
-    """
-
-    def __init__(self, function: Callable[[Any], Result]):
-        self.function, self.__doc__ = function, function.__doc__
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, instance: Any, owner: type | None = None) -> Result:
-        value = self.function(instance)
-        instance.__dict__[self.name] = value  # and is found before this from now on
-        return value
-
-
-@never_compiled
-@lru_cache
-def device_constant(values: tuple[int, ...], device: th.device) -> th.Tensor:
-    """Copied to the device once, not at every step: a copy would wait for the device."""
-    return th.tensor(values, device=device)
-
-
-def one_hot(indices: th.Tensor, classes: int, dtype: th.dtype = th.float32) -> th.Tensor:
-    """
-    As torch's, without its look at the indices, which would wait for the device.
-
-    :param indices: (...) of integers, each below ``classes``
-    :param classes: K
-    :param dtype: of the result
-    :return: (..., K)
-    """
-    zeros = th.zeros((*indices.shape, classes), dtype=dtype, device=indices.device)
-    return zeros.scatter_(-1, indices.long().unsqueeze(-1), 1.0)
 
 
 class PiecewiseSchedule:

@@ -12,10 +12,10 @@ from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
+from sb3_dreamer.common.functional import tensors_of
 from sb3_dreamer.common.images import image_layout
 from sb3_dreamer.common.preprocessing import as_space_dict
 from sb3_dreamer.common.ranks import SCALINGS, rate_factor
-from sb3_dreamer.common.recorders import tensors_of
 from sb3_dreamer.dreamerv3.counterparts import refuse_arguments
 from sb3_dreamer.dreamerv3.losses import LOSS_SCALES, LossScales
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
@@ -41,9 +41,8 @@ RANGES: dict[str, tuple[float, float, bool]] = {
 }
 POSITIVE = ("training_ratio", "agc_clip")
 # What else several ranks must have in common.
-ALIKE = (
-    "num_timesteps _n_updates train_freq precision compile loss_scales replay_context online_queue distributed_scaling".split()
-)
+ALIKE = "num_timesteps _n_updates train_freq precision compile fused loss_scales replay_context online_queue".split()
+ALIKE += ["distributed_scaling"]
 # Settings that hold for the life of a model, and why.
 BUILT = "the networks are built with it, make a new model"
 MADE = "the replay buffer is made with it, save the model and load it with the new value"
@@ -97,6 +96,8 @@ def check_arguments(model: "DreamerV3") -> None:
         )
     if model.compile not in (True, False, "auto"):
         raise ValueError(f"`compile` must be True, False or 'auto', got {model.compile!r}")
+    if model.fused not in (False, "auto"):
+        raise ValueError(f"`fused` must be 'auto' or False, got {model.fused!r}")
     if model.distributed_scaling not in SCALINGS:
         raise ValueError(f"`distributed_scaling` must be one of {SCALINGS}, got {model.distributed_scaling!r}")
     convert_train_freq(model)
@@ -334,7 +335,7 @@ def announce_scaling(model: "DreamerV3") -> None:
     ranks, size = model._ranks, model._ranks.size
     if not ranks.is_launched or model.verbose < 1:
         return
-    unrecorded = " The update as a whole is not recorded as a CUDA graph." if model.device.type == "cuda" else ""
+    unrecorded = " The update as a whole is not captured as a CUDA graph." if model.device.type == "cuda" else ""
     steps = size * model.batch_size * model.batch_length / model.training_ratio
     print(
         f"{size} ranks, distributed_scaling={model.distributed_scaling!r}: windows per update {model.batch_size} -> "

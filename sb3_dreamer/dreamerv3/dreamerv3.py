@@ -16,18 +16,19 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from sb3_dreamer.common.env_checker import check_env
+from sb3_dreamer.common.functional import tensors_of
 from sb3_dreamer.common.launch import join_ranks
 from sb3_dreamer.common.preprocessing import decode_actions, encode_actions
-from sb3_dreamer.common.recorders import tensors_of
 from sb3_dreamer.common.type_aliases import LatentState, PolicyState
 from sb3_dreamer.common.utils import MetricAverager, TrainRatio, UpdateClock
 from sb3_dreamer.common.value_checks import RangeCheck
 from sb3_dreamer.common.vec_normalize import in_model_layout
 from sb3_dreamer.dreamerv3.arguments import announce, check_arguments, facts_for_all, warn_if_no_window
 from sb3_dreamer.dreamerv3.counterparts import name_counterparts
+from sb3_dreamer.dreamerv3.fast.make_update import Acting, Update, make_acting, make_loss, make_update
 from sb3_dreamer.dreamerv3.losses import LossScales
 from sb3_dreamer.dreamerv3.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy
-from sb3_dreamer.dreamerv3.settings import AdjustableAlgorithm
+from sb3_dreamer.dreamerv3.settings import OF_THE_LOSS, AdjustableAlgorithm
 
 SelfDreamerV3 = TypeVar("SelfDreamerV3", bound="DreamerV3")
 
@@ -63,7 +64,9 @@ class DreamerV3(AdjustableAlgorithm):
     :param online_queue: train on each new window once before drawing uniformly
     :param imagine_last: dream from the last K rows of each window only; 0: from all
     :param precision: ``"fp32"``, ``"bf16"`` (autocast), or ``"auto"``: bf16 where a CUDA device has it
-    :param compile: compile the recurrent steps, on CUDA all of the objective, and record the update; ``"auto"``: on CUDA
+    :param compile: compile the recurrent steps, on CUDA the whole objective, and capture the update; ``"auto"``: on CUDA
+    :param fused: ``"auto"``: fused loops for observing and imagining, the same numbers in less time, where the model allows
+        them; False: the step-by-step model
     :param distributed_scaling: what several ranks (torchrun), each with its own batch and environments, do to the learning
         rate: ``"sqrt"``, ``"linear"``, None, ``"sqrt+priming"``, ``"linear+priming"``, see
         :func:`~sb3_dreamer.common.ranks.rate_factor`
@@ -91,6 +94,8 @@ class DreamerV3(AdjustableAlgorithm):
         "MultiInputPolicy": MultiInputPolicy,
     }
     replay_buffer: SequenceReplayBuffer
+    _update: Update
+    _act: Acting
 
     @name_counterparts
     def __init__(
@@ -118,6 +123,7 @@ class DreamerV3(AdjustableAlgorithm):
         imagine_last: int = 0,
         precision: str = "auto",
         compile: bool | str = "auto",
+        fused: bool | str = "auto",
         distributed_scaling: str | None = "sqrt",
         log_every_updates: int = 500,
         train_freq: int | tuple[int, str] = 1,
@@ -170,6 +176,7 @@ class DreamerV3(AdjustableAlgorithm):
         self.imagine_last = imagine_last
         self.precision = precision
         self.compile = compile
+        self.fused = fused
         self.distributed_scaling = distributed_scaling
         self.log_every_updates = log_every_updates
         self._log_interval: int | None = None
@@ -210,6 +217,12 @@ class DreamerV3(AdjustableAlgorithm):
             self.policy_kwargs, self.replay_buffer_kwargs = user_policy_kwargs, user_buffer_kwargs
         self.replay_buffer.latent_shape = self.policy.size.latent_shape
         self._setup_training()
+
+    def _setup_update(self) -> None:
+        settings = {name: getattr(self, name) for name in OF_THE_LOSS}
+        self.loss_module = make_loss(self.policy, self.fused, self.verbose, **settings)
+        self._update = make_update(self.loss_module, self.agc_clip, self.tau, self.compile, self.verbose, self._ranks)
+        self._act = make_acting(self.policy, self.compile)
 
     def learn(
         self: SelfDreamerV3,

@@ -6,7 +6,7 @@ from torch import nn
 
 from sb3_dreamer.common.distributions import Bernoulli, BoundedNormal, MultiCategorical, SymexpTwoHot, symexp_bins
 from sb3_dreamer.common.preprocessing import class_counts, encoded_dim
-from sb3_dreamer.common.torch_layers import MLP, KnownLinear, Linear
+from sb3_dreamer.common.torch_layers import MLP, Linear
 from sb3_dreamer.dreamerv3.model_sizes import ModelSize
 
 
@@ -79,20 +79,6 @@ class ActorHead(nn.Module):
         :return: distribution over actions (..., action_dim); log-probability and entropy come per dimension
         """
         return self.distribution(self.mlp(features))
-
-    def of_known(self, features: th.Tensor, actor_in: th.Tensor) -> BoundedNormal | MultiCategorical:
-        """
-        As :meth:`forward`, gradient included but for the features', where the largest product has been computed before.
-
-        :param features: (..., F)
-        :param actor_in: what the first linear layer made of them (..., U)
-        :return: distribution over actions (..., action_dim)
-        """
-        first = self.mlp.first
-        x = first.activate(KnownLinear.apply(actor_in, features, first.linear.weight, first.linear.bias))  # (..., U)
-        for layer in self.mlp.rest:
-            x = layer(x)  # (..., U)
-        return self.distribution(x)
 
     def distribution(self, x: th.Tensor) -> BoundedNormal | MultiCategorical:
         """

@@ -7,7 +7,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_dreamer.common.distributions import BoundedNormal, MultiCategorical, SymexpTwoHot
+from sb3_dreamer.common.distributions import BoundedNormal, MultiCategorical, OneHotCategoricalST, SymexpTwoHot
 from sb3_dreamer.common.returns import lambda_return
 from sb3_dreamer.common.type_aliases import (
     ImaginationNoise,
@@ -29,8 +29,6 @@ LOSS_SCALES: dict[str, float] = {
     "critic": 1.0,
     "replay_critic": 0.3,
 }
-
-CACHED_ROWS = 1024
 
 
 LossScales = Mapping[str, float | Mapping[str, float]]
@@ -99,7 +97,10 @@ class LossOutput(NamedTuple):
 
 class DreamerLoss(nn.Module):
     """
-    The whole objective of one update, as one module: the one door for compilation and data parallelism.
+    The whole objective of one update, as one module: what is compiled, and what data parallelism wraps.
+
+    Four methods may be overridden by faster ones that give the same numbers: :meth:`observe`, :meth:`imagine`,
+    :meth:`actor_distribution` and :meth:`predict`.
 
     :param policy: owns the networks
     :param imagination_horizon: H
@@ -163,27 +164,59 @@ class DreamerLoss(nn.Module):
             noise = self.draw_noise(*batch.rewards.shape)
         world_model = self.policy.world_model
         settings: dict[str, Any] = dict(free_nats=self.free_nats, gamma=self.gamma, key_scales=self.key_scales)
-        terms, posterior, metrics = world_model.loss(batch, noise.posterior, **settings)
 
-        # ---- dream from the posterior, cut from the graph ----
-        recent = LatentState(*(part[:, -self.imagine_last :] for part in posterior))  # (B, K, ...); K = T for 0
+        # ---- world model ----
+        states, posterior = self.observe(batch, noise.posterior)  # (B, T, ...)
+        terms, metrics = world_model.loss(batch, states, posterior, **settings)  # (B, T) each
+
+        # ---- imagine from the posterior, cut from the graph ----
+        recent = LatentState(*(part[:, -self.imagine_last :] for part in states))  # (B, K, ...); K = T for 0
         start = LatentState(*(part.flatten(0, 1) for part in recent)).detach()  # (N, ...)
-        trajectory = imagine(world_model, self.policy.actor, start, noise.imagination)  # (N, H + 1, ...)
+        trajectory = self.imagine(start, noise.imagination)  # (N, H + 1, ...)
         value = self.policy.critic(trajectory.features)  # distribution over (N, H + 1)
         dream = self.dream_returns(trajectory, value)
 
         # ---- actor and critic ----
         self.policy.return_normalizer.update(self.gather(dream.returns))
         terms["actor"], actor_metrics = self.actor_terms(trajectory, dream)
-        # The last state has no return; cut off after the loss, for a cut through the logits would copy them.
+        # The last state has no return. Slice after the loss: slicing the logits would copy them.
         padded = F.pad(dream.returns, (0, 1))  # (N, H + 1)
         terms["critic"] = dream.weights[:, :-1] * critic_loss(value, padded, dream.target_values)[:, :-1]  # (N, H)
         terms["replay_critic"] = self.replay_critic_term(batch, recent, dream.returns[:, 0])
 
-        assert terms.keys() == self.loss_scales.keys(), (sorted(terms), sorted(self.loss_scales))
+        self._check_shapes(terms, batch.rewards.shape, dream.returns.shape, len(batch.rewards))
         loss = th.stack([scale * terms[name].mean() for name, scale in self.loss_scales.items()]).sum()
         metrics |= actor_metrics | self._loss_metrics(loss, terms)
-        return LossOutput(loss, terms, posterior, trajectory, dream, metrics)
+        return LossOutput(loss, terms, states, trajectory, dream, metrics)
+
+    # ---- the four that may be overridden ----
+
+    def observe(self, batch: SequenceBatch, noise: th.Tensor) -> tuple[LatentState, OneHotCategoricalST]:
+        """As :meth:`WorldModel.observe`."""
+        return self.policy.world_model.observe(batch, noise)
+
+    def imagine(self, start: LatentState, noise: ImaginationNoise) -> ImaginedTrajectory:
+        """As :func:`~sb3_dreamer.dreamerv3.imagination.imagine`."""
+        return imagine(self.policy.world_model, self.policy.actor, start, noise)
+
+    def actor_distribution(self, trajectory: ImaginedTrajectory) -> BoundedNormal | MultiCategorical:
+        """
+        :param trajectory: the dream
+        :return: the actor's distribution over (N, H + 1), with gradient
+        """
+        return self.policy.actor(trajectory.features)
+
+    def predict(self, features: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :param features: of the dream (N, H + 1, F)
+        :return: rewards, continues and the slow critic's values (N, H + 1)
+        """
+        world_model = self.policy.world_model
+        heads = world_model.reward_head, world_model.continue_head, self.policy.critic_target
+        rewards, continues, target_values = (head(features).mean() for head in heads)  # 3 x (N, H + 1)
+        return rewards, continues, target_values
+
+    # ---- terms ----
 
     @th.no_grad()
     def dream_returns(self, trajectory: ImaginedTrajectory, value: SymexpTwoHot) -> DreamReturns:
@@ -198,13 +231,7 @@ class DreamerLoss(nn.Module):
         :param value: the critic's distribution over (N, H + 1)
         :return: what the heads say of it
         """
-        world_model = self.policy.world_model
-        heads = world_model.reward_head, world_model.continue_head, self.policy.critic_target
-        # On a CPU in pieces that stay in its cache.
-        n_rows = trajectory.features.shape[1]
-        size = len(trajectory.features) if trajectory.features.is_cuda else max(1, CACHED_ROWS // n_rows)
-        pieces = [[head(piece).mean() for head in heads] for piece in trajectory.features.split(size)]
-        rewards, continues, target_values = (th.cat(parts) for parts in zip(*pieces, strict=True))  # 3 x (N, H + 1)
+        rewards, continues, target_values = self.predict(trajectory.features)  # 3 x (N, H + 1)
         values = value.mean()
         returns = lambda_return(rewards, continues, values, return_lambda=self.return_lambda)  # (N, H)
         return DreamReturns(rewards, continues, values, target_values, continues.cumprod(dim=1), returns)
@@ -215,10 +242,8 @@ class DreamerLoss(nn.Module):
         :param dream: its returns
         :return: actor loss (N, H) and metrics
         """
-        actor, features, actor_in = self.policy.actor, trajectory.features, trajectory.actor_in
-        distribution: BoundedNormal | MultiCategorical
-        distribution = actor(features) if actor_in is None else actor.of_known(features, actor_in)  # over (N, H + 1)
-        # The last action has no advantage; cut off here, for a cut through the features would copy them.
+        distribution = self.actor_distribution(trajectory)  # over (N, H + 1)
+        # The last action has no advantage. Slice here, after the distribution: slicing the features would copy them.
         log_prob = distribution.log_prob(trajectory.actions).sum(-1)[:, :-1]  # (N, H)
         entropy = distribution.entropy().sum(-1)[:, :-1]  # (N, H)
         normalizer = self.policy.return_normalizer
@@ -262,6 +287,14 @@ class DreamerLoss(nn.Module):
         with th.no_grad():
             target_value = self.policy.critic_target(features[:, :-1]).mean()
         return (1.0 - is_last[:, :-1].to(rewards.dtype)) * critic_loss(value, returns, target_value)
+
+    def _check_shapes(self, terms: dict[str, th.Tensor], replayed: th.Size, imagined: th.Size, batch_size: int) -> None:
+        """Every term is checked before its mean, where a wrong axis would go unnoticed."""
+        assert terms.keys() == self.loss_scales.keys(), (sorted(terms), sorted(self.loss_scales))
+        of_critic = (batch_size, imagined[0] // batch_size - 1)  # (B, K - 1)
+        shapes = {"actor": imagined, "critic": imagined, "replay_critic": of_critic}
+        for name, term in terms.items():
+            assert term.shape == shapes.get(name, replayed), (name, term.shape)
 
     @staticmethod
     def _loss_metrics(loss: th.Tensor, terms: dict[str, th.Tensor]) -> dict[str, th.Tensor]:

@@ -100,7 +100,6 @@ class RSSM(nn.Module):
 
     def __init__(self, embed_dim: int, action_dim: int, size: ModelSize):
         super().__init__()
-        self.is_compiled = False  # whether the fused loops run compiled steps
         self.size = size
         self.core = BlockGRU(action_dim, size)
         n_logits = size.stoch * size.classes

@@ -9,7 +9,6 @@ from sb3_dreamer.common.utils import PiecewiseSchedule, TrainRatio, make_schedul
 from sb3_dreamer.common.write_back import LatentWriteBack
 from sb3_dreamer.dreamerv3.arguments import FIXED, check_arguments, check_unchanged, facts_for_all, warn_if_small
 from sb3_dreamer.dreamerv3.losses import DreamerLoss
-from sb3_dreamer.dreamerv3.make_update import Acting, Update, make_acting, make_update
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
 from sb3_dreamer.dreamerv3.saving import SavedAlgorithm
 
@@ -17,8 +16,8 @@ if TYPE_CHECKING:
     from sb3_dreamer.dreamerv3.dreamerv3 import DreamerV3
 
 OF_THE_LOSS = ("imagination_horizon", "gamma", "return_lambda", "ent_coef", "free_nats", "imagine_last", "loss_scales")
-# The update has these as constants; where it is compiled or recorded, a change of one makes it again.
-OF_THE_UPDATE = (*OF_THE_LOSS, "agc_clip", "tau", "precision", "compile", "batch_size", "batch_length")
+# The update has these as constants; where it is compiled or captured, a change of one makes it again.
+OF_THE_UPDATE = (*OF_THE_LOSS, "agc_clip", "tau", "precision", "compile", "batch_size", "batch_length", "fused")
 # Read where they are used, or kept up to date by `_apply_settings`.
 OF_THE_LOOP = (
     "learning_rate",
@@ -52,8 +51,6 @@ class AdjustableAlgorithm(SavedAlgorithm):
     distributed_scaling: str | None
     loss_module: DreamerLoss
     _train_ratio: TrainRatio
-    _update: Update
-    _act: Acting
     _settings: dict[str, Any]
 
     def _setup_training(self) -> None:
@@ -82,9 +79,8 @@ class AdjustableAlgorithm(SavedAlgorithm):
         self._settings = {name: frozen(getattr(self, name)) for name in (*OF_THE_UPDATE, *OF_THE_LOOP, *FIXED)}
 
     def _setup_update(self) -> None:
-        self.loss_module = DreamerLoss(self.policy, **{name: getattr(self, name) for name in OF_THE_LOSS})
-        self._update = make_update(self.loss_module, self.agc_clip, self.tau, self.compile, self.verbose, self._ranks)
-        self._act = make_acting(self.policy, self.compile)
+        """Make objective, update and step of acting from the settings."""
+        raise NotImplementedError
 
     def _changed_settings(self) -> list[str]:
         """:return: what a user or a callback has set since the settings were taken up"""

@@ -13,12 +13,10 @@ from sb3_dreamer.common.distributions import OneHotCategoricalST
 from sb3_dreamer.common.images import ObservationKeys
 from sb3_dreamer.common.preprocessing import as_space_dict, as_tensor_dict, encode_actions, encoded_dim
 from sb3_dreamer.common.type_aliases import LatentState, SequenceBatch, TensorObs
-from sb3_dreamer.common.utils import never_compiled
 from sb3_dreamer.dreamerv3.heads import ContinueHead, TwoHotHead
 from sb3_dreamer.dreamerv3.model_sizes import ModelSize
 from sb3_dreamer.dreamerv3.networks import MultiDecoder, MultiEncoder
 from sb3_dreamer.dreamerv3.rssm import RSSM
-from sb3_dreamer.dreamerv3.scan import observe
 
 
 def flatten_time(observations: TensorObs) -> TensorObs:
@@ -144,33 +142,31 @@ class WorldModel(nn.Module):
         :param noise: (B, T, S) uniform, or class indices
         :return: posterior states (B, T, ...) and the distribution they were drawn from
         """
-        return self._filter(batch, self.encode(batch.observations), noise)
-
-    @never_compiled  # the loop compiles its own step
-    def _filter(self, batch: SequenceBatch, embed: th.Tensor, noise: th.Tensor) -> tuple[LatentState, OneHotCategoricalST]:
+        embed = self.encode(batch.observations)  # (B, T, E)
         prev_actions = encode_actions(batch.prev_actions, self.action_space)  # (B, T, A)
-        return observe(self.rssm, embed, prev_actions, batch.is_first, batch.initial, noise)
+        return self.rssm.observe(embed, prev_actions, batch.is_first, batch.initial, noise)
 
     def loss(
         self,
         batch: SequenceBatch,
-        noise: th.Tensor,
+        states: LatentState,
+        posterior: OneHotCategoricalST,
         *,
         free_nats: float,
         gamma: float,
         key_scales: Mapping[str, float] | None = None,
-    ) -> tuple[dict[str, th.Tensor], LatentState, dict[str, th.Tensor]]:
+    ) -> tuple[dict[str, th.Tensor], dict[str, th.Tensor]]:
         """
         World model loss (paper, world model learning).
 
         :param batch: B windows of T rows
-        :param noise: (B, T, S) uniform, or class indices
+        :param states: posterior states (B, T, ...), see :meth:`observe`
+        :param posterior: the distribution they were drawn from, logits (B, T, S, K)
         :param free_nats: see :meth:`RSSM.kl_loss`
         :param gamma: discount, learnt inside the continue head: its target is gamma * (1 - is_terminal)
         :param key_scales: weights of single keys in the reconstruction loss, 1 for all others
-        :return: losses (B, T) by name, posterior states (B, T, ...), metrics
+        :return: losses (B, T) by name, and metrics
         """
-        states, posterior = self.observe(batch, noise)
         prior = self.rssm.prior(states.deter)  # logits (B, T, S, K)
         features = self.rssm.features(states)  # (B, T, F)
         dynamics, representation = self.rssm.kl_loss(posterior, prior, free_nats)  # (B, T), (B, T)
@@ -189,7 +185,7 @@ class WorldModel(nn.Module):
         }
         if len(by_key) > 1:
             metrics |= {f"world_model/reconstruction_loss/{key}": loss.detach().mean() for key, loss in by_key.items()}
-        return losses, states, metrics
+        return losses, metrics
 
     def reconstruction_losses(self, states: LatentState, observations: TensorObs) -> dict[str, th.Tensor]:
         """

@@ -9,6 +9,7 @@ from sb3_dreamer.common.distributions import BoundedNormal
 from sb3_dreamer.common.preprocessing import encode_actions
 from sb3_dreamer.common.returns import lambda_return
 from sb3_dreamer.common.type_aliases import ImaginationNoise, LatentState, SequenceBatch, UpdateNoise
+from sb3_dreamer.dreamerv3.fast.make_update import make_loss
 from sb3_dreamer.dreamerv3.losses import DreamerLoss, LossOutput
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
 from tests.golden import model as gm
@@ -78,7 +79,7 @@ def full_loss_batch(g: Golden, data: dict[str, np.ndarray], observations: dict[s
 
 def full_loss_forward(g: Golden, policy: DreamerPolicy, batch: SequenceBatch) -> tuple[LossOutput, DreamerLoss]:
     imagined = g.tensor("imag_stoch").argmax(-1)  # (N, H, S)
-    loss_module = DreamerLoss(
+    loss_module = make_loss(
         policy,
         imagination_horizon=imagined.shape[1],
         gamma=GAMMA,

@@ -10,6 +10,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.envs import CounterEnv
 from sb3_dreamer.common.type_aliases import SequenceBatch, SequenceIndices
+from sb3_dreamer.dreamerv3.fast.make_update import make_loss as make_objective
 from sb3_dreamer.dreamerv3.losses import DreamerLoss
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
 
@@ -67,7 +68,7 @@ def make_policy(observation_space, action_space, **kwargs: Any) -> DreamerPolicy
 
 def make_loss(policy: DreamerPolicy, **kwargs: Any) -> DreamerLoss:
     settings = dict(imagination_horizon=3, gamma=0.99, return_lambda=0.95, ent_coef=3e-4, free_nats=1.0)
-    return DreamerLoss(policy, **{**settings, **kwargs})
+    return make_objective(policy, **{**settings, **kwargs})
 
 
 def randomize_outputs(policy: DreamerPolicy) -> None:

@@ -32,7 +32,7 @@ from sb3_dreamer.common.launch import join_ranks
 from sb3_dreamer.common.ranks import Ranks
 from sb3_dreamer.common.type_aliases import ImaginationNoise, SequenceBatch, UpdateNoise
 from sb3_dreamer.dreamerv3 import update as update_module
-from sb3_dreamer.dreamerv3.make_update import make_update
+from sb3_dreamer.dreamerv3.fast.make_update import make_update
 from tests.support.helpers import MIXED, TINY, double, make_loss, make_policy, random_batch, randomize_outputs
 
 N_UPDATES, BATCH, LENGTH = 5, 8, 6
@@ -227,7 +227,7 @@ def compiled(folder: Path) -> dict[str, Any]:
     for _ in range(5):
         model.save(folder / "again")
         loaded = DreamerV3.load(folder / "again")
-    is_compiled = model.policy.world_model.rssm.is_compiled
+    is_compiled = model.loss_module.is_compiled
     return {"fingerprint": fingerprint(model), "loaded": fingerprint(loaded), "is_compiled": is_compiled}
 
 

@@ -9,14 +9,15 @@ from typing import NamedTuple
 
 import torch as th
 
-from sb3_dreamer.common.utils import device_constant
+from sb3_dreamer.common.functional import device_constant
 from sb3_dreamer.dreamerv3.heads import ActorHead
 from sb3_dreamer.dreamerv3.rssm import RSSM
 
 
-def is_covered(rssm: RSSM) -> bool:
-    """:return: whether the loops know this model: our own class, with one hidden layer in core and posterior"""
-    return type(rssm) is RSSM and rssm.size.dynamics_layers == rssm.size.posterior_layers == 1
+def supports_fused(rssm: RSSM, actor: ActorHead) -> bool:
+    """:return: whether the fused loops can run this model: our classes, one hidden layer in core and posterior"""
+    has_one_layer = rssm.size.dynamics_layers == rssm.size.posterior_layers == 1
+    return type(rssm) is RSSM and type(actor) is ActorHead and has_one_layer
 
 
 class CoreWeights(NamedTuple):
@@ -32,7 +33,7 @@ class CoreWeights(NamedTuple):
 
 def core_weights(rssm: RSSM, dtype: th.dtype, n_inputs: int) -> CoreWeights:
     """
-    :param rssm: a model that is covered
+    :param rssm: see :func:`supports_fused`
     :param dtype: of matrix products
     :param n_inputs: 2 for deter and stoch, 3 with the action
     :return: weights of the core
@@ -67,7 +68,7 @@ class ScanWeights(NamedTuple):
 
 def scan_weights(rssm: RSSM, dtype: th.dtype) -> ScanWeights:
     """
-    :param rssm: a model that is covered
+    :param rssm: see :func:`supports_fused`
     :param dtype: of matrix products
     :return: weights of first layers and posterior
     """
@@ -111,23 +112,23 @@ class DreamWeights(NamedTuple):
 
 def dream_weights(rssm: RSSM, actor: ActorHead, dtype: th.dtype) -> DreamWeights:
     """
-    :param rssm: a model that is covered
+    :param rssm: see :func:`supports_fused`
     :param actor: the policy
     :param dtype: of matrix products
     :return: weights of first layers, prior and actor
     """
     core, deter = rssm.core, rssm.size.deter
     from_deter, from_stoch, from_action = core.from_deter.linear, core.from_stoch.linear, core.from_action.linear
-    prior, actor_in = rssm.prior_net.mlp.first, actor.mlp.first.linear
+    prior, actor_first = rssm.prior_net.mlp.first, actor.mlp.first.linear
     rest = (
         LayerWeights(layer.linear.weight.t().to(dtype), layer.linear.bias, layer.norm.weight)
         for layer in rssm.prior_net.mlp.rest
     )
     return DreamWeights(
-        read=th.cat([from_deter.weight, prior.linear.weight, actor_in.weight[:, :deter]]).t().to(dtype),
+        read=th.cat([from_deter.weight, prior.linear.weight, actor_first.weight[:, :deter]]).t().to(dtype),
         deter_bias=from_deter.bias,
-        stoch=th.cat([from_stoch.weight, actor_in.weight[:, deter:]]).t().to(dtype),
-        stoch_bias=th.cat([from_stoch.bias, actor_in.bias]),
+        stoch=th.cat([from_stoch.weight, actor_first.weight[:, deter:]]).t().to(dtype),
+        stoch_bias=th.cat([from_stoch.bias, actor_first.bias]),
         action=from_action.weight.t().to(dtype),
         action_bias=from_action.bias,
         core_bias=core.block.bias,

@@ -4,9 +4,9 @@ import pytest
 import torch as th
 from torch.nn import functional as F
 
-from sb3_dreamer.common import products
-from sb3_dreamer.common.torch_layers import KnownLinear
+from sb3_dreamer.common import functional
 from sb3_dreamer.dreamerv3 import networks
+from sb3_dreamer.dreamerv3.fast.loss import PrecomputedLinear
 from tests.support.helpers import ACTION_SPACES, IMAGE, make_policy, random_batch
 
 CLOSE = dict(rtol=1e-4, atol=1e-4)  # float32, in another order
@@ -15,7 +15,7 @@ CLOSE = dict(rtol=1e-4, atol=1e-4)  # float32, in another order
 @pytest.fixture(params=[True, False], ids=["convolved", "plain"])
 def route(request, monkeypatch):
     """Either way, whatever the processor; says whether convolutions ran."""
-    monkeypatch.setattr(products, "IS_CONVOLVED", request.param)
+    monkeypatch.setattr(functional, "IS_CONVOLVED", request.param)
     convolutions = []
     right = F.conv2d
     monkeypatch.setattr(F, "conv2d", lambda *args, **kwargs: convolutions.append(1) or right(*args, **kwargs))
@@ -27,14 +27,14 @@ def route(request, monkeypatch):
 def test_linear(lead, route):
     x, weight, bias = (th.randn(*shape, requires_grad=True) for shape in ((*lead, 24), (40, 24), (40,)))
     grad = th.randn(*lead, 40)
-    ours, expected = products.linear(x, weight, bias), F.linear(x, weight, bias)
+    ours, expected = functional.linear(x, weight, bias), F.linear(x, weight, bias)
     assert ours.shape == expected.shape
     th.testing.assert_close(ours, expected, **CLOSE)
     gradients = (th.autograd.grad(result, (x, weight, bias), grad) for result in (ours, expected))
     for got, wanted in zip(*gradients, strict=True):
         th.testing.assert_close(got, wanted, **CLOSE)
     rows = x.detach().flatten(0, -2)
-    th.testing.assert_close(products.linear(rows, weight.t().contiguous().t()), rows @ weight.t(), **CLOSE)
+    th.testing.assert_close(functional.linear(rows, weight.t().contiguous().t()), rows @ weight.t(), **CLOSE)
 
 
 @pytest.mark.parametrize("has_bias", [True, False])
@@ -42,32 +42,32 @@ def test_block_linear(has_bias, route):
     x, weight = th.randn(256, 4 * 16).unflatten(1, (4, 16)).transpose(0, 1), th.randn(4, 16, 32)  # (G, N, I/G)
     bias = th.randn(4, 1, 32) if has_bias else None
     expected = x @ weight + (0.0 if bias is None else bias)
-    th.testing.assert_close(products.block_linear(x, weight, bias), expected, **CLOSE)
+    th.testing.assert_close(functional.block_linear(x, weight, bias), expected, **CLOSE)
 
 
 def test_weight_gradient(monkeypatch):
     x, grad = th.randn(512, 24), th.randn(512, 40)
     for is_convolved in (True, False):
-        monkeypatch.setattr(products, "IS_CONVOLVED", is_convolved)
-        th.testing.assert_close(products.weight_gradient(x, grad), grad.t() @ x, **CLOSE)
+        monkeypatch.setattr(functional, "IS_CONVOLVED", is_convolved)
+        th.testing.assert_close(functional.weight_gradient(x, grad), grad.t() @ x, **CLOSE)
 
 
 def test_what_is_small_or_of_another_kind_stays_a_product(monkeypatch):
-    monkeypatch.setattr(products, "IS_CONVOLVED", True)
+    monkeypatch.setattr(functional, "IS_CONVOLVED", True)
     x = th.randn(256, 24)
-    assert products.is_convolved(x, 256, 16)
-    assert not products.is_convolved(x.double(), 256, 16)
-    assert not products.is_convolved(x, 256, 15)
-    assert not products.is_convolved(x, 16, 16)
-    assert not products.is_convolved(x, 257, 16)
+    assert functional.is_convolved(x, 256, 16)
+    assert not functional.is_convolved(x.double(), 256, 16)
+    assert not functional.is_convolved(x, 256, 15)
+    assert not functional.is_convolved(x, 16, 16)
+    assert not functional.is_convolved(x, 257, 16)
     with th.autocast("cpu", th.bfloat16):
-        assert not products.is_convolved(x, 256, 16)
+        assert not functional.is_convolved(x, 256, 16)
 
 
 def test_a_known_layer_has_the_gradient_of_the_layer():
     x, weight, bias = th.randn(5, 3, 4), th.randn(6, 4, requires_grad=True), th.randn(6, requires_grad=True)
     result = F.linear(x, weight, bias)
-    known = KnownLinear.apply(result.detach(), x, weight, bias)
+    known = PrecomputedLinear.apply(result.detach(), x, weight, bias)
     assert th.equal(known, result)
     grad = th.randn_like(result)
     for got, wanted in zip(*(th.autograd.grad(y, (weight, bias), grad) for y in (known, result)), strict=True):

@@ -7,10 +7,9 @@ from typing import Any, TypeVar, cast
 import torch as th
 from torch.nn import functional as F
 
-from sb3_dreamer.common.products import block_linear, is_convolved, linear
+from sb3_dreamer.common.functional import block_linear, is_convolved, linear, one_hot
 from sb3_dreamer.common.torch_layers import NORM_EPS
-from sb3_dreamer.common.utils import one_hot
-from sb3_dreamer.dreamerv3.fused_weights import CoreWeights
+from sb3_dreamer.dreamerv3.fast.weights import CoreWeights
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

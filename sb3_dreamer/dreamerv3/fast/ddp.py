@@ -11,8 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sb3_dreamer.common.ranks import Ranks
 from sb3_dreamer.common.type_aliases import SequenceBatch, UpdateNoise
+from sb3_dreamer.dreamerv3.fast.compiled import CompiledUpdate
 from sb3_dreamer.dreamerv3.losses import DreamerLoss, LossOutput
-from sb3_dreamer.dreamerv3.update import TrainingUpdate
 
 # The backward pass hands over most gradients at its end, so few large messages cost least.
 BUCKET_MB = 64
@@ -21,14 +21,14 @@ IS_RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel
 NO_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if IS_RENAMED else "broadcast_buffers": False}
 
 
-class ParallelUpdate(TrainingUpdate):
+class ParallelUpdate(CompiledUpdate):
     """
-    As :class:`TrainingUpdate`, with the gradients, the range of returns and the metrics of all ranks, each of which has a
-    batch of its own. Parameters, equal on all ranks at the start, stay so to the bit. The update as a whole is not recorded.
+    As :class:`CompiledUpdate`, with the gradients, the range of returns and the metrics of all ranks, each of which has a
+    batch of its own. Parameters, equal on all ranks at the start, stay so to the bit. The update as a whole is not captured.
 
     :param loss_module: the objective; at the first batch its parameters and buffers become those of the main rank
     :param ranks: train together
-    :param settings: as those of :class:`TrainingUpdate`
+    :param settings: as those of :class:`CompiledUpdate`
     """
 
     def __init__(self, loss_module: DreamerLoss, ranks: Ranks, **settings: Any):
@@ -37,7 +37,7 @@ class ParallelUpdate(TrainingUpdate):
         self.parallel: DistributedDataParallel | None = None
 
     def evaluate(self, batch: SequenceBatch, noise: UpdateNoise) -> LossOutput:
-        """As :meth:`TrainingUpdate.evaluate`."""
+        """As :meth:`CompiledUpdate.evaluate`."""
         if self.parallel is None:
             # Not before: compiling evaluates the objective too, and not on all ranks as often if it fails.
             self.loss_module.gather = self.ranks.gather
@@ -50,12 +50,12 @@ class ParallelUpdate(TrainingUpdate):
         return self.parallel(batch, noise)
 
     def compute_gradients(self, loss: th.Tensor) -> None:
-        """As :meth:`TrainingUpdate.compute_gradients`, averaged over the ranks: only ``backward`` lets DDP see them."""
+        """As :meth:`CompiledUpdate.compute_gradients`, averaged over the ranks: only ``backward`` lets DDP see them."""
         self.policy.optimizer.zero_grad(set_to_none=True)
         loss.backward()
 
     def mean_over_ranks(self, metrics: th.Tensor) -> th.Tensor:
-        """As :meth:`TrainingUpdate.mean_over_ranks`."""
+        """As :meth:`CompiledUpdate.mean_over_ranks`."""
         return self.ranks.mean(metrics)
 
 

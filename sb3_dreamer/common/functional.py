@@ -6,10 +6,13 @@ does not, so there a large product is twice as fast as a convolution by a kernel
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import torch as th
+from torch._compile import _disable_dynamo
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
@@ -101,3 +104,72 @@ def weight_gradient(x: th.Tensor, grad: th.Tensor) -> th.Tensor:
         return grad.t() @ x
     size = (grad.shape[1], x.shape[1], 1, 1)
     return conv2d_weight(as_images(x, len(x)), size, as_images(grad, len(x))).flatten(1)
+
+
+# ---- without a wait for the device, and without an end of a compiled graph ----
+
+Result = TypeVar("Result")
+# As `th.compiler.disable`, which imports the compiler at once: a second and 70 MB in each worker of a SubprocVecEnv.
+never_compiled = _disable_dynamo
+
+
+class computed_once(Generic[Result]):
+    """
+    ``functools.cached_property`` without the lock that it takes before Python 3.12, at which a compiled graph would end.
+
+    :param function: of the instance
+    """
+
+    def __init__(self, function: Callable[[Any], Result]):
+        self.function, self.__doc__ = function, function.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Result:
+        value = self.function(instance)
+        instance.__dict__[self.name] = value  # and is found before this from now on
+        return value
+
+
+@never_compiled
+@lru_cache
+def device_constant(values: tuple[int, ...], device: th.device) -> th.Tensor:
+    """Copied to the device once, not at every step: a copy would wait for the device."""
+    return th.tensor(values, device=device)
+
+
+def one_hot(indices: th.Tensor, classes: int, dtype: th.dtype = th.float32) -> th.Tensor:
+    """
+    As torch's, without its look at the indices, which would wait for the device.
+
+    :param indices: (...) of integers, each below ``classes``
+    :param classes: K
+    :param dtype: of the result
+    :return: (..., K)
+    """
+    zeros = th.zeros((*indices.shape, classes), dtype=dtype, device=indices.device)
+    return zeros.scatter_(-1, indices.long().unsqueeze(-1), 1.0)
+
+
+# ---- nests of tensors ----
+
+
+def tensors_of(value: Any) -> list[th.Tensor]:
+    """:return: the tensors in a nest of tuples and dicts, in order; all else is passed over"""
+    if isinstance(value, th.Tensor):
+        return [value]
+    parts = list(value.values()) if isinstance(value, dict) else value if isinstance(value, tuple) else ()
+    return [tensor for part in parts for tensor in tensors_of(part)]
+
+
+def clone_tensors(value: Any) -> Any:
+    """:return: the same nest with copies of its tensors"""
+    if isinstance(value, th.Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: clone_tensors(part) for key, part in value.items()}
+    if isinstance(value, tuple):
+        parts = [clone_tensors(part) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return value

@@ -15,9 +15,7 @@ from torch.nn import functional as F
 from sb3_dreamer.common.distributions import OneHotCategoricalST
 from sb3_dreamer.common.torch_layers import NORM_EPS, compute_dtype
 from sb3_dreamer.common.type_aliases import LatentState
-from sb3_dreamer.dreamerv3.fused_weights import CoreWeights, ScanWeights, core_weights, is_covered, scan_weights
-from sb3_dreamer.dreamerv3.rssm import RSSM
-from sb3_dreamer.dreamerv3.steps import (
+from sb3_dreamer.dreamerv3.fast.cells import (
     affine,
     block_product,
     core_step,
@@ -31,6 +29,8 @@ from sb3_dreamer.dreamerv3.steps import (
     tanh_,
     to_blocks,
 )
+from sb3_dreamer.dreamerv3.fast.weights import CoreWeights, ScanWeights, core_weights, scan_weights
+from sb3_dreamer.dreamerv3.rssm import RSSM
 
 
 class StepResult(NamedTuple):
@@ -216,7 +216,7 @@ def block_weight_gradient(x: th.Tensor, grad: th.Tensor, dtype: th.dtype) -> th.
 
 
 class ObserveScan(th.autograd.Function):
-    """The loop over time, forward and backward; all sequences time first. See :func:`observe`."""
+    """The loop over time, forward and backward; all sequences time first. See :func:`observe_fused`."""
 
     @staticmethod
     def forward(
@@ -330,7 +330,7 @@ def gate_tables(gates: th.Tensor, deter: th.Tensor, keep: th.Tensor) -> tuple[th
 
 def action_share(rssm: RSSM, action: th.Tensor) -> th.Tensor:
     """
-    :param rssm: a model that is covered
+    :param rssm: see :func:`~sb3_dreamer.dreamerv3.fast.weights.supports_fused`
     :param action: encoded (..., A)
     :return: what the action adds to the core's hidden layer, bias included (..., D)
     """
@@ -340,12 +340,20 @@ def action_share(rssm: RSSM, action: th.Tensor) -> th.Tensor:
     return F.linear(core.from_action(action), weight.transpose(1, 2).flatten(0, 1), core.block.bias)
 
 
-def observe(
-    rssm: RSSM, embed: th.Tensor, prev_actions: th.Tensor, is_first: th.Tensor, initial: LatentState, noise: th.Tensor
+def observe_fused(
+    rssm: RSSM,
+    embed: th.Tensor,
+    prev_actions: th.Tensor,
+    is_first: th.Tensor,
+    initial: LatentState,
+    noise: th.Tensor,
+    is_compiled: bool,
 ) -> tuple[LatentState, OneHotCategoricalST]:
-    """As :meth:`RSSM.observe`, and by it where the model is not covered; no gradient reaches ``initial``."""
-    if not is_covered(rssm):
-        return rssm.observe(embed, prev_actions, is_first, initial, noise)
+    """
+    As :meth:`RSSM.observe`; no gradient reaches ``initial``.
+
+    :param is_compiled: compile the steps
+    """
     size, state_dtype = rssm.size, initial.deter.dtype
     dtype = compute_dtype(initial.deter)
     keep = 1.0 - is_first.to(state_dtype).unsqueeze(-1)  # (B, T, 1)
@@ -359,7 +367,7 @@ def observe(
         start = initial.deter, initial.stoch.flatten(1)
         deter, stoch, logits = ObserveScan.apply(
             size.unimix,
-            rssm.is_compiled,
+            is_compiled,
             keep,
             thresholds,
             *start,

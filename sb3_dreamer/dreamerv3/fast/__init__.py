@@ -1,0 +1,1 @@
+"""The same numbers in less time. A reader of the algorithm may leave this folder closed."""

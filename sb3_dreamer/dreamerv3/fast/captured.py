@@ -1,0 +1,166 @@
+"""The training update and the step of acting, captured as CUDA graphs and replayed."""
+
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+from sb3_dreamer.common.functional import clone_tensors, tensors_of
+from sb3_dreamer.common.optimizers import LaProp
+from sb3_dreamer.common.type_aliases import PolicyState, SequenceBatch
+from sb3_dreamer.dreamerv3.fast.cuda_graph import Graph, capture_warm
+from sb3_dreamer.dreamerv3.policies import DreamerPolicy
+from sb3_dreamer.dreamerv3.update import TrainingUpdate, UpdateResult
+
+
+class GraphCapture:
+    """
+    Calls a function once for its inputs' shapes, then replays its operations on the same memory. It is captured again where
+    shapes change, or where a tensor of its state has moved in memory (``.to()``, a file loaded into the optimizer). Where
+    capturing fails, there is one warning, and the function is called from then on.
+
+    :param name: what the warning calls it
+    :param function: of nests of tensors
+    :param make_graph: makes a new graph
+    :param state: the tensors that the function reads and writes besides its inputs
+    :param keeps_state: give the state its values back after capturing, for a function that changes it
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        make_graph: Callable[[], Graph],
+        state: Callable[[], list[th.Tensor]],
+        keeps_state: bool,
+    ):
+        self.name, self.function, self.make_graph, self.state, self.keeps_state = (
+            name,
+            function,
+            make_graph,
+            state,
+            keeps_state,
+        )
+        self.key: tuple[Any, ...] | None = None
+        self.is_possible = True
+
+    def prepare(self, inputs: tuple[Any, ...], before: Callable[[], None] = lambda: None) -> bool:
+        """
+        Capture the function where that has not been done for these inputs.
+
+        :param inputs: of the next call
+        :param before: called before capturing
+        :return: whether the next call replays
+        """
+        if self.is_possible and (self.key is None or self.key != self._key(inputs)):
+            try:
+                before()
+                self._capture(inputs)
+            except Exception as error:
+                self.is_possible = False
+                warnings.warn(f"Capturing {self.name} failed, continuing without (compile=False silences this): {error!r}")
+        return self.is_possible
+
+    def replay(self, inputs: tuple[Any, ...]) -> Any:
+        """
+        :param inputs: copied to the memory of the captured ones
+        :return: the result, valid until the next call
+        """
+        for mine, theirs in zip(tensors_of(self.inputs), tensors_of(inputs), strict=True):
+            mine.copy_(theirs, non_blocking=True)
+        self.graph.replay()
+        return self.result
+
+    def _key(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors_of(inputs)]
+        return tuple(shapes), tuple((tensor.data_ptr(), tensor.requires_grad) for tensor in self.state())
+
+    def _capture(self, inputs: tuple[Any, ...]) -> None:
+        self.inputs = clone_tensors(inputs)
+        self.graph = self.make_graph()
+        state = self.state() if self.keeps_state else []
+        before = [tensor.detach().clone() for tensor in state]
+        try:
+            self.result = capture_warm(self.graph, lambda: self.function(*self.inputs))
+        finally:
+            self.graph.synchronize()
+            with th.no_grad():
+                for tensor, kept in zip(state, before, strict=True):
+                    tensor.copy_(kept)
+        self.key = self._key(inputs)
+
+
+class CapturedUpdate:
+    """
+    A training update that is captured at its first batch and replayed from then on. Parameters, optimizer and random state
+    are the same after capturing.
+
+    :param update: what is captured; its optimizer is :class:`LaProp`
+    :param make_graph: makes a new graph
+    """
+
+    def __init__(self, update: TrainingUpdate, make_graph: Callable[[], Graph], verbose: int = 0):
+        self.update = update
+        self.verbose = verbose
+        self.capture = GraphCapture("the training update", update, make_graph, self._state, keeps_state=True)
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """As those of the update."""
+        return self.update.metric_names
+
+    @property
+    def optimizer(self) -> LaProp:
+        """Of the policy."""
+        assert isinstance(self.update.policy.optimizer, LaProp)
+        return self.update.policy.optimizer
+
+    def __call__(self, batch: SequenceBatch) -> UpdateResult:
+        """
+        :param batch: B windows of T rows
+        :return: by-products, valid until the next call
+        """
+        start, key = time.perf_counter(), self.capture.key
+        if not self.capture.prepare((batch,), before=self.optimizer.make_capturable):
+            self.optimizer.make_eager()
+            return self.update(batch)
+        if self.verbose >= 1 and self.capture.key is not key:
+            print(f"Captured the training update, it is replayed from now on: {time.perf_counter() - start:.0f} s")
+        self.optimizer.sync_lr()
+        return self.capture.replay((batch,))
+
+    def _state(self) -> list[th.Tensor]:
+        """Everything that an update reads and changes."""
+        policy = self.update.policy
+        tensors = [*policy.parameters(), *policy.buffers()]
+        for state in self.optimizer.state.values():
+            tensors += tensors_of(dict(state))
+        for group in self.optimizer.param_groups:
+            tensors += [group[name] for name in ("step", "lr_tensor") if isinstance(group.get(name), th.Tensor)]
+        return tensors
+
+
+class CapturedStep:
+    """
+    :meth:`DreamerPolicy.step` for acting, captured once for each number of environments and replayed. Parameters are read
+    where they are, so updates in place are seen.
+
+    :param policy: acts
+    :param make_graph: makes a new graph
+    """
+
+    def __init__(self, policy: DreamerPolicy, make_graph: Callable[[], Graph]):
+        self.policy = policy
+        state = lambda: [*policy.parameters(), *policy.buffers()]  # noqa: E731
+        self.capture = GraphCapture("the step of acting", policy.step, make_graph, state, keeps_state=False)
+
+    def __call__(
+        self, observations: PyTorchObs, state: PolicyState | None, episode_start: th.Tensor
+    ) -> tuple[th.Tensor, PolicyState]:
+        """As :meth:`DreamerPolicy.step`; the result is valid until the next call, which may be given its state."""
+        state = self.policy.initial_state(len(episode_start)) if state is None else state
+        inputs = (observations, state, episode_start.float())
+        return self.capture.replay(inputs) if self.capture.prepare(inputs) else self.policy.step(*inputs)

@@ -1,0 +1,83 @@
+"""A training update whose objective is compiled at its first batch."""
+
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch as th
+
+from sb3_dreamer.common.type_aliases import SequenceBatch, UpdateNoise
+from sb3_dreamer.dreamerv3.fast.loss import FusedDreamerLoss
+from sb3_dreamer.dreamerv3.losses import DreamerLoss, LossOutput
+from sb3_dreamer.dreamerv3.update import TrainingUpdate
+
+# Settings such as gamma are constants of compiled code, and all models of a process count together.
+MAX_VARIANTS = 64
+
+
+class CompiledUpdate(TrainingUpdate):
+    """
+    As :class:`~sb3_dreamer.dreamerv3.update.TrainingUpdate`. Where compiling fails, it goes on in eager mode with a warning.
+
+    :param loss_module: as for the base
+    :param compile_steps: compile the steps of the fused loops
+    :param compile_objective: compile everything around them, too
+    :param verbose: 1 prints one line about it
+    :param settings: as for the base
+    """
+
+    def __init__(
+        self,
+        loss_module: DreamerLoss,
+        *,
+        compile_steps: bool = False,
+        compile_objective: bool = False,
+        verbose: int = 0,
+        **settings: Any,
+    ):
+        super().__init__(loss_module, **settings)
+        self.objective: Callable[[SequenceBatch, UpdateNoise], LossOutput] = loss_module
+        self.compile_steps = compile_steps and isinstance(loss_module, FusedDreamerLoss)
+        self.compile_objective = compile_objective
+        self.needs_compile = self.compile_steps or compile_objective
+        self.verbose = verbose
+
+    def __call__(self, batch: SequenceBatch, noise: UpdateNoise | None = None) -> Any:
+        """As the base."""
+        if self.needs_compile:
+            self.needs_compile = False
+            self._compile(batch)
+        return super().__call__(batch, noise)
+
+    def evaluate(self, batch: SequenceBatch, noise: UpdateNoise) -> LossOutput:
+        """As the base."""
+        return self.objective(batch, noise)
+
+    def _compile(self, batch: SequenceBatch) -> None:
+        """For the shapes of this batch. Buffers and the random state are the same after it."""
+        policy, start = self.policy, time.perf_counter()
+        kept = [buffer.clone() for buffer in policy.buffers()]
+        self._set_compiled(True)
+        devices = [policy.device] if policy.device.type == "cuda" else []
+        try:
+            with th.random.fork_rng(devices), policy.autocast():
+                loss = self.objective(batch, self.loss_module.draw_noise(*batch.rewards.shape)).loss
+            th.autograd.grad(loss, policy.trainable_parameters(), allow_unused=True)  # outside of autocast, as in an update
+            if self.verbose >= 1:
+                steps = "one step of observing, of its backward pass and of imagining"
+                print(f"Compiled {'the objective' if self.compile_objective else steps}: {time.perf_counter() - start:.0f} s")
+        except Exception as error:
+            self._set_compiled(False)
+            warnings.warn(f"torch.compile failed, continuing in eager mode (compile=False silences this): {error!r}")
+        finally:
+            for buffer, before in zip(policy.buffers(), kept, strict=True):
+                buffer.copy_(before)
+
+    def _set_compiled(self, is_compiled: bool) -> None:
+        if isinstance(self.loss_module, FusedDreamerLoss):
+            self.loss_module.is_compiled = is_compiled and self.compile_steps
+        self.objective = self.loss_module
+        if is_compiled and self.compile_objective:
+            th._dynamo.config.recompile_limit = max(th._dynamo.config.recompile_limit, MAX_VARIANTS)
+            self.objective = th.compile(self.loss_module.forward, dynamic=False)

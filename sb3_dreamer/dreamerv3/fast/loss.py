@@ -1,0 +1,86 @@
+"""The objective with fused loops: the same numbers as :class:`DreamerLoss`, in less time."""
+
+from typing import Any
+
+import torch as th
+
+from sb3_dreamer.common.distributions import BoundedNormal, MultiCategorical, OneHotCategoricalST
+from sb3_dreamer.common.functional import never_compiled, weight_gradient
+from sb3_dreamer.common.preprocessing import encode_actions
+from sb3_dreamer.common.torch_layers import compute_dtype
+from sb3_dreamer.common.type_aliases import ImaginationNoise, ImaginedTrajectory, LatentState, SequenceBatch
+from sb3_dreamer.dreamerv3.fast.dream import imagine_fused
+from sb3_dreamer.dreamerv3.fast.scan import observe_fused
+from sb3_dreamer.dreamerv3.losses import DreamerLoss
+
+# Rows of a dream that the heads read at a time on a CPU: they stay in its cache.
+CHUNK_ROWS = 1024
+
+
+class FusedDreamerLoss(DreamerLoss):
+    """
+    As :class:`DreamerLoss`, for models that :func:`~sb3_dreamer.dreamerv3.fast.weights.supports_fused` names.
+    """
+
+    is_compiled = False  # whether the loops run compiled steps
+
+    def observe(self, batch: SequenceBatch, noise: th.Tensor) -> tuple[LatentState, OneHotCategoricalST]:
+        """As :meth:`DreamerLoss.observe`."""
+        return self._scan(batch, self.policy.world_model.encode(batch.observations), noise)
+
+    @never_compiled  # the loop compiles its own step
+    def _scan(self, batch: SequenceBatch, embed: th.Tensor, noise: th.Tensor) -> tuple[LatentState, OneHotCategoricalST]:
+        prev_actions = encode_actions(batch.prev_actions, self.policy.action_space)  # (B, T, A)
+        rssm = self.policy.world_model.rssm
+        return observe_fused(rssm, embed, prev_actions, batch.is_first, batch.initial, noise, self.is_compiled)
+
+    @never_compiled  # the loop compiles its own step
+    def imagine(self, start: LatentState, noise: ImaginationNoise) -> ImaginedTrajectory:
+        """As :meth:`DreamerLoss.imagine`."""
+        return imagine_fused(self.policy.world_model, self.policy.actor, start.detach(), noise, self.is_compiled)
+
+    def actor_distribution(self, trajectory: ImaginedTrajectory) -> BoundedNormal | MultiCategorical:
+        """As :meth:`DreamerLoss.actor_distribution`: the largest matmul was computed in the dream already."""
+        assert trajectory.actor_preact is not None
+        mlp = self.policy.actor.mlp
+        linear = mlp.first.linear
+        preact = PrecomputedLinear.apply(trajectory.actor_preact, trajectory.features, linear.weight, linear.bias)
+        x = mlp.first.activate(preact)  # (N, H + 1, U)
+        for layer in mlp.rest:
+            x = layer(x)  # (N, H + 1, U)
+        return self.policy.actor.distribution(x)
+
+    def predict(self, features: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """As :meth:`DreamerLoss.predict`, on a CPU in chunks."""
+        if features.is_cuda:
+            return super().predict(features)
+        chunks = [
+            super(FusedDreamerLoss, self).predict(chunk) for chunk in features.split(max(1, CHUNK_ROWS // features.shape[1]))
+        ]
+        rewards, continues, target_values = (th.cat(parts) for parts in zip(*chunks, strict=True))  # 3 x (N, H + 1)
+        return rewards, continues, target_values
+
+
+class PrecomputedLinear(th.autograd.Function):
+    """A linear layer whose result is known: forward returns it, backward is the layer's."""
+
+    @staticmethod
+    def forward(ctx: Any, result: th.Tensor, x: th.Tensor, _weight: th.Tensor, _bias: th.Tensor) -> th.Tensor:
+        """
+        :param ctx: for the backward pass
+        :param result: of the layer for ``x`` (..., O)
+        :param x: takes no gradient (..., I)
+        :param _weight: (O, I)
+        :param _bias: (O,)
+        :return: the result (..., O)
+        """
+        ctx.save_for_backward(x)
+        ctx.dtype = compute_dtype(x)
+        return result.view_as(result)
+
+    @staticmethod
+    def backward(ctx: Any, grad: th.Tensor) -> tuple[None, None, th.Tensor, th.Tensor]:
+        (x,) = ctx.saved_tensors
+        grad = grad.flatten(0, -2)  # (N, O)
+        weight = weight_gradient(x.flatten(0, -2).to(ctx.dtype), grad.to(ctx.dtype))  # (O, I)
+        return None, None, weight.to(grad.dtype), grad.sum(0)

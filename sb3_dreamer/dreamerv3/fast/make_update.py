@@ -1,0 +1,79 @@
+"""Which objective, training update and step of acting a model gets on its device: the door of this folder."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+from sb3_dreamer.common.optimizers import LaProp
+from sb3_dreamer.common.ranks import Ranks
+from sb3_dreamer.common.type_aliases import PolicyState
+from sb3_dreamer.dreamerv3.fast.captured import CapturedStep, CapturedUpdate
+from sb3_dreamer.dreamerv3.fast.compiled import CompiledUpdate
+from sb3_dreamer.dreamerv3.fast.cuda_graph import CudaGraph
+from sb3_dreamer.dreamerv3.fast.loss import FusedDreamerLoss
+from sb3_dreamer.dreamerv3.fast.weights import supports_fused
+from sb3_dreamer.dreamerv3.losses import DreamerLoss
+from sb3_dreamer.dreamerv3.policies import DreamerPolicy
+from sb3_dreamer.dreamerv3.update import TrainingUpdate
+
+Update = TrainingUpdate | CapturedUpdate
+Acting = Callable[[PyTorchObs, PolicyState | None, th.Tensor], tuple[th.Tensor, PolicyState]]
+
+
+def make_loss(policy: DreamerPolicy, fused: bool | str = "auto", verbose: int = 0, **settings: Any) -> DreamerLoss:
+    """
+    :param policy: owns the networks
+    :param fused: ``"auto"``: fused loops where the model allows them; False: the step-by-step model
+    :param verbose: 1 says if a model takes the slower one
+    :param settings: of :class:`DreamerLoss`
+    :return: the objective
+    """
+    if fused and supports_fused(policy.world_model.rssm, policy.actor):
+        return FusedDreamerLoss(policy, **settings)
+    if fused and verbose >= 1:
+        print("The fused loops need dynamics_layers = posterior_layers = 1: using the step-by-step model.")
+    return DreamerLoss(policy, **settings)
+
+
+def make_update(
+    loss_module: DreamerLoss, agc_clip: float, tau: float, compile: bool | str, verbose: int = 0, ranks: Ranks | None = None
+) -> Update:
+    """
+    :param loss_module: the objective; its policy owns networks and optimizer
+    :param agc_clip: see :class:`TrainingUpdate`
+    :param tau: see :class:`TrainingUpdate`
+    :param compile: compile the steps of the fused loops; ``"auto"``: on CUDA. There, unless False, the whole objective is
+        compiled and the update is captured, too.
+    :param verbose: 1 prints what is done
+    :param ranks: where a launcher started several, gradients are those of all of them
+    :return: the fastest update for this model and device
+    """
+    policy = loss_module.policy
+    on_cuda = policy.device.type == "cuda"
+    is_wanted = on_cuda if compile == "auto" else bool(compile)
+    if isinstance(policy.optimizer, LaProp):
+        policy.optimizer.make_eager()  # an earlier update is not replayed any more
+    settings: dict[str, Any] = dict(agc_clip=agc_clip, tau=tau, verbose=verbose, compile_steps=is_wanted)
+    if ranks is not None and ranks.is_launched:
+        from sb3_dreamer.dreamerv3.fast.ddp import ParallelUpdate
+
+        return ParallelUpdate(loss_module, ranks, **settings)
+    if not is_wanted:
+        return TrainingUpdate(loss_module, agc_clip=agc_clip, tau=tau)
+    update = CompiledUpdate(loss_module, compile_objective=on_cuda, **settings)
+    if on_cuda and isinstance(policy.optimizer, LaProp):
+        return CapturedUpdate(update, lambda: CudaGraph(policy.device), verbose)
+    return update
+
+
+def make_acting(policy: DreamerPolicy, compile: bool | str) -> Acting:
+    """
+    :param policy: acts
+    :param compile: as for :func:`make_update`
+    :return: :meth:`DreamerPolicy.step`; on CUDA, unless ``compile`` is False, captured
+    """
+    if policy.device.type == "cuda" and compile is not False:
+        return CapturedStep(policy, lambda: CudaGraph(policy.device))
+    return policy.step
