@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
+from sb3_dreamer.common.distributed.launch import is_launched, is_zoo
 from sb3_dreamer.common.env_checker import explain_spaces
 from sb3_dreamer.common.envs import register_envs
-from sb3_dreamer.common.launch import is_launched, is_zoo
 from sb3_dreamer.dreamerv3 import DreamerPolicy, DreamerV3
 
 __version__ = (Path(__file__).parent / "version.txt").read_text().strip()
@@ -14,7 +14,7 @@ register_envs()
 explain_spaces()
 # RL Zoo's commands import us whatever the algorithm is, and ours gets a folder of its own there, from `zoo/ranks.py`.
 if is_launched() and os.environ["RANK"] != "0" and not is_zoo():
-    from sb3_dreamer.common.distributed import leave_files_to_main_rank
+    from sb3_dreamer.common.distributed.torchrun import leave_files_to_main_rank
 
     leave_files_to_main_rank()
 

@@ -16,7 +16,8 @@ import torch as th
 import yaml
 from stable_baselines3.common.monitor import load_results
 
-from sb3_dreamer.common.ranks import Agreement, Ranks, rate_factor
+from sb3_dreamer.common.distributed.ranks import Agreement, Ranks
+from sb3_dreamer.common.schedules import lr_scaling_factor
 from sb3_dreamer.zoo.ranks import adapt_to_rank
 from tests.support.rank_worker import N_UPDATES, updates
 
@@ -322,7 +323,7 @@ model = DreamerV3("MlpPolicy", "CartPole-v1", **TINY, distributed_scaling="linea
 model.learn(50)
 import torch.distributed as dist
 rate = model.policy.optimizer.param_groups[0]["lr"]
-names = [name for name in sys.modules if name.startswith("sb3_dreamer") and ("distributed" in name or "parallel" in name)]
+names = [name for name in sys.modules if name.startswith("sb3_dreamer") and ("torchrun" in name or "ddp" in name)]
 print(json.dumps([names, dist.is_initialized(), rate, model._n_updates]))
 """
     result = subprocess.run(
@@ -349,4 +350,4 @@ print(json.dumps([names, dist.is_initialized(), rate, model._n_updates]))
     ],
 )
 def test_rate_factor(scaling, n_ranks, progress, factor):
-    assert rate_factor(scaling, n_ranks, progress) == pytest.approx(factor, rel=1e-12)
+    assert lr_scaling_factor(scaling, n_ranks, progress) == pytest.approx(factor, rel=1e-12)

@@ -11,7 +11,7 @@ from stable_baselines3.common.logger import HParam, TensorBoardOutputFormat, con
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sb3_dreamer import DreamerV3
-from sb3_dreamer.common.utils import UnstableTrainingError
+from sb3_dreamer.common.metrics import UnstableTrainingError
 from tests.support.envs import Endless
 from tests.support.helpers import TINY, counter_model
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch as th
 
+from sb3_dreamer.common.replay.write_back import LatentWriteBack
 from sb3_dreamer.common.type_aliases import LatentState, SequenceIndices
-from sb3_dreamer.common.write_back import LatentWriteBack
 from tests.support.helpers import counter_model
 
 

@@ -16,7 +16,7 @@ import optuna
 import pytest
 
 from sb3_dreamer import DreamerV3
-from sb3_dreamer.common.utils import UnstableTrainingError
+from sb3_dreamer.common.metrics import UnstableTrainingError
 from sb3_dreamer.zoo import plugin
 from sb3_dreamer.zoo.__main__ import call_with_us
 from sb3_dreamer.zoo.sampler import convert_dreamerv3_params, sample_dreamerv3_params

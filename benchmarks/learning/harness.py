@@ -33,7 +33,7 @@ from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 import sb3_dreamer
 from benchmarks.learning.presets import ALGORITHMS, ROOT, find_presets
 from benchmarks.learning.tasks import TASKS
-from sb3_dreamer.common.launch import is_launched
+from sb3_dreamer.common.distributed.launch import is_launched
 from sb3_dreamer.zoo import plugin
 
 RESULTS = ROOT / "benchmarks" / "results" / "learning"

@@ -23,7 +23,7 @@ import numpy as np
 import torch as th
 
 from benchmarks.speed.workloads import BATCH, HORIZON, IMAGE, LENGTH, PRESETS, interleave, make_batch, make_update
-from sb3_dreamer.common.launch import is_launched, join_ranks
+from sb3_dreamer.common.distributed.launch import is_launched, join_ranks
 from sb3_dreamer.dreamerv3.fast.ddp import BUCKET_MB, ParallelUpdate
 from sb3_dreamer.dreamerv3.model_sizes import MODEL_SIZES
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy

@@ -10,11 +10,11 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_dreamer.common.device_rows import STORAGES, DeviceRows, side_stream, to_device
 from sb3_dreamer.common.functional import one_hot, tensors_of
 from sb3_dreamer.common.images import choose_keys
 from sb3_dreamer.common.preprocessing import SINGLE_KEY, as_array_dict, as_space_dict, steps_of
-from sb3_dreamer.common.row_storage import RowStorage
+from sb3_dreamer.common.replay.device import STORAGES, DeviceRows, side_stream, to_device
+from sb3_dreamer.common.replay.storage import RowStorage
 from sb3_dreamer.common.type_aliases import LatentState, NumpyObs, SequenceBatch, SequenceIndices, TensorObs
 from sb3_dreamer.common.value_checks import ObservationCheck, RangeCheck, action_check, reward_check, warn_if_codes
 

@@ -15,7 +15,7 @@ from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from sb3_dreamer.common.functional import tensors_of
 from sb3_dreamer.common.images import image_layout
 from sb3_dreamer.common.preprocessing import as_space_dict
-from sb3_dreamer.common.ranks import SCALINGS, rate_factor
+from sb3_dreamer.common.schedules import SCALINGS, lr_scaling_factor
 from sb3_dreamer.dreamerv3.counterparts import refuse_arguments
 from sb3_dreamer.dreamerv3.losses import LOSS_SCALES, LossScales
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
@@ -337,9 +337,10 @@ def announce_scaling(model: "DreamerV3") -> None:
         return
     unrecorded = " The update as a whole is not captured as a CUDA graph." if model.device.type == "cuda" else ""
     steps = size * model.batch_size * model.batch_length / model.training_ratio
+    factor = lr_scaling_factor(model.distributed_scaling, size, 1.0)
     print(
         f"{size} ranks, distributed_scaling={model.distributed_scaling!r}: windows per update {model.batch_size} -> "
         f"{size * model.batch_size}, environments {model.n_envs} -> {size * model.n_envs}, learning rate times "
-        f"{rate_factor(model.distributed_scaling, size, 1.0):.4g}, an update per {steps:.4g} environment steps of all ranks."
+        f"{factor:.4g}, an update per {steps:.4g} environment steps of all ranks."
         f"{unrecorded}"
     )

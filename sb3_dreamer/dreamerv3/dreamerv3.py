@@ -15,12 +15,13 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
+from sb3_dreamer.common.distributed.launch import join_ranks
 from sb3_dreamer.common.env_checker import check_env
 from sb3_dreamer.common.functional import tensors_of
-from sb3_dreamer.common.launch import join_ranks
+from sb3_dreamer.common.metrics import MetricAverager, UpdateClock
 from sb3_dreamer.common.preprocessing import decode_actions, encode_actions
+from sb3_dreamer.common.training_ratio import TrainRatio
 from sb3_dreamer.common.type_aliases import LatentState, PolicyState
-from sb3_dreamer.common.utils import MetricAverager, TrainRatio, UpdateClock
 from sb3_dreamer.common.value_checks import RangeCheck
 from sb3_dreamer.common.vec_normalize import in_model_layout
 from sb3_dreamer.dreamerv3.arguments import announce, check_arguments, facts_for_all, warn_if_no_window
@@ -69,7 +70,7 @@ class DreamerV3(AdjustableAlgorithm):
         them; False: the step-by-step model
     :param distributed_scaling: what several ranks (torchrun), each with its own batch and environments, do to the learning
         rate: ``"sqrt"``, ``"linear"``, None, ``"sqrt+priming"``, ``"linear+priming"``, see
-        :func:`~sb3_dreamer.common.ranks.rate_factor`
+        :func:`~sb3_dreamer.common.schedules.lr_scaling_factor`
     :param log_every_updates: write the log after so many updates without a line, however long episodes are; ``learn`` with
         ``log_interval=None`` writes none
     :param train_freq: collect so many steps, or ``(n, "episode")``, between training calls

@@ -11,10 +11,10 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
-from sb3_dreamer.common.ranks import Ranks
+from sb3_dreamer.common.distributed.ranks import Ranks
+from sb3_dreamer.common.replay.write_back import LatentWriteBack
 from sb3_dreamer.common.save_util import name_newer_numpy
 from sb3_dreamer.common.type_aliases import PolicyState
-from sb3_dreamer.common.write_back import LatentWriteBack
 from sb3_dreamer.dreamerv3.arguments import check_buffer, check_load_arguments
 
 if TYPE_CHECKING:

@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch as th
 
-from sb3_dreamer.common.ranks import Agreement, rate_factor
-from sb3_dreamer.common.utils import PiecewiseSchedule, TrainRatio, make_schedule, warmup_factor
-from sb3_dreamer.common.write_back import LatentWriteBack
+from sb3_dreamer.common.distributed.ranks import Agreement
+from sb3_dreamer.common.replay.write_back import LatentWriteBack
+from sb3_dreamer.common.schedules import PiecewiseSchedule, lr_scaling_factor, make_schedule, warmup_factor
+from sb3_dreamer.common.training_ratio import TrainRatio
 from sb3_dreamer.dreamerv3.arguments import FIXED, check_arguments, check_unchanged, facts_for_all, warn_if_small
 from sb3_dreamer.dreamerv3.losses import DreamerLoss
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
@@ -130,7 +131,7 @@ class AdjustableAlgorithm(SavedAlgorithm):
         is_piecewise = isinstance(self.lr_schedule, PiecewiseSchedule)
         rate = self.lr_schedule(self.num_timesteps if is_piecewise else self._current_progress_remaining)
         rate *= warmup_factor(self._n_updates, self.lr_warmup_steps)
-        rate *= rate_factor(self.distributed_scaling, self._ranks.size, 1.0 - self._current_progress_remaining)
+        rate *= lr_scaling_factor(self.distributed_scaling, self._ranks.size, 1.0 - self._current_progress_remaining)
         self.logger.record("train/learning_rate", rate)
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
             for group in optimizer.param_groups:

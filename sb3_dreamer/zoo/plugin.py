@@ -6,7 +6,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from sb3_dreamer.common.launch import is_launched
+from sb3_dreamer.common.distributed.launch import is_launched
 from sb3_dreamer.dreamerv3 import DreamerV3
 from sb3_dreamer.zoo.presets import find_config
 from sb3_dreamer.zoo.ranks import adapt_to_rank

@@ -20,9 +20,9 @@ from sb3_dreamer.common.distributions import (
 )
 from sb3_dreamer.common.optimizers import LaProp, clip_grad_agc_
 from sb3_dreamer.common.returns import ReturnNormalizer, lambda_return
+from sb3_dreamer.common.schedules import warmup_factor
 from sb3_dreamer.common.torch_layers import MLP, BlockLinear, Linear, RMSNorm
 from sb3_dreamer.common.type_aliases import LatentState
-from sb3_dreamer.common.utils import warmup_factor
 from sb3_dreamer.dreamerv3.losses import actor_loss, critic_loss
 from sb3_dreamer.dreamerv3.networks import MultiDecoder, MultiEncoder
 from sb3_dreamer.dreamerv3.rssm import RSSM

@@ -27,9 +27,9 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_dreamer import DreamerV3
-from sb3_dreamer.common import distributed
-from sb3_dreamer.common.launch import join_ranks
-from sb3_dreamer.common.ranks import Ranks
+from sb3_dreamer.common.distributed import torchrun as distributed
+from sb3_dreamer.common.distributed.launch import join_ranks
+from sb3_dreamer.common.distributed.ranks import Ranks
 from sb3_dreamer.common.type_aliases import ImaginationNoise, SequenceBatch, UpdateNoise
 from sb3_dreamer.dreamerv3 import update as update_module
 from sb3_dreamer.dreamerv3.fast.make_update import make_update

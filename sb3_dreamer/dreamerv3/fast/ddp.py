@@ -9,7 +9,7 @@ from typing import Any
 import torch as th
 from torch.nn.parallel import DistributedDataParallel
 
-from sb3_dreamer.common.ranks import Ranks
+from sb3_dreamer.common.distributed.ranks import Ranks
 from sb3_dreamer.common.type_aliases import SequenceBatch, UpdateNoise
 from sb3_dreamer.dreamerv3.fast.compiled import CompiledUpdate
 from sb3_dreamer.dreamerv3.losses import DreamerLoss, LossOutput

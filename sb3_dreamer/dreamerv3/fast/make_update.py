@@ -6,8 +6,8 @@ from typing import Any
 import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 
+from sb3_dreamer.common.distributed.ranks import Ranks
 from sb3_dreamer.common.optimizers import LaProp
-from sb3_dreamer.common.ranks import Ranks
 from sb3_dreamer.common.type_aliases import PolicyState
 from sb3_dreamer.dreamerv3.fast.captured import CapturedStep, CapturedUpdate
 from sb3_dreamer.dreamerv3.fast.compiled import CompiledUpdate

@@ -11,34 +11,6 @@ from stable_baselines3.common.vec_env import VecNormalize
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
-SCALINGS = ("sqrt", "linear", "sqrt+priming", "linear+priming", None)
-# Priming: this share of the one-rank rate until here, then a line to the scaled rate.
-PRIMING_SHARE, PRIMING_END, SCALED_FROM = 0.4, 0.05, 0.1
-
-
-def rate_factor(scaling: str | None, n_ranks: int, progress: float) -> float:
-    """
-    What the learning rate is multiplied with when ``n_ranks`` processes train, each with a batch of its own.
-
-    .. code-block:: text
-
-        "sqrt"              sqrt(n)          "linear"  n          None  1
-        "...+priming"       0.4 for the first 5 % of ``learn``'s steps, at 10 % and from there on as without
-
-    :param scaling: one of :data:`SCALINGS`
-    :param n_ranks: processes; with one the factor is 1
-    :param progress: done share of the run, 0 to 1
-    :return: factor
-    """
-    if scaling is None or n_ranks == 1:
-        return 1.0
-    rule, _, priming = scaling.partition("+")
-    scaled = n_ranks**0.5 if rule == "sqrt" else float(n_ranks)
-    if not priming:
-        return scaled
-    done = min(max((progress - PRIMING_END) / (SCALED_FROM - PRIMING_END), 0.0), 1.0)
-    return PRIMING_SHARE + done * (scaled - PRIMING_SHARE)
-
 
 class Agreement(NamedTuple):
     """

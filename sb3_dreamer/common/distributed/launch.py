@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from sb3_dreamer.common.ranks import Ranks
+from sb3_dreamer.common.distributed.ranks import Ranks
 
 # What torchrun, like any launcher for torch's "env://", tells each process.
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -32,6 +32,6 @@ def join_ranks() -> Ranks:
     """:return: the ranks of the launcher, once all of them have come; without one this process alone"""
     if not is_launched():
         return Ranks()
-    from sb3_dreamer.common.distributed import ManyRanks
+    from sb3_dreamer.common.distributed.torchrun import ManyRanks
 
     return ManyRanks()

@@ -12,8 +12,10 @@ from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.envs import CounterEnv
+from sb3_dreamer.common.metrics import MetricAverager, UpdateClock
 from sb3_dreamer.common.optimizers import LaProp
-from sb3_dreamer.common.utils import MetricAverager, TrainRatio, UpdateClock, warmup_factor
+from sb3_dreamer.common.schedules import warmup_factor
+from sb3_dreamer.common.training_ratio import TrainRatio
 from tests.support.helpers import TINY, counter_envs, counter_model
 
 

@@ -28,7 +28,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from sb3_dreamer.common.ranks import Agreement, Ranks
+from sb3_dreamer.common.distributed.ranks import Agreement, Ranks
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm

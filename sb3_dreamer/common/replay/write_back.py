@@ -8,7 +8,6 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch as th
 
-from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from sb3_dreamer.common.type_aliases import LatentState, SequenceIndices
 
 
@@ -21,6 +20,18 @@ class Event(Protocol):
 
     def synchronize(self) -> None:
         """Wait until it has happened."""
+
+
+class LatentStore(Protocol):
+    """What :class:`~sb3_dreamer.common.buffers.SequenceReplayBuffer` offers for latents."""
+
+    replay_context: bool
+
+    def update_latents(self, indices: SequenceIndices, latents: LatentState) -> None:
+        """Write latents next to their rows at once."""
+
+    def write_latents(self, indices: SequenceIndices, deter: np.ndarray, stoch: np.ndarray) -> None:
+        """The same for arrays on the host."""
 
 
 # Starts to copy tensors to the host; the copies are whole once the event has happened.
@@ -74,7 +85,7 @@ class LatentWriteBack:
 
     MAX_LAG = 1
 
-    def __init__(self, buffer: SequenceReplayBuffer, transfer: Transfer | None = None):
+    def __init__(self, buffer: LatentStore, transfer: Transfer | None = None):
         self.buffer = buffer
         self.transfer = transfer
         self.pending: deque[Pending] = deque()

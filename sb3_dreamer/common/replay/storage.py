@@ -7,8 +7,8 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 
-from sb3_dreamer.common.device_rows import DeviceRows
 from sb3_dreamer.common.preprocessing import SINGLE_KEY, as_array_dict
+from sb3_dreamer.common.replay.device import DeviceRows
 from sb3_dreamer.common.type_aliases import NumpyObs
 
 try:

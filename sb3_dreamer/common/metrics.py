@@ -1,0 +1,90 @@
+"""Means of metrics over updates, and the time that an update takes."""
+
+import math
+import time
+
+import torch as th
+from stable_baselines3.common.logger import Logger
+
+
+class UpdateClock:
+    """Measures the time of an update once, over the second to the fifth: the first one warms up."""
+
+    LAST = 5
+
+    def __init__(self) -> None:
+        self.n_updates = 0
+        self._seconds = 0.0
+        self._start = 0.0
+
+    def start(self) -> None:
+        """An update begins."""
+        self._start = time.perf_counter()
+
+    def stop(self) -> float | None:
+        """
+        An update ends.
+
+        :return: mean seconds per update after the fifth one, else None
+        """
+        self.n_updates += 1
+        if 1 < self.n_updates <= self.LAST:
+            self._seconds += time.perf_counter() - self._start
+        return self._seconds / (self.LAST - 1) if self.n_updates == self.LAST else None
+
+    def message(self, seconds: float, updates_left: int, device: th.device) -> str:
+        """:return: one line: how long an update takes, how long all of this ``learn`` will, and what shortens it"""
+        n_updates = self.n_updates + updates_left
+        return (
+            f"{seconds:.3g} s per update, about {n_updates} updates in this learn(): about {seconds * n_updates / 60:.1f} "
+            f"min on {device}, the environment's time not counted. Shorter: a smaller `model_size`, a lower "
+            "`training_ratio`, a faster `device`."
+        )
+
+
+class UnstableTrainingError(ValueError):
+    """A loss became NaN or infinite. A ``ValueError``, so that RL Zoo's hyperparameter search prunes the trial."""
+
+
+class MetricAverager:
+    """Means of metrics over updates. Sums stay on the device until :meth:`flush`, which synchronises once."""
+
+    def __init__(self) -> None:
+        self._names: tuple[str, ...] = ()
+        self._sums: th.Tensor | None = None
+        self.count = 0  # updates since the last flush
+
+    def add(self, names: tuple[str, ...], values: th.Tensor) -> None:
+        """
+        :param names: of the metrics, the same each time
+        :param values: one for each name (M,)
+        """
+        self._names = names
+        self._sums = values.clone() if self._sums is None else self._sums + values
+        self.count += 1
+
+    def means(self) -> dict[str, float]:
+        """:return: means since the last flush, empty if nothing was added"""
+        if self._sums is None:
+            return {}
+        return dict(zip(self._names, (self._sums / self.count).tolist(), strict=True))
+
+    def record(self, logger: Logger) -> dict[str, float]:
+        """
+        :param logger: gets the means since the last flush
+        :return: these means
+        :raises UnstableTrainingError: if one is not finite
+        """
+        means = self.means()
+        for name, value in means.items():
+            logger.record(name, value)
+            if not math.isfinite(value):
+                self.flush()  # whoever mends the model starts anew
+                raise UnstableTrainingError(f"`{name}` became {value}: lower `learning_rate`, or use `precision='fp32'`")
+        return means
+
+    def flush(self) -> dict[str, float]:
+        """:return: as :meth:`means`, and start anew"""
+        means = self.means()
+        self._sums, self.count = None, 0
+        return means

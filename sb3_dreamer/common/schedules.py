@@ -1,0 +1,89 @@
+"""How the learning rate changes over a run: schedules, warm-up, scaling with the number of ranks."""
+
+from collections.abc import Sequence
+from numbers import Real
+
+import numpy as np
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import FloatSchedule
+
+SCALINGS = ("sqrt", "linear", "sqrt+priming", "linear+priming", None)
+# Priming: this share of the one-rank rate until here, then a line to the scaled rate.
+PRIMING_SHARE, PRIMING_END, SCALED_FROM = 0.4, 0.05, 0.1
+
+
+class PiecewiseSchedule:
+    """
+    Linear between points, constant before the first and after the last: for instance to prime a run with a low rate.
+
+    :param points: (environment step, value), steps increasing
+    :raises ValueError: if the points are not such a list
+    """
+
+    def __init__(self, points: Sequence[tuple[float, float]]):
+        array = np.asarray(points, dtype=np.float64)
+        if array.ndim != 2 or array.shape[1] != 2 or np.any(np.diff(array[:, 0]) <= 0) or np.any(array[:, 1] < 0):
+            raise ValueError(
+                "`learning_rate` as a list must hold (environment step, value) pairs with increasing steps and no "
+                f"negative value, got {points!r}"
+            )
+        self.steps, self.values = array.T
+
+    def __call__(self, step: float) -> float:
+        """
+        :param step: environment steps so far
+        :return: value there
+        """
+        return float(np.interp(step, self.steps, self.values))
+
+
+def make_schedule(learning_rate: float | Schedule | list[tuple[float, float]]) -> Schedule:
+    """
+    :param learning_rate: as a user gives it
+    :return: SB3's schedule over the remaining progress, or for a list a :class:`PiecewiseSchedule` over steps
+    :raises ValueError: if it is none of these, or negative
+    """
+    if isinstance(learning_rate, list):
+        return PiecewiseSchedule(learning_rate)
+    is_number = isinstance(learning_rate, Real) and not isinstance(learning_rate, bool)
+    if not callable(learning_rate) and not (is_number and 0 <= learning_rate < float("inf")):
+        raise ValueError(
+            "`learning_rate` must be a number of at least 0, a function of the remaining progress, or a list of "
+            f"(environment step, value) pairs, got {learning_rate!r}"
+        )
+    return FloatSchedule(learning_rate)
+
+
+def warmup_factor(n_updates: int, warmup_steps: int) -> float:
+    """
+    Linear warm-up of the learning rate. The first update has factor 0, as in the official code.
+
+    :param n_updates: updates made so far
+    :param warmup_steps: updates until the factor is 1; 0 switches the warm-up off
+    :return: factor in [0, 1]
+    """
+    return 1.0 if warmup_steps == 0 else min(1.0, n_updates / warmup_steps)
+
+
+def lr_scaling_factor(scaling: str | None, n_ranks: int, progress: float) -> float:
+    """
+    What the learning rate is multiplied with when ``n_ranks`` processes train, each with a batch of its own.
+
+    .. code-block:: text
+
+        "sqrt"              sqrt(n)          "linear"  n          None  1
+        "...+priming"       0.4 for the first 5 % of ``learn``'s steps, at 10 % and from there on as without
+
+    :param scaling: one of :data:`SCALINGS`
+    :param n_ranks: processes; with one the factor is 1
+    :param progress: done share of the run, 0 to 1
+    :return: factor
+    """
+    if scaling is None or n_ranks == 1:
+        return 1.0
+    rule, _, priming = scaling.partition("+")
+    scaled = n_ranks**0.5 if rule == "sqrt" else float(n_ranks)
+    if not priming:
+        return scaled
+    done = min(max((progress - PRIMING_END) / (SCALED_FROM - PRIMING_END), 0.0), 1.0)
+    return PRIMING_SHARE + done * (scaled - PRIMING_SHARE)

@@ -1,0 +1,57 @@
+"""When updates are due: replayed time steps per environment step."""
+
+from fractions import Fraction
+
+
+class TrainRatio:
+    """
+    Account of updates owed: each environment step adds the ratio's share of an update, exactly.
+
+    The account opens at the first moment at which training is possible, with one update and no more: the steps before
+    count for nothing.
+    """
+
+    steps_per_update = 0  # not in files of older versions
+
+    def __init__(self) -> None:
+        self.updates_per_step = Fraction(0)
+        self.owed = Fraction(0)
+        self.is_open = False
+
+    def set_rate(self, ratio: float, steps_per_update: int) -> None:
+        """
+        :param ratio: replayed (trained) time steps per environment step
+        :param steps_per_update: time steps that one update trains, batch size times batch length
+        """
+        if self.steps_per_update:
+            self.owed *= Fraction(self.steps_per_update, steps_per_update)  # the debt is one of time steps
+        self.steps_per_update = steps_per_update
+        # Read as it is written: 0.1 is a tenth here, not the nearest binary fraction.
+        self.updates_per_step = Fraction(str(ratio)) / steps_per_update
+
+    def tick(self, n_steps: int, can_train: bool) -> int:
+        """
+        :param n_steps: environment steps since the last call, over all environments
+        :param can_train: whether an update is possible now
+        :return: whole updates owed now
+        """
+        if not can_train:
+            self.close()
+        elif self.is_open:
+            self.owed += n_steps * self.updates_per_step
+        else:
+            self.is_open, self.owed = True, Fraction(1)
+        return int(self.owed)
+
+    def close(self) -> None:
+        """Forget the debt; the next moment at which training is possible opens the account anew."""
+        self.is_open, self.owed = False, Fraction(0)
+
+    def pay(self) -> None:
+        """Book one update. An update beyond the debt, asked for by hand, is a gift."""
+        if self.owed >= 1:
+            self.owed -= 1
+
+    def updates_in(self, n_steps: int) -> int:
+        """:return: whole updates owed after so many more environment steps"""
+        return int(self.owed + n_steps * self.updates_per_step)
