@@ -351,3 +351,23 @@ def test_speed_of_acting_and_replay_is_measured():
     (line,) = printed("benchmarks.speed.replay", "--preset", "debug", "--iterations", "1", "--rows", "2000")
     assert {"add_us_per_step", "sample_ms", "write_back_ms", "bytes_per_row"} <= line.keys()
     assert line["bytes_per_row"] > 24 * 4
+
+
+def test_training_returns_are_compared_with_the_published_curve():
+    """The window ends at the published point; seeds that are not there yet do not count."""
+    task = TASKS["dmc_cartpole_swingup"]
+
+    def result(seed: int, level: float, until: int = 50_000) -> report.Result:
+        training = [
+            [step, level if step > 40_000 else 0.0 if step <= 15_000 else 250.0] for step in range(500, until + 1, 500)
+        ]
+        line = dict(steps=until, training=training, complete=until == 50_000, commit="abc")
+        return report.Result("dmc_cartpole_swingup", "dreamerv3", "", seed, [], [line])
+
+    rows = report.published_rows(task, [result(0, 400.0), result(1, 480.0), result(2, 0.0, until=25_000)])
+    assert [row[0] for row in rows] == ["50,000", "100,000"]
+    assert [row[2] for row in rows] == [3, 2]  # seeds
+    assert [float(row[1]) for row in rows] == [250.0, 440.0]
+    assert [row[4] for row in rows] == ["245", "431"] and [row[5] for row in rows] == ["above the bound"] * 2
+    assert report.published_rows(task, [result(0, 400.0)])[1][5] == "**below the bound**"  # 405 for one seed
+    assert report.published_rows(TASKS["cartpole"], [result(0, 400.0)]) == []

@@ -7,6 +7,7 @@ Turn the learning benchmark's result files into ``docs/results.md``, ``docs/tria
 others, and what differs.
 """
 
+import csv
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,7 +23,7 @@ from benchmarks.learning.tasks import TASKS, Bar, Task
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-DOCS = ROOT / "docs"
+DOCS, HERE = ROOT / "docs", Path(__file__).parent
 NAMES = {"dreamerv3": "DreamerV3", "ppo": "PPO", "sac": "SAC", "dqn": "DQN", "recurrentppo": "RecurrentPPO"}
 WRITTEN = "<!-- Written by `python -m benchmarks.learning.report`: run that instead of editing this. -->"
 HEAD = f"""{WRITTEN}
@@ -40,7 +41,11 @@ evaluations were made with changes that were not committed.
 
 The tasks `dmc_...` are dm_control as numbers with the published protocol
 ([`dm_control_proprio.yml`](../hyperparams/dm_control_proprio.yml)): an environment step is two frames, and the lines of their
-files hold every training return (`training`: environment step and return), for that is what was published.
+files hold every training return (`training`: environment step and return), because that is what was published.
+A table compares them with the published curve of the 2023 agent (`danijar/dreamerv3@423291a:scores/data`, model size S, 5
+seeds): mean training return over the last 20,000 frames. `bound` is the one-sided 95% prediction bound for the mean of as many
+seeds as ours, `mean - t(0.95, n - 1) * s * sqrt(1 / k + 1 / n)` for our `k` seeds and the published `n`, where `s` is the
+largest standard deviation of this point and the two next to it. A negative bound cannot be missed.
 
 `best` is the best evaluation of a seed, `last` its last one, `last three` the lowest of its last three. `best` is a maximum
 over noisy numbers, and one before the first update counts too. CPU minutes were taken with two or three runs at the same time.
@@ -64,6 +69,9 @@ and `tmaze10`; `batch8x8`, `gamma99`, `lr1e-3`, `batch16x16` and `twostages` of 
 `fourstages` of `pixelcatch64`; `continue20ent1e-2` seed 1 and `continue20all128` of `cartpole`; and, in the results, seed 0
 of `pixelreach`.
 """
+PUBLISHED_HEAD = ["frames", "training return", "seeds", "published +- std (seeds)", "bound", "verdict"]
+# dm_control with action repeat 2.
+FRAMES_PER_STEP = 2
 MEASURES: dict[str, Callable[[list[float]], float]] = {
     "best": max,
     "last": lambda returns: returns[-1],
@@ -98,6 +106,11 @@ class Result(NamedTuple):
     def label(self) -> str:
         """As the table of its task names the seed."""
         return f"{self.seed}+" if self.is_dirty else str(self.seed)
+
+    def training_return(self, after: int, until: int) -> float:
+        """:return: mean return of the training episodes that ended in these environment steps"""
+        episodes = [episode for line in self.lines for episode in line["training"]]
+        return float(np.mean([value for step, value in episodes if after < step <= until]))
 
     def returns(self, way: str, steps: int | None = None) -> list[float]:
         """:return: of all evaluations, or of those until so many steps, give or take one rollout"""
@@ -195,6 +208,26 @@ def bar_row(name: str, task: Task, bar: Bar, group: list[Result]) -> list[Any]:
     return [*cells, number(score), number(means["sampled"]), verdict]
 
 
+def published_rows(task: Task, group: list[Result]) -> list[list[Any]]:
+    """:return: our training returns next to the published ones, a row for each published point that all seeds have reached"""
+    if task.published is None:
+        return []
+    curve = task.published.split("/")[1]
+    rows = []
+    for point in csv.DictReader((HERE / "published.csv").open()):
+        end, window = int(point["agent_steps"]), int(point["window_frames"]) // FRAMES_PER_STEP
+        group_there = [result for result in group if result.lines[-1]["steps"] >= end]
+        if point["task"] != curve or not group_there:
+            continue
+        by_seed = [result.training_return(end - window, end) for result in group_there]
+        n_seeds, score = len(by_seed), float(np.mean(by_seed))
+        bound = float(point[f"bound_{n_seeds}_seed" + "s" * (n_seeds > 1)])
+        verdict = "no power" if bound < 0 else "above the bound" if score >= bound else "**below the bound**"
+        published = f"{number(float(point['mean']))} +- {number(float(point['std']))} ({point['n_seeds']})"
+        rows.append([f"{int(point['env_frames']):,}", number(score), n_seeds, published, number(bound), verdict])
+    return rows
+
+
 def plot(name: str, task: Task, groups: dict[str, list[Result]], path: Path) -> None:
     """Mean over the seeds at every evaluation, and a band from the worst to the best."""
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
@@ -241,6 +274,9 @@ def render(results: list[Result], plots: Path | None = None) -> str:
             parts.append(section(name, task))
         if groups:
             parts.append(table(SUMMARY_HEAD, [summary_row(label, group) for label, group in groups.items()]))
+            comparison = published_rows(task, groups.get(NAMES[OURS], []))
+            if comparison:
+                parts.append(table(PUBLISHED_HEAD, comparison))
             parts.append(f"![learning curves](images/learning/{name}.png)\n")
         if missing:
             parts.append(f"Not run with today's preset: {', '.join(missing)}. See [trials](trials.md#{name}).\n")
