@@ -15,7 +15,7 @@ CLOSE = dict(rtol=1e-4, atol=1e-4)  # float32, in another order
 @pytest.fixture(params=[True, False], ids=["convolved", "plain"])
 def route(request, monkeypatch):
     """Either way, whatever the processor; says whether convolutions ran."""
-    monkeypatch.setattr(functional, "IS_CONVOLVED", request.param)
+    monkeypatch.setattr(functional, "USE_CONV_MATMUL", request.param)
     convolutions = []
     right = F.conv2d
     monkeypatch.setattr(F, "conv2d", lambda *args, **kwargs: convolutions.append(1) or right(*args, **kwargs))
@@ -47,21 +47,21 @@ def test_block_linear(has_bias, route):
 
 def test_weight_gradient(monkeypatch):
     x, grad = th.randn(512, 24), th.randn(512, 40)
-    for is_convolved in (True, False):
-        monkeypatch.setattr(functional, "IS_CONVOLVED", is_convolved)
+    for use_conv_matmul in (True, False):
+        monkeypatch.setattr(functional, "USE_CONV_MATMUL", use_conv_matmul)
         th.testing.assert_close(functional.weight_gradient(x, grad), grad.t() @ x, **CLOSE)
 
 
 def test_what_is_small_or_of_another_kind_stays_a_product(monkeypatch):
-    monkeypatch.setattr(functional, "IS_CONVOLVED", True)
+    monkeypatch.setattr(functional, "USE_CONV_MATMUL", True)
     x = th.randn(256, 24)
-    assert functional.is_convolved(x, 256, 16)
-    assert not functional.is_convolved(x.double(), 256, 16)
-    assert not functional.is_convolved(x, 256, 15)
-    assert not functional.is_convolved(x, 16, 16)
-    assert not functional.is_convolved(x, 257, 16)
+    assert functional.use_conv_matmul(x, 256, 16)
+    assert not functional.use_conv_matmul(x.double(), 256, 16)
+    assert not functional.use_conv_matmul(x, 256, 15)
+    assert not functional.use_conv_matmul(x, 16, 16)
+    assert not functional.use_conv_matmul(x, 257, 16)
     with th.autocast("cpu", th.bfloat16):
-        assert not functional.is_convolved(x, 256, 16)
+        assert not functional.use_conv_matmul(x, 256, 16)
 
 
 def test_a_known_layer_has_the_gradient_of_the_layer():
@@ -79,7 +79,7 @@ def test_images_in_pieces_are_the_same_images(monkeypatch):
     model, batch = policy.world_model, random_batch(policy, 3, 5)
     images, (deter, stoch) = batch.observations.flatten(0, 1), policy.world_model.rssm.initial(15)
     whole = model.encoder(images), model.decoder(deter, stoch)["obs"].mode()
-    monkeypatch.setattr(networks, "PIECE_FLOATS", 1)
+    monkeypatch.setattr(networks, "CHUNK_NUMEL", 1)
     pieces = model.encoder(images), model.decoder(deter, stoch)["obs"].mode()
     for got, wanted in zip(pieces, whole, strict=True):
         th.testing.assert_close(got, wanted)

@@ -55,13 +55,13 @@ def test_device_rows_are_those_of_the_host(space):
         refill(buffer, space)
     for buffer in (device, pickle.loads(pickle.dumps(device))):
         ours, theirs = sample(buffer), sample(host)
-        assert buffer._device_rows is not None and host._device_rows is None
+        assert buffer._device_mirror is not None and host._device_mirror is None
         for key in space.spaces if isinstance(space, spaces.Dict) else [None]:
             mine, other = (b.observations if key is None else b.observations[key] for b in (ours, theirs))
             assert mine.dtype == other.dtype and th.equal(mine, other)
         assert th.equal(ours.rewards, theirs.rewards)
     # The twin is what is read: a row that the host changes behind its back stays.
-    first = next(iter(device._device_rows.tensors.values()))
+    first = next(iter(device._device_mirror.tensors.values()))
     assert first.shape[:2] == (ROWS, N_ENVS)
     first.zero_()
     changed = sample(device).observations
@@ -72,7 +72,7 @@ def test_device_rows_are_those_of_the_host(space):
 def test_a_run_is_the_same_with_either_storage():
     host = counter_model(training_ratio=8).learn(90)
     device = counter_model(training_ratio=8, replay_buffer_kwargs=dict(storage="device")).learn(90)
-    assert device.replay_buffer._device_rows is not None
+    assert device.replay_buffer._device_mirror is not None
     for ours, theirs in zip(device.policy.parameters(), host.policy.parameters(), strict=True):
         assert th.equal(ours, theirs)
 
@@ -98,13 +98,13 @@ def test_a_loaded_buffer_is_kept_where_the_model_wants_it(tmp_path):
     host = counter_model()
     host.load_replay_buffer(tmp_path / "buffer")
     host.replay_buffer.sample(4)
-    assert host.replay_buffer.storage == "host" and host.replay_buffer._device_rows is None
+    assert host.replay_buffer.storage == "host" and host.replay_buffer._device_mirror is None
 
 
 def test_a_buffer_from_before_there_were_storages_loads():
     buffer = filled(IMAGE, "host")
     state = buffer.__getstate__()
-    del state["storage"], state["_device_rows"]
+    del state["storage"], state["_device_mirror"]
     old = SequenceReplayBuffer.__new__(SequenceReplayBuffer)
     old.__setstate__(state)
     assert th.equal(sample(old).observations, sample(buffer).observations)
@@ -123,7 +123,7 @@ def test_buffers_load_without_the_device(storage, tmp_path):
     expected = model.replay_buffer.observations.copy()
     model.device = th.device("cuda")
     model.load_replay_buffer(tmp_path / "buffer")
-    assert model.replay_buffer.device.type == "cuda" and model.replay_buffer._device_rows is None
+    assert model.replay_buffer.device.type == "cuda" and model.replay_buffer._device_mirror is None
     np.testing.assert_array_equal(model.replay_buffer.observations, expected)
     model.save_replay_buffer(tmp_path / "of cuda")
     model.device = th.device("cpu")

@@ -114,12 +114,12 @@ def test_a_debt_waits_for_a_buffer(tmp_path):
 def test_ratio_is_read_as_written():
     account = TrainRatio()
     account.set_rate(0.1, 1)
-    account.tick(1, True)
-    account.pay()
+    account.add_steps(1, True)
+    account.count_update()
     made = 0
     for _ in range(1000):
-        for _ in range(account.tick(1, True)):
-            account.pay()
+        for _ in range(account.add_steps(1, True)):
+            account.count_update()
             made += 1
     assert made == 100 and account.owed == 0
     assert account.updates_in(25) == 2 and account.updates_per_step == Fraction(1, 10)
@@ -128,11 +128,11 @@ def test_ratio_is_read_as_written():
 def test_updates_by_hand_are_gifts():
     account = TrainRatio()
     account.set_rate(0.5, 1)
-    account.tick(1, True)
-    account.pay()
-    account.tick(1, True)
+    account.add_steps(1, True)
+    account.count_update()
+    account.add_steps(1, True)
     for _ in range(3):
-        account.pay()
+        account.count_update()
     assert account.owed == Fraction(1, 2)
 
 

@@ -11,7 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from sb3_dreamer.dreamerv3 import dreamerv3 as algorithm_module
-from sb3_dreamer.dreamerv3.arguments import FIXED
+from sb3_dreamer.dreamerv3.checks import FIXED
 from sb3_dreamer.dreamerv3.fast.captured import CapturedUpdate
 from sb3_dreamer.dreamerv3.settings import OF_THE_LOOP, OF_THE_UPDATE
 from sb3_dreamer.dreamerv3.update import TrainingUpdate
@@ -153,7 +153,7 @@ def test_the_account_follows():
     model.learn(60, reset_num_timesteps=False)
     assert model._n_updates - before == 3 * 20 + 30
     account = model._train_ratio
-    account.tick(3, True)
+    account.add_steps(3, True)
     owed = account.owed * 64
     account.set_rate(1, 32)
     assert account.owed * 32 == owed

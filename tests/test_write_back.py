@@ -61,21 +61,21 @@ def test_nothing_is_written_before_it_has_arrived(buffer):
     transfer = SlowTransfer()
     write_back = LatentWriteBack(buffer, transfer)
     before = at(buffer, [5, 6])
-    write_back.put(rows([5, 6]), latents(buffer, 2))
-    write_back.apply()
+    write_back.enqueue(rows([5, 6]), latents(buffer, 2))
+    write_back.write_ready()
     assert at(buffer, [5, 6]) == before
     transfer.events[0].has_happened = True
-    write_back.apply()
+    write_back.write_ready()
     assert at(buffer, [5, 6]) == ([2.0, 2.0], [2, 2])
     assert buffer.has_latent[[5, 6], [0, 1]].all()
 
 
 def test_the_lag_is_one_update_at_most(buffer):
     write_back = LatentWriteBack(buffer, SlowTransfer())
-    write_back.put(rows([5, 6]), latents(buffer, 1))
-    write_back.apply()
-    write_back.put(rows([7, 8]), latents(buffer, 2))
-    write_back.apply()  # waits for the first, not for the second
+    write_back.enqueue(rows([5, 6]), latents(buffer, 1))
+    write_back.write_ready()
+    write_back.enqueue(rows([7, 8]), latents(buffer, 2))
+    write_back.write_ready()  # waits for the first, not for the second
     assert at(buffer, [5, 6])[0] == [1.0, 1.0]
     assert [event.has_happened for event in write_back.transfer.events] == [True, False]
     write_back.flush()
@@ -85,14 +85,14 @@ def test_the_lag_is_one_update_at_most(buffer):
 def test_the_later_of_two_updates_wins(buffer):
     write_back = LatentWriteBack(buffer, SlowTransfer())
     for value in (1, 3):
-        write_back.put(rows([5, 6]), latents(buffer, value))
+        write_back.enqueue(rows([5, 6]), latents(buffer, value))
     write_back.flush()
     assert at(buffer, [5, 6]) == ([3.0, 3.0], [3, 3])
 
 
 def test_rows_that_were_overwritten_meanwhile_are_skipped(buffer):
     write_back = LatentWriteBack(buffer, SlowTransfer())
-    write_back.put(rows([5, 6]), latents(buffer, 1))
+    write_back.enqueue(rows([5, 6]), latents(buffer, 1))
     before = at(buffer, [5, 6])
     buffer.counts[0] += buffer.buffer_size  # row 5 of environment 0 is a later one now
     write_back.flush()
@@ -102,5 +102,5 @@ def test_rows_that_were_overwritten_meanwhile_are_skipped(buffer):
 
 def test_on_a_cpu_it_happens_at_once(buffer):
     write_back = LatentWriteBack(buffer)
-    write_back.put(rows([5, 6]), latents(buffer, 2))
+    write_back.enqueue(rows([5, 6]), latents(buffer, 2))
     assert not write_back.pending and at(buffer, [5, 6]) == ([2.0, 2.0], [2, 2])

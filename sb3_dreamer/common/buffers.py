@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_dreamer.common.functional import one_hot, tensors_of
 from sb3_dreamer.common.images import choose_keys
 from sb3_dreamer.common.preprocessing import SINGLE_KEY, as_array_dict, as_space_dict, steps_of
-from sb3_dreamer.common.replay.device import STORAGES, DeviceRows, side_stream, to_device
+from sb3_dreamer.common.replay.device import STORAGES, DeviceMirror, side_stream, to_device
 from sb3_dreamer.common.replay.storage import RowStorage
 from sb3_dreamer.common.type_aliases import LatentState, NumpyObs, SequenceBatch, SequenceIndices, TensorObs
 from sb3_dreamer.common.value_checks import ObservationCheck, RangeCheck, action_check, reward_check, warn_if_codes
@@ -87,7 +87,7 @@ class SequenceReplayBuffer(RowStorage):
         self.online_queue = online_queue
         self.storage = storage
         self.is_allocated = False
-        self._device_rows: DeviceRows | None = None
+        self._device_mirror: DeviceMirror | None = None
         self._make_checks()
         self._make_arrays(0)
         self._clear_streams()
@@ -190,7 +190,7 @@ class SequenceReplayBuffer(RowStorage):
                 array[(steps - gone[envs]) % buffer_size, envs] = old_rows[name][steps % old_size, envs]
             self.counts -= gone
             self._queue = deque((env, step - int(gone[env])) for env, step in self._queue)
-        self._device_rows = None
+        self._device_mirror = None
         self._queue, self._newest = self._new_queue(self._queue), None
 
     def size(self) -> int:
@@ -317,8 +317,8 @@ class SequenceReplayBuffer(RowStorage):
         at = self._index(rows, envs)
         for key, array in as_array_dict(self.observations).items():
             array[at] = observations[key].reshape(self.n_envs, *array.shape[2:])[new]
-        if self._device_rows is not None:  # else they are made of all rows when they are asked for
-            self._device_rows.write(rows, envs, as_array_dict(self.observations))
+        if self._device_mirror is not None:  # else they are made of all rows when they are asked for
+            self._device_mirror.write(rows, envs, as_array_dict(self.observations))
         self.actions[at] = actions.reshape(self.n_envs, self.action_dim)[new]
         self.rewards[at] = rewards[new]
         self.is_first[at] = is_first[new]
@@ -431,7 +431,7 @@ class SequenceReplayBuffer(RowStorage):
         )
 
     def _observations(self, where: tuple[np.ndarray, np.ndarray], env: VecNormalize | None) -> TensorObs:
-        twins = self._twins() if env is None else None
+        twins = self._mirror() if env is None else None
         if twins is not None:
             by_key = twins.gather(*where)
         else:

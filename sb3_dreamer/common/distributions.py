@@ -11,7 +11,7 @@ from typing import Any
 import torch as th
 from torch.nn import functional as F
 
-from sb3_dreamer.common.functional import computed_once, device_constant, one_hot
+from sb3_dreamer.common.functional import compile_safe_cached_property, device_constant, one_hot
 
 
 def at_least_float32(x: th.Tensor) -> th.Tensor:
@@ -62,7 +62,7 @@ class Categorical:
         self.unimix = unimix
         self.sizes = sizes
 
-    @computed_once
+    @compile_safe_cached_property
     def probs(self) -> th.Tensor:
         """Mixed probabilities (..., G, K)."""
         probs = F.softmax(self.logits, dim=-1)
@@ -73,7 +73,7 @@ class Categorical:
         is_real = th.arange(probs.shape[-1], device=probs.device) < self.sizes.unsqueeze(-1)  # (G, K)
         return (1.0 - self.unimix) * probs + self.unimix * is_real.to(probs.dtype) / self.sizes.unsqueeze(-1)
 
-    @computed_once
+    @compile_safe_cached_property
     def log_probs(self) -> th.Tensor:
         """Logarithm of the mixed probabilities (..., G, K)."""
         if self.unimix == 0.0:
@@ -175,12 +175,12 @@ class SymexpTwoHot:
         self.logits = at_least_float32(logits)
         self.bins = bins
 
-    @computed_once
+    @compile_safe_cached_property
     def log_probs(self) -> th.Tensor:
         """Log-probabilities without gradient (..., n_bins)."""
         return F.log_softmax(self.logits.detach(), dim=-1)
 
-    @computed_once
+    @compile_safe_cached_property
     def probs(self) -> th.Tensor:
         """Probabilities without gradient (..., n_bins)."""
         # What can be trained will be asked for its logarithms, too.

@@ -29,10 +29,10 @@ def prefers_convolutions() -> bool:
     return info.exists() and "AuthenticAMD" in info.read_text()
 
 
-IS_CONVOLVED = prefers_convolutions()
+USE_CONV_MATMUL = prefers_convolutions()
 
 
-def is_convolved(x: th.Tensor, n_rows: int, n_out: int) -> bool:
+def use_conv_matmul(x: th.Tensor, n_rows: int, n_out: int) -> bool:
     """
     :param x: inputs (..., I)
     :param n_rows: how many rows they are
@@ -40,7 +40,7 @@ def is_convolved(x: th.Tensor, n_rows: int, n_out: int) -> bool:
     :return: whether their product is large enough, and of a kind, to be computed as a convolution
     """
     return (
-        IS_CONVOLVED
+        USE_CONV_MATMUL
         and x.dtype == th.float32
         and x.device.type == "cpu"
         and n_rows >= MIN_ROWS
@@ -70,7 +70,7 @@ def linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None) -> th
     :return: (..., O)
     """
     n_rows = math.prod(x.shape[:-1])
-    if not is_convolved(x, n_rows, len(weight)):
+    if not use_conv_matmul(x, n_rows, len(weight)):
         return F.linear(x, weight, bias)
     result = F.conv2d(as_images(x, n_rows), weight.unflatten(1, (-1, 1, 1)), bias)  # (P, O, N / P, 1)
     return from_images(result, *x.shape[:-1], len(weight))
@@ -86,7 +86,7 @@ def block_linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None)
     :return: (G, N, O/G); if convolved, a view of (N, O), as ``x`` should be then
     """
     blocks, n_rows, _ = x.shape
-    if not is_convolved(x, n_rows, weight.shape[2]):
+    if not use_conv_matmul(x, n_rows, weight.shape[2]):
         return th.bmm(x, weight) if bias is None else th.baddbmm(bias, x, weight)
     rows = x.transpose(0, 1).flatten(1)  # (N, I)
     kernels = weight.mT.flatten(0, 1).unflatten(1, (-1, 1, 1))  # (O, I/G, 1, 1)
@@ -100,7 +100,7 @@ def weight_gradient(x: th.Tensor, grad: th.Tensor) -> th.Tensor:
     :param grad: of its outputs (N, O)
     :return: gradient of its weight (O, I)
     """
-    if not is_convolved(x, len(x), grad.shape[1]):
+    if not use_conv_matmul(x, len(x), grad.shape[1]):
         return grad.t() @ x
     size = (grad.shape[1], x.shape[1], 1, 1)
     return conv2d_weight(as_images(x, len(x)), size, as_images(grad, len(x))).flatten(1)
@@ -113,7 +113,7 @@ Result = TypeVar("Result")
 never_compiled = _disable_dynamo
 
 
-class computed_once(Generic[Result]):
+class compile_safe_cached_property(Generic[Result]):
     """
     ``functools.cached_property`` without the lock that it takes before Python 3.12, at which a compiled graph would end.
 

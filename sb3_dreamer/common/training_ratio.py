@@ -29,25 +29,25 @@ class TrainRatio:
         # Read as it is written: 0.1 is a tenth here, not the nearest binary fraction.
         self.updates_per_step = Fraction(str(ratio)) / steps_per_update
 
-    def tick(self, n_steps: int, can_train: bool) -> int:
+    def add_steps(self, n_steps: int, can_train: bool) -> int:
         """
         :param n_steps: environment steps since the last call, over all environments
         :param can_train: whether an update is possible now
         :return: whole updates owed now
         """
         if not can_train:
-            self.close()
+            self.reset()
         elif self.is_open:
             self.owed += n_steps * self.updates_per_step
         else:
             self.is_open, self.owed = True, Fraction(1)
         return int(self.owed)
 
-    def close(self) -> None:
+    def reset(self) -> None:
         """Forget the debt; the next moment at which training is possible opens the account anew."""
         self.is_open, self.owed = False, Fraction(0)
 
-    def pay(self) -> None:
+    def count_update(self) -> None:
         """Book one update. An update beyond the debt, asked for by hand, is a gift."""
         if self.owed >= 1:
             self.owed -= 1

@@ -24,7 +24,7 @@ from sb3_dreamer.common.training_ratio import TrainRatio
 from sb3_dreamer.common.type_aliases import LatentState, PolicyState
 from sb3_dreamer.common.value_checks import RangeCheck
 from sb3_dreamer.common.vec_normalize import in_model_layout
-from sb3_dreamer.dreamerv3.arguments import announce, check_arguments, facts_for_all, warn_if_no_window
+from sb3_dreamer.dreamerv3.checks import check_arguments, log_run_setup, rank_invariants, warn_if_no_window
 from sb3_dreamer.dreamerv3.counterparts import name_counterparts
 from sb3_dreamer.dreamerv3.fast.make_update import Acting, Update, make_acting, make_loss, make_update
 from sb3_dreamer.dreamerv3.losses import LossScales
@@ -201,7 +201,7 @@ class DreamerV3(AdjustableAlgorithm):
     def _setup_model(self) -> None:
         check_arguments(self)
         self._settings = {}  # networks and buffer are built now
-        self._ranks.quieten(self)
+        self._ranks.silence(self)
         user_policy_kwargs, user_buffer_kwargs = self.policy_kwargs, self.replay_buffer_kwargs
         # SB3 hands these two dicts on; the user's own are restored, for `load` compares them.
         self.policy_kwargs = {"model_size": self.model_size, "precision": self.precision, **user_policy_kwargs}
@@ -236,7 +236,7 @@ class DreamerV3(AdjustableAlgorithm):
     ) -> SelfDreamerV3:
         """As :meth:`OffPolicyAlgorithm.learn`; steps are those of all ranks."""
         self._log_interval = log_interval
-        with self._ranks.learning(facts_for_all(self, total_timesteps)):
+        with self._ranks.learning(rank_invariants(self, total_timesteps)):
             callback, progress_bar = self._ranks.callback(callback, progress_bar)
             super().learn(
                 total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar  # type: ignore[arg-type]
@@ -244,7 +244,7 @@ class DreamerV3(AdjustableAlgorithm):
             self._report_at_end()
             self._write_back.flush()
             self._ranks.merge_statistics(self.get_vec_normalize_env())
-            self._ranks.follow(self._ranks.shared_paths(), self.save_replay_buffer)
+            self._ranks.save_follower_buffers(self._ranks.shared_paths(), self.save_replay_buffer)
         return self
 
     def _report_at_end(self) -> None:
@@ -271,13 +271,13 @@ class DreamerV3(AdjustableAlgorithm):
         self._setup_training()
         self._ranks.broadcast([*self.policy.state_dict().values(), *tensors_of(dict(self.policy.optimizer.state))])
         self._ranks.merge_statistics(self.get_vec_normalize_env())
-        announce(self, total_timesteps, reset_num_timesteps)
+        log_run_setup(self, total_timesteps, reset_num_timesteps)
         steps_before = self.num_timesteps
         self._has_logged, self._n_updates_before = False, self._n_updates
         setup = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        self._pay_debt(steps_before)
+        self._make_updates_due(steps_before)
         if reset_num_timesteps:
-            self._train_ratio.close()
+            self._train_ratio.reset()
         return setup
 
     def get_vec_normalize_env(self) -> VecNormalize | None:
@@ -359,28 +359,28 @@ class DreamerV3(AdjustableAlgorithm):
                 self._update_info_buffer(callback.locals["infos"], callback.locals["dones"])
         except BaseException:
             self._last_obs = None  # somewhere between two steps: the environments must be reset
-            self._owe_updates(self.num_timesteps - steps_before, self.replay_buffer.can_sample())
+            self._set_updates_due(self.num_timesteps - steps_before, self.replay_buffer.can_sample())
             raise
         n_steps = (self.num_timesteps - steps_before) // self._ranks.size
         has_changes = bool(self._changed_settings())
-        agreed = self._ranks.agree(n_steps, rollout.continue_training, self.replay_buffer.can_sample(), has_changes)
+        agreed = self._ranks.sync_rollout(n_steps, rollout.continue_training, self.replay_buffer.can_sample(), has_changes)
         self.num_timesteps = steps_before + agreed.n_steps
         try:
             if agreed.has_changes:
                 agreed = self._take_up_together(agreed)
         finally:  # steps count where a setting is refused, too
-            self._owe_updates(agreed.n_steps, agreed.can_sample)
-        self._ranks.follow(agreed.buffer_paths, self.save_replay_buffer)
+            self._set_updates_due(agreed.n_steps, agreed.can_sample)
+        self._ranks.save_follower_buffers(agreed.buffer_paths, self.save_replay_buffer)
         return rollout._replace(continue_training=agreed.goes_on)
 
-    def _owe_updates(self, n_steps: int, can_sample: bool) -> None:
+    def _set_updates_due(self, n_steps: int, can_sample: bool) -> None:
         """Set ``gradient_steps`` to the updates owed after so many steps of all ranks."""
         can_train = self.num_timesteps > self.learning_starts and can_sample
-        self.gradient_steps = self._train_ratio.tick(n_steps, can_train)
+        self.gradient_steps = self._train_ratio.add_steps(n_steps, can_train)
 
-    def _pay_debt(self, num_timesteps: int) -> None:
+    def _make_updates_due(self, num_timesteps: int) -> None:
         """Updates that a stop has left undone, with the learning rate of the step at which it happened."""
-        can_sample = self._ranks.agree(0, True, self.replay_buffer.can_sample()).can_sample
+        can_sample = self._ranks.sync_rollout(0, True, self.replay_buffer.can_sample()).can_sample
         if can_sample and self._train_ratio.owed >= 1:
             now, self.num_timesteps = self.num_timesteps, num_timesteps
             try:
@@ -402,14 +402,14 @@ class DreamerV3(AdjustableAlgorithm):
         for _ in range(gradient_steps):
             self._clock.start()
             self._update_learning_rate(self.policy.optimizer)
-            self._write_back.apply()
+            self._write_back.write_ready()
             batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
             posterior, metrics = self._update(batch)
-            self._write_back.put(batch.indices, posterior)
+            self._write_back.enqueue(batch.indices, posterior)
             self._n_updates += 1
-            self._train_ratio.pay()
+            self._train_ratio.count_update()
             self._metrics.add(self._update.metric_names, metrics)
-            self._announce_duration()
+            self._log_eta()
             self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
             if self._log_interval is not None and self._metrics.count >= self.log_every_updates:
                 self.dump_logs()  # episodes may be long, or never end
@@ -421,7 +421,7 @@ class DreamerV3(AdjustableAlgorithm):
         means = self._metrics.record(self.logger)
         self._check_returns(np.array([means.get(f"actor_critic/return_{end}", 0.0) for end in ("low", "high")]))
 
-    def _announce_duration(self) -> None:
+    def _log_eta(self) -> None:
         """Say once per ``learn``, after the fifth update, how long it will take."""
         seconds = self._clock.stop()
         if seconds is not None and self.verbose >= 1:

@@ -41,7 +41,7 @@ MULTIPLIERS = (2, 3, 4, 4)
 MIN_SIDE, MAX_SIDE = 3, 16
 # Activations of one layer that are computed at a time on a CPU. Whole batches are slower there: the allocator fetches every
 # array of 32 MB from the system anew, page by page.
-PIECE_FLOATS = 2**22
+CHUNK_NUMEL = 2**22
 
 
 def n_cnn_stages(height: int, width: int) -> int:
@@ -127,14 +127,14 @@ class ImageTower:
         return self.coarse_height * self.coarse_width * self.channels[-1]
 
 
-def in_pieces(function: Callable[..., th.Tensor], floats_per_row: int, *arguments: th.Tensor) -> th.Tensor:
+def chunked(function: Callable[..., th.Tensor], floats_per_row: int, *arguments: th.Tensor) -> th.Tensor:
     """
     :param function: of N rows, which it treats each by itself
     :param floats_per_row: of its largest layer
     :param arguments: (N, ...) each
     :return: its result (N, ...), on a CPU computed in pieces
     """
-    size = max(1, PIECE_FLOATS // floats_per_row)
+    size = max(1, CHUNK_NUMEL // floats_per_row)
     if arguments[0].device.type != "cpu" or len(arguments[0]) <= size:
         return function(*arguments)
     return th.cat([function(*piece) for piece in zip(*(argument.split(size) for argument in arguments), strict=True)])
@@ -184,7 +184,7 @@ class ConvEncoder(nn.Module):
         :return: features flattened in the order (h, w, channel), (N, tower.features_dim)
         """
         tower = self.tower
-        return in_pieces(self._encode, tower.channels[0] * tower.height * tower.width, *(by_key[key] for key in tower.keys))
+        return chunked(self._encode, tower.channels[0] * tower.height * tower.width, *(by_key[key] for key in tower.keys))
 
     def _encode(self, *images: th.Tensor) -> th.Tensor:
         units = [to_unit(image) for image, to_unit in zip(images, self.to_unit, strict=True)]
@@ -287,7 +287,7 @@ class ConvDecoder(nn.Module):
         from_stoch = self.from_stoch(stoch).unflatten(-1, (*coarse, -1))  # (N, h', w', C')
         x = F.silu(self.norm(from_deter + from_stoch)).permute(0, 3, 1, 2)  # (N, C', h', w')
         largest = max(self.tower.channels[0] // 4, sum(self.tower.key_channels)) * self.tower.height * self.tower.width
-        pixels = in_pieces(self._upsample, largest, x)  # (N, C, h, w)
+        pixels = chunked(self._upsample, largest, x)  # (N, C, h, w)
         parts = pixels.split(self.tower.key_channels, dim=1)
         return {key: ImageMSE(part) for key, part in zip(self.tower.keys, parts, strict=True)}
 

@@ -4,7 +4,7 @@ import io
 import pathlib
 from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -15,10 +15,7 @@ from sb3_dreamer.common.distributed.ranks import Ranks
 from sb3_dreamer.common.replay.write_back import LatentWriteBack
 from sb3_dreamer.common.save_util import name_newer_numpy
 from sb3_dreamer.common.type_aliases import PolicyState
-from sb3_dreamer.dreamerv3.arguments import check_buffer, check_load_arguments
-
-if TYPE_CHECKING:
-    from sb3_dreamer.dreamerv3.dreamerv3 import DreamerV3
+from sb3_dreamer.dreamerv3.checks import Model, check_buffer, check_load_arguments
 
 SelfSavedAlgorithm = TypeVar("SelfSavedAlgorithm", bound="SavedAlgorithm")
 
@@ -76,7 +73,7 @@ class SavedAlgorithm(OffPolicyAlgorithm):
         self._write_back.flush()
         self.replay_buffer.random_states = self._ranks.random_states()
         super().save_replay_buffer(self._ranks.file(path))
-        self._ranks.ask_others(path)
+        self._ranks.request_buffer_save(path)
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
@@ -89,7 +86,7 @@ class SavedAlgorithm(OffPolicyAlgorithm):
         try:
             with name_newer_numpy():
                 super().load_replay_buffer(self._ranks.file(path), truncate_last_traj)
-            check_buffer(self.replay_buffer, cast("DreamerV3", self))
+            check_buffer(self.replay_buffer, cast(Model, self))
         except BaseException:
             self.replay_buffer = current
             raise

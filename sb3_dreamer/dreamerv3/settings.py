@@ -1,6 +1,6 @@
 """What follows from the algorithm's settings, and how a change of one is taken up."""
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch as th
 
@@ -8,13 +8,10 @@ from sb3_dreamer.common.distributed.ranks import Agreement
 from sb3_dreamer.common.replay.write_back import LatentWriteBack
 from sb3_dreamer.common.schedules import PiecewiseSchedule, lr_scaling_factor, make_schedule, warmup_factor
 from sb3_dreamer.common.training_ratio import TrainRatio
-from sb3_dreamer.dreamerv3.arguments import FIXED, check_arguments, check_unchanged, facts_for_all, warn_if_small
+from sb3_dreamer.dreamerv3.checks import FIXED, Model, check_arguments, check_unchanged, rank_invariants, warn_if_small
 from sb3_dreamer.dreamerv3.losses import DreamerLoss
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
 from sb3_dreamer.dreamerv3.saving import SavedAlgorithm
-
-if TYPE_CHECKING:
-    from sb3_dreamer.dreamerv3.dreamerv3 import DreamerV3
 
 OF_THE_LOSS = ("imagination_horizon", "gamma", "return_lambda", "ent_coef", "free_nats", "imagine_last", "loss_scales")
 # The update has these as constants; where it is compiled or captured, a change of one makes it again.
@@ -66,7 +63,7 @@ class AdjustableAlgorithm(SavedAlgorithm):
 
         :raises ValueError: as the constructor, or if a setting has changed that the networks or the buffer were built with
         """
-        model = cast("DreamerV3", self)
+        model = cast(Model, self)
         check_arguments(model)
         check_unchanged(model, self._settings)
         if "learning_rate" in self._changed_settings():
@@ -105,7 +102,7 @@ class AdjustableAlgorithm(SavedAlgorithm):
                 self._settings = before  # refused again before the next update
                 raise
         if "batch_length" in changed:
-            warn_if_small(cast("DreamerV3", self))
+            warn_if_small(cast(Model, self))
 
     def _take_up_together(self, agreed: Agreement) -> Agreement:
         """
@@ -115,10 +112,10 @@ class AdjustableAlgorithm(SavedAlgorithm):
         :return: what holds for all now
         :raises ValueError: on all ranks, if they differ
         """
-        facts = facts_for_all(cast("DreamerV3", self), self._total_timesteps)
+        facts = rank_invariants(cast(Model, self), self._total_timesteps)
         self._ranks.check_equal(facts, hint=": a callback that changes settings needs `all_ranks = True`")
         self._take_up_settings()
-        can_sample = self._ranks.agree(0, True, self.replay_buffer.can_sample()).can_sample
+        can_sample = self._ranks.sync_rollout(0, True, self.replay_buffer.can_sample()).can_sample
         return agreed._replace(can_sample=can_sample)
 
     # ---- the learning rate ----

@@ -160,7 +160,7 @@ def learn(folder: Path) -> dict[str, Any]:
     model.learn(100_000, callback=[evaluation, checkpoints, stop, count], progress_bar=True)
     seconds = time.perf_counter() - start
     rate = model.policy.optimizer.param_groups[0]["lr"]
-    distributed.SAVE_PATIENCE = timedelta(seconds=2)
+    distributed.SAVE_TIMEOUT = timedelta(seconds=2)
     model.save(folder / f"model_of_{model._ranks.rank}.zip")
     result = {
         "fingerprint": fingerprint(model),
@@ -244,9 +244,9 @@ def differ() -> dict[str, Any]:
     """What ranks agree on when each says something else, and the messages of what must be the same and is not."""
     ranks = join_ranks()
     messages: dict[str, Any] = {
-        "steps": ranks.agree(3 + ranks.rank, goes_on=True, can_sample=True),
-        "stop": ranks.agree(1, goes_on=ranks.rank != 0, can_sample=True),
-        "short buffer": ranks.agree(1, goes_on=True, can_sample=ranks.rank != 1),
+        "steps": ranks.sync_rollout(3 + ranks.rank, goes_on=True, can_sample=True),
+        "stop": ranks.sync_rollout(1, goes_on=ranks.rank != 0, can_sample=True),
+        "short buffer": ranks.sync_rollout(1, goes_on=True, can_sample=ranks.rank != 1),
         "seeds": [ranks.seed(7), ranks.seed(None)],
     }
     for name, kwargs in {"batch_size": {"batch_size": 4 + ranks.rank}, "train_freq": {"train_freq": (1, "episode")}}.items():

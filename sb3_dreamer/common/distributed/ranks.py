@@ -44,7 +44,7 @@ class Ranks:
         """
         return seed
 
-    def quieten(self, model: "BaseAlgorithm") -> None:
+    def silence(self, model: "BaseAlgorithm") -> None:
         """:param model: logs and prints nothing from now on, but on the main rank"""
 
     def callback(self, callback: MaybeCallback, progress_bar: bool) -> tuple[MaybeCallback, bool]:
@@ -65,7 +65,7 @@ class Ranks:
         """
         yield
 
-    def agree(self, n_steps: int, goes_on: bool, can_sample: bool, has_changes: bool = False) -> Agreement:
+    def sync_rollout(self, n_steps: int, goes_on: bool, can_sample: bool, has_changes: bool = False) -> Agreement:
         """
         :param n_steps: environment steps of this rank
         :param goes_on: no callback of this rank has said stop
@@ -103,16 +103,16 @@ class Ranks:
         """
         return path
 
-    def ask_others(self, path: Any) -> None:
+    def request_buffer_save(self, path: Any) -> None:
         """:param path: where the main rank has just written its replay buffer; the others are to do likewise"""
 
     def shared_paths(self) -> list[str]:
-        """:return: what :meth:`ask_others` has asked for since the last time"""
+        """:return: what :meth:`request_buffer_save` has asked for since the last time"""
         return []
 
-    def follow(self, paths: list[str], save: Callable[[str], None]) -> None:
+    def save_follower_buffers(self, paths: list[str], save: Callable[[str], None]) -> None:
         """
-        Do what :meth:`ask_others` asks, and wait until all have done so.
+        Do what :meth:`request_buffer_save` asks, and wait until all have done so.
 
         :param paths: of the main rank's files
         :param save: writes this rank's

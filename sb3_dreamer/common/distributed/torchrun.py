@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
 # The main rank may evaluate for hours while the others wait for its word. Launchers notice a rank that has died at once.
-PATIENCE = timedelta(days=7)
-SAVE_PATIENCE = timedelta(minutes=2)
+COLLECTIVE_TIMEOUT = timedelta(days=7)
+SAVE_TIMEOUT = timedelta(minutes=2)
 SEEDS_BETWEEN_RANKS = 1000
 # Seconds in which the launcher, which looks ten times a second, sees the rank that has ended, and not those that ended for it.
-HEAD_START = 1.0
+FAILURE_GRACE_SECONDS = 1.0
 # Torch 2.13 renames it.
 ALL_GATHER = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
 
@@ -48,9 +48,9 @@ class RankLostError(RuntimeError):
 
 
 @lru_cache
-def patient_group() -> Any:
+def agreement_group() -> Any:
     """:return: torch's group for what ranks agree on, one for all models of a process"""
-    return dist.new_group(backend="gloo", timeout=PATIENCE)
+    return dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
 
 
 def report_uncaught(show: Callable[..., Any], kind: type[BaseException], error: BaseException, trace: Any) -> None:
@@ -75,7 +75,7 @@ class ManyRanks(Ranks):
     The ranks of a launcher. Collectives of tensors go by torch's default group (NCCL on CUDA, gloo on a CPU); what is agreed
     on once per rollout goes by a gloo group of its own, which waits as long as the main rank evaluates.
 
-    Every method but :meth:`device`, :meth:`quieten`, :meth:`callback` and :meth:`file` must be called on all ranks, as often
+    Every method but :meth:`device`, :meth:`silence`, :meth:`callback` and :meth:`file` must be called on all ranks, as often
     and in the same order.
     """
 
@@ -94,7 +94,7 @@ class ManyRanks(Ranks):
             sys.excepthook = partial(report_uncaught, sys.excepthook)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.is_main = self.rank == 0
-        self.patient_group = patient_group()
+        self.agreement_group = agreement_group()
         self.is_learning = False
         self._buffer_paths: list[str] = []
         self._merged: tuple[VecNormalize, list[np.ndarray]] | None = None
@@ -139,13 +139,13 @@ class ManyRanks(Ranks):
     def share(self, value: Any) -> Any:
         """:return: the main rank's value, on all"""
         values = [value]
-        dist.broadcast_object_list(values, src=0, group=self.patient_group)
+        dist.broadcast_object_list(values, src=0, group=self.agreement_group)
         return values[0]
 
     # ---- what only the main rank does ----
 
-    def quieten(self, model: "BaseAlgorithm") -> None:
-        """As :meth:`Ranks.quieten`."""
+    def silence(self, model: "BaseAlgorithm") -> None:
+        """As :meth:`Ranks.silence`."""
         if not self.is_main:
             model.verbose, model.tensorboard_log = 0, None
             model.set_logger(Logger(None, []))
@@ -181,9 +181,9 @@ class ManyRanks(Ranks):
             store.set(key, "")
             return
         try:
-            store.wait([key], SAVE_PATIENCE)
+            store.wait([key], SAVE_TIMEOUT)
         except RuntimeError:
-            warnings.warn(f"The main rank, which alone writes, has not saved {path} within {SAVE_PATIENCE.seconds} s")
+            warnings.warn(f"The main rank, which alone writes, has not saved {path} within {SAVE_TIMEOUT.seconds} s")
 
     # ---- what all do together ----
 
@@ -202,7 +202,7 @@ class ManyRanks(Ranks):
         except BaseException as error:
             ManyRanks.has_failed = True
             if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
-                time.sleep(HEAD_START)
+                time.sleep(FAILURE_GRACE_SECONDS)
                 message = (
                     f"Rank {self.rank} ends because another rank has ended or is out of reach: that one's error came first"
                 )
@@ -214,17 +214,17 @@ class ManyRanks(Ranks):
     def check_equal(self, facts: dict[str, Any], hint: str = "") -> None:
         """As :meth:`Ranks.check_equal`."""
         everyone: list[Any] = [None] * self.size
-        dist.all_gather_object(everyone, facts, group=self.patient_group)
+        dist.all_gather_object(everyone, facts, group=self.agreement_group)
         for name in facts:
             values = [theirs[name] for theirs in everyone]
             if any(value != values[0] for value in values):
                 raise ValueError(f"`{name}` must be the same on all ranks, got {values}{hint}")
 
-    def agree(self, n_steps: int, goes_on: bool, can_sample: bool, has_changes: bool = False) -> Agreement:
-        """As :meth:`Ranks.agree`: one small all-reduce."""
+    def sync_rollout(self, n_steps: int, goes_on: bool, can_sample: bool, has_changes: bool = False) -> Agreement:
+        """As :meth:`Ranks.sync_rollout`: one small all-reduce."""
         mine = [n_steps, int(not goes_on), int(not can_sample), len(self._buffer_paths), int(has_changes)]
         sums = th.tensor(mine)  # (5,)
-        dist.all_reduce(sums, group=self.patient_group)
+        dist.all_reduce(sums, group=self.agreement_group)
         total, stops, empty, n_paths, n_changed = sums.tolist()
         return Agreement(total, stops == 0, empty == 0, self.shared_paths() if n_paths else [], n_changed > 0)
 
@@ -233,13 +233,13 @@ class ManyRanks(Ranks):
         paths, self._buffer_paths = self.share(self._buffer_paths), []
         return list(paths)
 
-    def follow(self, paths: list[str], save: Callable[[str], None]) -> None:
-        """As :meth:`Ranks.follow`. A large buffer takes long, and whoever trains meanwhile has less patience."""
+    def save_follower_buffers(self, paths: list[str], save: Callable[[str], None]) -> None:
+        """As :meth:`Ranks.save_follower_buffers`. The barrier waits long, because writing a large buffer takes long."""
         for path in paths:
             if not self.is_main:
                 save(path)
         if paths:
-            dist.barrier(group=self.patient_group)
+            dist.barrier(group=self.agreement_group)
 
     def merge_statistics(self, vec_normalize: VecNormalize | None) -> None:
         """As :meth:`Ranks.merge_statistics`: what came since the last time is summed over the ranks, as counts and moments."""
@@ -253,7 +253,7 @@ class ManyRanks(Ranks):
         else:
             news = [th.from_numpy(mine - old) for mine, old in zip(sums, self._merged[1], strict=True)]
             for part in news:
-                dist.all_reduce(part, group=self.patient_group)
+                dist.all_reduce(part, group=self.agreement_group)
             merged = [old + part.numpy() for old, part in zip(self._merged[1], news, strict=True)]
         for one, part in zip(statistics, merged, strict=True):
             from_sums(one, part)
@@ -284,8 +284,8 @@ class ManyRanks(Ranks):
         path = Path(path)
         return path.with_name(f"{path.stem}_rank{self.rank}{path.suffix}")
 
-    def ask_others(self, path: Any) -> None:
-        """As :meth:`Ranks.ask_others`: they hear of it after the rollout. A file that is open already is nobody else's."""
+    def request_buffer_save(self, path: Any) -> None:
+        """As :meth:`Ranks.request_buffer_save`, after the rollout. A file object that is open belongs to one rank alone."""
         if self.is_main and self.is_learning and not isinstance(path, io.IOBase):
             self._buffer_paths.append(str(path))
 

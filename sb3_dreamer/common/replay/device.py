@@ -24,7 +24,7 @@ def side_stream(device: th.device) -> "th.cuda.Stream":
     return th.cuda.Stream(device)
 
 
-class DeviceRows:
+class DeviceMirror:
     """
     Twins of the replay's observations on the device: written row by row, gathered there, so that a batch of images costs no
     way from the host. The arrays on the host stay what is saved.

@@ -8,7 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 
 from sb3_dreamer.common.preprocessing import SINGLE_KEY, as_array_dict
-from sb3_dreamer.common.replay.device import DeviceRows
+from sb3_dreamer.common.replay.device import DeviceMirror
 from sb3_dreamer.common.type_aliases import NumpyObs
 
 try:
@@ -32,7 +32,7 @@ class RowStorage(ReplayBuffer):
     storage: str = "host"  # buffers that were pickled by older versions have none
     is_allocated: bool
     counts: np.ndarray
-    _device_rows: DeviceRows | None = None
+    _device_mirror: DeviceMirror | None = None
     has_latent: np.ndarray
     is_first: np.ndarray
     deter: np.ndarray
@@ -86,17 +86,17 @@ class RowStorage(ReplayBuffer):
             )
         self._make_arrays(self.buffer_size)
         self.is_allocated = True
-        self._device_rows = None
+        self._device_mirror = None
 
-    def _twins(self) -> DeviceRows | None:
+    def _mirror(self) -> DeviceMirror | None:
         """:return: the observations on the device, made when they are first asked for there; None without such a storage"""
-        if self.storage == "device" and (self._device_rows is None or self._device_rows.device != self.device):
-            self._device_rows = DeviceRows(as_array_dict(self.observations), self.device)
-        return self._device_rows
+        if self.storage == "device" and (self._device_mirror is None or self._device_mirror.device != self.device):
+            self._device_mirror = DeviceMirror(as_array_dict(self.observations), self.device)
+        return self._device_mirror
 
     def __getstate__(self) -> dict[str, Any]:
         """Only rows in use are pickled."""
-        state = self.__dict__ | {"_device_rows": None}
+        state = self.__dict__ | {"_device_mirror": None}
         used = int(self.filled.max()) if self.is_allocated else 0
         state |= {name: getattr(self, name)[:used].copy() for name in ROW_ARRAYS}
         cut = {key: array[:used].copy() for key, array in as_array_dict(self.observations).items()}

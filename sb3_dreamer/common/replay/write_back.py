@@ -90,7 +90,7 @@ class LatentWriteBack:
         self.transfer = transfer
         self.pending: deque[Pending] = deque()
 
-    def put(self, indices: SequenceIndices, posterior: LatentState) -> None:
+    def enqueue(self, indices: SequenceIndices, posterior: LatentState) -> None:
         """
         :param indices: rows of an update
         :param posterior: their latents (B, T, ...)
@@ -104,7 +104,7 @@ class LatentWriteBack:
             stoch = posterior.stoch.detach().argmax(-1).to(th.int16)  # (B, T, S)
             self.pending.append(Pending(indices, *transfer([deter, stoch])))
 
-    def apply(self) -> None:
+    def write_ready(self) -> None:
         """Before a batch is gathered: write what has arrived, and wait for what is older than the last update."""
         while self.pending and (len(self.pending) > self.MAX_LAG or self.pending[0].event.query()):
             self._write()

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 import torch as th
 from torch.nn import functional as F
 
-from sb3_dreamer.common.functional import block_linear, is_convolved, linear, one_hot
+from sb3_dreamer.common.functional import block_linear, linear, one_hot, use_conv_matmul
 from sb3_dreamer.common.torch_layers import NORM_EPS
 from sb3_dreamer.dreamerv3.fast.weights import CoreWeights
 
@@ -33,7 +33,7 @@ def affine(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
     """
     if weight.dtype != bias.dtype:
         return (x.to(weight.dtype) @ weight).to(bias.dtype) + bias
-    if bias.dim() == 1 and is_convolved(x, len(x), weight.shape[1]):
+    if bias.dim() == 1 and use_conv_matmul(x, len(x), weight.shape[1]):
         return linear(x, weight.t(), bias)
     return th.addmm(bias, x, weight)
 
@@ -41,7 +41,7 @@ def affine(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
 def product(x: th.Tensor, weight: th.Tensor) -> th.Tensor:
     """(N, I) times (I, O), computed in the dtype of the weight and returned in that of ``x``."""
     rows = x.to(weight.dtype)  # (N, I)
-    result = linear(rows, weight.t()) if is_convolved(rows, len(x), weight.shape[1]) else rows @ weight  # (N, O)
+    result = linear(rows, weight.t()) if use_conv_matmul(rows, len(x), weight.shape[1]) else rows @ weight  # (N, O)
     return result.to(x.dtype)
 
 
@@ -55,7 +55,7 @@ def from_blocks(x: th.Tensor) -> th.Tensor:
     return x.transpose(0, 1).flatten(1)
 
 
-def block_product(x: th.Tensor, weight: th.Tensor) -> th.Tensor:
+def block_matmul(x: th.Tensor, weight: th.Tensor) -> th.Tensor:
     """(G, N, I/G) times (G, I/G, O/G), computed in the dtype of the weight and returned in that of ``x``."""
     return block_linear(x.to(weight.dtype), weight).to(x.dtype)
 
@@ -85,12 +85,12 @@ def core_step(
     blocks = core.blocks.shape[0]
     by_block = to_blocks(deter, blocks)  # (G, N, D/G)
     hidden = affine(norm_silu(inputs, core.input_scale).flatten(1), core.inputs, bias)  # (N, D)
-    hidden = hidden + from_blocks(block_product(by_block, core.blocks))  # (N, D)
+    hidden = hidden + from_blocks(block_matmul(by_block, core.blocks))  # (N, D)
     active = to_blocks(norm_silu(hidden, core.scale), blocks)  # (G, N, D/G)
     if core.gates.dtype == deter.dtype:
         gates = block_linear(active, core.gates, core.gates_bias)  # (G, N, 3 D/G)
     else:
-        gates = block_product(active, core.gates) + core.gates_bias
+        gates = block_matmul(active, core.gates) + core.gates_bias
     reset, candidate, update = gates.unflatten(-1, (3, -1)).unbind(2)  # 3 x (G, N, D/G)
     candidate = tanh_(th.sigmoid(reset).mul_(candidate))  # (G, N, D/G)
     return from_blocks(th.lerp(by_block, candidate, th.sigmoid(update))), hidden, gates

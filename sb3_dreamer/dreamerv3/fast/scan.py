@@ -17,7 +17,7 @@ from sb3_dreamer.common.torch_layers import NORM_EPS, compute_dtype
 from sb3_dreamer.common.type_aliases import LatentState
 from sb3_dreamer.dreamerv3.fast.cells import (
     affine,
-    block_product,
+    block_matmul,
     core_step,
     from_blocks,
     maybe_compiled,
@@ -178,14 +178,14 @@ def backward_step(
     deter = affine(th.cat([grad_read, posterior], dim=-1), w.read.t(), grad_deter)  # (B, D)
     by_block = to_blocks(deter, blocks)  # (G, B, D/G)
     gates = (tables.gates * by_block.unsqueeze(2)).flatten(2)  # (G, B, 3 D/G)
-    core_out = from_blocks(block_product(gates, core.gates.mT))  # (B, D)
+    core_out = from_blocks(block_matmul(gates, core.gates.mT))  # (B, D)
     hidden = norm_backward(core_out, tables.hidden)  # (B, D)
     kept = to_blocks(hidden * tables.keep, blocks)  # (G, B, D/G)
     carried = by_block * tables.carry  # (G, B, D/G)
     if core.blocks.dtype == dtype:
         carried = th.baddbmm(carried, kept, core.blocks.mT)
     else:
-        carried = carried + block_product(kept, core.blocks.mT)
+        carried = carried + block_matmul(kept, core.blocks.mT)
     inputs_out = product(hidden, core.inputs.t()).view_as(tables.inputs[0])  # (B, 2, R)
     inputs = norm_backward(inputs_out, tables.inputs)  # (B, 2, R)
     read, from_stoch = (inputs * tables.keep.unsqueeze(-1)).unbind(1)  # 2 x (B, R)

@@ -4,24 +4,24 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
+from sb3_dreamer.common.distributed.ranks import Ranks
 from sb3_dreamer.common.functional import tensors_of
 from sb3_dreamer.common.images import image_layout
 from sb3_dreamer.common.preprocessing import as_space_dict
 from sb3_dreamer.common.schedules import SCALINGS, lr_scaling_factor
+from sb3_dreamer.common.training_ratio import TrainRatio
 from sb3_dreamer.dreamerv3.counterparts import refuse_arguments
 from sb3_dreamer.dreamerv3.losses import LOSS_SCALES, LossScales
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
-
-if TYPE_CHECKING:
-    from sb3_dreamer.dreamerv3.dreamerv3 import DreamerV3
 
 # name: (smallest, largest, whole number?)
 RANGES: dict[str, tuple[float, float, bool]] = {
@@ -41,8 +41,10 @@ RANGES: dict[str, tuple[float, float, bool]] = {
 }
 POSITIVE = ("training_ratio", "agc_clip")
 # What else several ranks must have in common.
-ALIKE = "num_timesteps _n_updates train_freq precision compile fused loss_scales replay_context online_queue".split()
-ALIKE += ["distributed_scaling"]
+SAME_ON_ALL_RANKS = (
+    "num_timesteps _n_updates train_freq precision compile fused loss_scales replay_context online_queue".split()
+)
+SAME_ON_ALL_RANKS += ["distributed_scaling"]
 # Settings that hold for the life of a model, and why.
 BUILT = "the networks are built with it, make a new model"
 MADE = "the replay buffer is made with it, save the model and load it with the new value"
@@ -56,6 +58,39 @@ FIXED = {
 }
 # What a file says itself.
 NOT_TO_LOAD = {"self", "policy", "_init_setup_model"}
+
+
+class Model(Protocol):
+    """What is read of :class:`~sb3_dreamer.dreamerv3.dreamerv3.DreamerV3`."""
+
+    policy_class: Any
+    policy_kwargs: dict[str, Any]
+    replay_buffer_class: Any
+    replay_buffer_kwargs: dict[str, Any]
+    observation_space: spaces.Space
+    action_space: spaces.Space
+    policy: DreamerPolicy
+    replay_buffer: SequenceReplayBuffer
+    device: th.device
+    n_envs: int
+    num_timesteps: int
+    verbose: int
+    learning_rate: Any
+    buffer_size: int
+    learning_starts: int
+    batch_size: int
+    batch_length: int
+    training_ratio: float
+    train_freq: Any
+    imagine_last: int
+    loss_scales: LossScales | None
+    replay_context: bool
+    compile: bool | str
+    fused: bool | str
+    distributed_scaling: str | None
+    _ranks: Ranks
+    _train_ratio: TrainRatio
+    _vec_normalize_env: VecNormalize | None
 
 
 def check_load_arguments(kwargs: dict[str, Any], constructors: list[Callable[..., None]]) -> None:
@@ -72,7 +107,7 @@ def check_load_arguments(kwargs: dict[str, Any], constructors: list[Callable[...
         raise TypeError(f"DreamerV3.load() got an unexpected keyword argument {next(iter(unknown))!r}")
 
 
-def check_arguments(model: "DreamerV3") -> None:
+def check_arguments(model: "Model") -> None:
     """
     :param model: an algorithm with its arguments stored and nothing built; numbers of numpy become Python's
     :raises ValueError: names the first argument that is out of its range, what came and what is allowed
@@ -106,7 +141,7 @@ def check_arguments(model: "DreamerV3") -> None:
     check_spaces(model)
 
 
-def check_unchanged(model: "DreamerV3", settings: dict[str, Any]) -> None:
+def check_unchanged(model: "Model", settings: dict[str, Any]) -> None:
     """
     :param model: an algorithm at work
     :param settings: with which it was built, empty if it is being built
@@ -141,7 +176,7 @@ def check_number(name: str, value: Any, low: float, high: float, is_whole: bool)
         raise ValueError(f"`{name}` must be {kind} {limits}, got {value!r}")
 
 
-def convert_train_freq(model: "DreamerV3") -> None:
+def convert_train_freq(model: "Model") -> None:
     """
     As SB3 converts it once, here also for numpy's whole numbers, and where it is set between two runs.
 
@@ -159,7 +194,7 @@ def convert_train_freq(model: "DreamerV3") -> None:
         raise ValueError(f"`train_freq` in episodes needs one environment, got {model.n_envs}: use (n, 'step')")
     if unit == "episode" and model._ranks.size > 1:
         raise ValueError(f"`train_freq` in episodes needs one rank, got {model._ranks.size}: use (n, 'step')")
-    model.train_freq = TrainFreq(int(frequency), TrainFrequencyUnit(unit))  # type: ignore[assignment]
+    model.train_freq = TrainFreq(int(frequency), TrainFrequencyUnit(unit))
 
 
 def check_loss_scales(loss_scales: LossScales | None, keys: list[str]) -> None:
@@ -177,7 +212,7 @@ def check_loss_scales(loss_scales: LossScales | None, keys: list[str]) -> None:
         check_number(f"loss_scales[{name!r}]", scale, 0.0, float("inf"), False)
 
 
-def check_kwargs(model: "DreamerV3") -> None:
+def check_kwargs(model: "Model") -> None:
     """:raises ValueError: if an argument stands in the wrong dict, or the replay buffer is of the wrong class"""
     for name in ("model_size", "precision"):
         if name in model.policy_kwargs:
@@ -195,7 +230,7 @@ def check_kwargs(model: "DreamerV3") -> None:
         )
 
 
-def check_spaces(model: "DreamerV3") -> None:
+def check_spaces(model: "Model") -> None:
     """:raises ValueError: if a space is of a kind that SB3 or we do not handle, or VecNormalize normalises an image"""
     action_space = model.action_space
     observed = as_space_dict(model.observation_space)
@@ -217,7 +252,7 @@ def check_spaces(model: "DreamerV3") -> None:
         check_vec_normalize(model._vec_normalize_env, model)
 
 
-def check_vec_normalize(vec_normalize: VecNormalize, model: "DreamerV3") -> None:
+def check_vec_normalize(vec_normalize: VecNormalize, model: "Model") -> None:
     """:raises ValueError: if it normalises an image, or its rows, which the buffer stores, have other shapes than ours"""
     theirs = as_space_dict(vec_normalize.observation_space)
     for key, space in as_space_dict(model.observation_space).items():
@@ -244,7 +279,7 @@ def check_vec_normalize(vec_normalize: VecNormalize, model: "DreamerV3") -> None
             )
 
 
-def check_buffer(loaded: Any, model: "DreamerV3") -> None:
+def check_buffer(loaded: Any, model: "Model") -> None:
     """
     :param loaded: a buffer from a file
     :param model: where it is to serve
@@ -264,7 +299,7 @@ def check_buffer(loaded: Any, model: "DreamerV3") -> None:
             raise ValueError(f"The replay buffer holds {meaning}: {theirs}, the model has {ours}")
 
 
-def warn_if_small(model: "DreamerV3") -> bool:
+def warn_if_small(model: "Model") -> bool:
     """:return: whether the replay buffer will never hold a window, so that nothing will be learnt; then there is a warning"""
     buffer = model.replay_buffer
     is_small = buffer.buffer_size < buffer.window_length
@@ -276,9 +311,9 @@ def warn_if_small(model: "DreamerV3") -> bool:
     return is_small
 
 
-def facts_for_all(model: "DreamerV3", total_timesteps: int) -> dict[str, Any]:
+def rank_invariants(model: "Model", total_timesteps: int) -> dict[str, Any]:
     """:return: by name what must be the same on all ranks, lest they wait for each other for ever"""
-    facts = {name: getattr(model, name) for name in (*RANGES, *POSITIVE, *ALIKE) if name != "buffer_size"}
+    facts = {name: getattr(model, name) for name in (*RANGES, *POSITIVE, *SAME_ON_ALL_RANKS) if name != "buffer_size"}
     rate = model.learning_rate
     facts["learning_rate"] = [float(rate(progress)) for progress in (1.0, 0.5, 0.0)] if callable(rate) else rate
     facts["updates owed"] = model._train_ratio.owed
@@ -289,7 +324,7 @@ def facts_for_all(model: "DreamerV3", total_timesteps: int) -> dict[str, Any]:
     return {**facts, "VecNormalize": model._vec_normalize_env is not None}
 
 
-def warn_if_short(model: "DreamerV3", total_timesteps: int, reset_num_timesteps: bool) -> None:
+def warn_if_short(model: "Model", total_timesteps: int, reset_num_timesteps: bool) -> None:
     """
     One warning if a ``learn`` ends before training starts.
 
@@ -312,7 +347,7 @@ def warn_if_short(model: "DreamerV3", total_timesteps: int, reset_num_timesteps:
         )
 
 
-def warn_if_no_window(model: "DreamerV3") -> None:
+def warn_if_no_window(model: "Model") -> None:
     """After a ``learn`` without an update: a warning if the replay buffer was the reason."""
     buffer = model.replay_buffer
     is_large = buffer.buffer_size >= buffer.window_length  # else there was a warning at the start
@@ -323,14 +358,14 @@ def warn_if_no_window(model: "DreamerV3") -> None:
         )
 
 
-def announce(model: "DreamerV3", total_timesteps: int, reset_num_timesteps: bool) -> None:
+def log_run_setup(model: "Model", total_timesteps: int, reset_num_timesteps: bool) -> None:
     """Before a run: what several ranks make of the arguments, and a warning if nothing will be learnt."""
     if not warn_if_small(model):
         warn_if_short(model, total_timesteps, reset_num_timesteps)
-    announce_scaling(model)
+    log_scaling(model)
 
 
-def announce_scaling(model: "DreamerV3") -> None:
+def log_scaling(model: "Model") -> None:
     """Say what several ranks make of the arguments of one."""
     ranks, size = model._ranks, model._ranks.size
     if not ranks.is_launched or model.verbose < 1:
