@@ -1,4 +1,4 @@
-"""Sequence replay: one row per observation, one stream and cursor per environment, latents kept beside the rows."""
+"""Sequence replay: one row per observation, one stream and cursor per environment, latents stored with the rows."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -341,7 +341,7 @@ class SequenceReplayBuffer(RowStorage):
 
     def update_latents(self, indices: SequenceIndices, latents: LatentState) -> None:
         """
-        Write latents beside their rows at once.
+        Write latents to their rows at once.
 
         :param indices: steps (B, T) and envs (B,)
         :param latents: deter (B, T, D), stoch one-hot (B, T, S, K)
@@ -399,7 +399,7 @@ class SequenceReplayBuffer(RowStorage):
         windows = self._draw_windows(batch_size)
         if self.device.type != "cuda" or self.storage == "device":
             return self._gather(*windows, env)
-        # Beside what the device does; it waits for the copies, they do not wait for it.
+        # Copy while the device computes. The device waits for the copies, they do not wait for it.
         side, main = side_stream(self.device), th.cuda.current_stream(self.device)
         with th.cuda.stream(side):
             batch = self._gather(*windows, env)

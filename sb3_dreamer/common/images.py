@@ -177,7 +177,7 @@ def check_scale(key: str, space: spaces.Space) -> None:
 
 def warn_if_flattened(observation_space: spaces.Space, keys: ObservationKeys, named: Sequence[str] | None) -> None:
     """
-    One warning for each Box of three axes or more that is read as numbers although nobody said so.
+    One warning for each Box of three axes or more that is read as numbers without a `vector_keys` that says so.
 
     :param observation_space: space of the environment
     :param keys: what was chosen for it

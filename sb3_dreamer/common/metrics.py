@@ -79,12 +79,12 @@ class MetricAverager:
         for name, value in means.items():
             logger.record(name, value)
             if not math.isfinite(value):
-                self.flush()  # whoever mends the model starts anew
+                self.flush()  # a repaired model starts again from zero
                 raise UnstableTrainingError(f"`{name}` became {value}: lower `learning_rate`, or use `precision='fp32'`")
         return means
 
     def flush(self) -> dict[str, float]:
-        """:return: as :meth:`means`, and start anew"""
+        """:return: as :meth:`means`, and start again"""
         means = self.means()
         self._sums, self.count = None, 0
         return means

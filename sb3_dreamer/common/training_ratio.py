@@ -44,7 +44,7 @@ class TrainRatio:
         return int(self.owed)
 
     def reset(self) -> None:
-        """Forget the debt; the next moment at which training is possible opens the account anew."""
+        """Forget the updates due; counting starts again when training is possible."""
         self.is_open, self.owed = False, Fraction(0)
 
     def count_update(self) -> None:

@@ -1,7 +1,7 @@
 """
 Wrappers that the presets name under ``env_wrapper`` and that gymnasium lacks.
 
-Functions that need other arguments of ``gymnasium.make`` make the environment anew (:func:`remake`), so that one line of
+Functions that need other arguments of ``gymnasium.make`` make the environment again (:func:`remake`), so that one line of
 YAML serves training, evaluation and every command of RL Zoo alike.
 """
 
@@ -180,7 +180,7 @@ class CrafterEnv(gym.Env):
         return self.crafter.reset(), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """One step; whoever lives at the last one is cut off, not dead."""
+        """One step. Alive at the step limit: truncated, not terminated."""
         observation, reward, is_over, info = self.crafter.step(int(action))
         is_dead = info["discount"] == 0
         return observation, float(reward), bool(is_dead), bool(is_over and not is_dead), info

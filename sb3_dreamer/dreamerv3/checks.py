@@ -312,7 +312,7 @@ def warn_if_small(model: "Model") -> bool:
 
 
 def rank_invariants(model: "Model", total_timesteps: int) -> dict[str, Any]:
-    """:return: by name what must be the same on all ranks, lest they wait for each other for ever"""
+    """:return: by name what must be the same on all ranks, because ranks that differ would wait for each other forever"""
     facts = {name: getattr(model, name) for name in (*RANGES, *POSITIVE, *SAME_ON_ALL_RANKS) if name != "buffer_size"}
     rate = model.learning_rate
     facts["learning_rate"] = [float(rate(progress)) for progress in (1.0, 0.5, 0.0)] if callable(rate) else rate
@@ -335,7 +335,7 @@ def warn_if_short(model: "Model", total_timesteps: int, reset_num_timesteps: boo
     if model._train_ratio.owed >= 1:
         return  # updates that a stop has left undone come first
     before = 0 if reset_num_timesteps else model.num_timesteps
-    # The last rollout is made whole. Of those in episodes nobody knows the length.
+    # The last rollout is made whole. The length of an episode is not known.
     train_freq = cast(TrainFreq, model.train_freq)
     is_in_steps = train_freq.unit == TrainFrequencyUnit.STEP
     rollout = model.n_envs * model._ranks.size * (train_freq.frequency if is_in_steps else 1)

@@ -40,7 +40,7 @@ MULTIPLIERS = (2, 3, 4, 4)
 # Sides of the coarsest feature map, as the official encoder asserts them.
 MIN_SIDE, MAX_SIDE = 3, 16
 # Activations of one layer that are computed at a time on a CPU. Whole batches are slower there: the allocator fetches every
-# array of 32 MB from the system anew, page by page.
+# array of 32 MB from the system again, page by page.
 CHUNK_NUMEL = 2**22
 
 

@@ -68,9 +68,9 @@ class DreamerPolicy(BasePolicy):
     :param optimizer_class: optimiser of all networks
     :param optimizer_kwargs: its keyword arguments besides the learning rate; ``lr_scale``, a dict with any of the keys
         ``world_model``, ``actor``, ``critic``, multiplies the learning rate of these parts
-    :param encoder_class: an encoder of one's own, see :class:`~sb3_dreamer.dreamerv3.world_model.WorldModel`
+    :param encoder_class: a custom encoder, see :class:`~sb3_dreamer.dreamerv3.world_model.WorldModel`
     :param encoder_kwargs: its keyword arguments
-    :param decoder_class: a decoder of one's own, likewise
+    :param decoder_class: a custom decoder, see there
     :param decoder_kwargs: its keyword arguments
     :param symlog_inputs: encode and reconstruct the symlog of vector observations; if False, the values as they are
     :param return_normalizer_decay: of the running percentiles of the returns, by whose distance advantages are divided

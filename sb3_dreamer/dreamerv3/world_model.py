@@ -84,11 +84,11 @@ class WorldModel(nn.Module):
     :param action_space: action space of the environment
     :param size: model dimensions
     :param keys: which keys are seen and reconstructed, and how; None: all of them
-    :param encoder_class: an encoder of one's own, ``encoder_class(observation_space, **encoder_kwargs)``: a module with
+    :param encoder_class: a custom encoder, ``encoder_class(observation_space, **encoder_kwargs)``: a module with
         ``features_dim`` and ``forward(obs) -> (N, features_dim)``, on a tensor (N, ...) or a dict of them in the dtype of
         the space (float64 comes out of the replay as float32)
     :param encoder_kwargs: its keyword arguments
-    :param decoder_class: a decoder of one's own, ``decoder_class(observation_space, deter, stoch, classes,
+    :param decoder_class: a custom decoder, ``decoder_class(observation_space, deter, stoch, classes,
         **decoder_kwargs)``: a module with ``forward(deter (N, D), stoch (N, S, K)) -> {key: distribution}``, where a
         distribution has ``loss(target) -> (N,)`` and ``mode()``; the target is the observation (N, ...) in the dtype of
         its space, the key of a space that is no Dict is ``"obs"``, and a key that is not returned is not reconstructed

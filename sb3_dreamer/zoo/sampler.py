@@ -13,8 +13,8 @@ def sample_dreamerv3_params(
 
     :param trial: asks and remembers
     :param n_actions: of RL Zoo's signature, not needed
-    :param n_envs: likewise
-    :param additional_args: likewise
+    :param n_envs: not used
+    :param additional_args: not used
     :return: arguments of the constructor
     """
     return convert_dreamerv3_params(
@@ -32,7 +32,7 @@ def sample_dreamerv3_params(
 def convert_dreamerv3_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     """
     :param sampled_params: as a trial remembers them
-    :return: arguments of the constructor; powers of two written out, and no dimensions beside the sampled size
+    :return: arguments of the constructor; powers of two written out, and no dimensions besides the sampled size
     """
     params = sampled_params.copy()
     for name in ("training_ratio", "batch_length"):

@@ -26,7 +26,7 @@ class Agreement(NamedTuple):
 
 
 class Ranks:
-    """One process that trains by itself: there is nobody to agree with."""
+    """A single process: every method does what one process needs, mostly nothing."""
 
     rank, size, is_main, is_launched = 0, 1, True, False
 
@@ -104,7 +104,7 @@ class Ranks:
         return path
 
     def request_buffer_save(self, path: Any) -> None:
-        """:param path: where the main rank has just written its replay buffer; the others are to do likewise"""
+        """:param path: where the main rank has just written its replay buffer; the others write theirs, too"""
 
     def shared_paths(self) -> list[str]:
         """:return: what :meth:`request_buffer_save` has asked for since the last time"""

@@ -15,7 +15,7 @@ class PixelReachEnv(gym.Env):
     drawn at random; an episode is truncated after 25 steps and never terminates.
 
     With ``observations="image"`` the point is red and the goal green in one image. With ``"dict"`` the image shows the point
-    only, and the goal is a vector beside it. Going straight to the goal scores -2.33 on average; an agent that does not
+    only, and the goal is a vector next to it. Going straight to the goal scores -2.33 on average; an agent that does not
     know the goal at most -19.4 (in the middle).
 
     :param observations: ``"image"`` or ``"dict"``

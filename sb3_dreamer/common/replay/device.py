@@ -10,7 +10,7 @@ STORAGES = ("host", "device")
 
 def to_device(array: np.ndarray, device: th.device) -> th.Tensor:
     """
-    :param array: a copy that nobody else holds; on the CPU it is not copied again
+    :param array: a copy that is not used elsewhere; on the CPU it is not copied again
     :param device: where the tensor goes; to CUDA through pinned memory, so that the host does not wait
     :return: the tensor
     """
@@ -20,7 +20,7 @@ def to_device(array: np.ndarray, device: th.device) -> th.Tensor:
 
 @lru_cache
 def side_stream(device: th.device) -> "th.cuda.Stream":
-    """:return: the stream on which batches travel, beside what the device does"""
+    """:return: the stream on which batches are copied while the device computes"""
     return th.cuda.Stream(device)
 
 

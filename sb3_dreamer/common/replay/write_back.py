@@ -1,4 +1,4 @@
-"""Bring latents from the device back beside their replay rows without waiting for the device."""
+"""Copy latents from the device back to their replay rows without waiting for the device."""
 
 from collections import deque
 from collections.abc import Callable
