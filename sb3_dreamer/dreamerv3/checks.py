@@ -370,12 +370,12 @@ def log_scaling(model: "Model") -> None:
     ranks, size = model._ranks, model._ranks.size
     if not ranks.is_launched or model.verbose < 1:
         return
-    unrecorded = " The update as a whole is not captured as a CUDA graph." if model.device.type == "cuda" else ""
+    not_captured = " The update as a whole is not captured as a CUDA graph." if model.device.type == "cuda" else ""
     steps = size * model.batch_size * model.batch_length / model.training_ratio
     factor = lr_scaling_factor(model.distributed_scaling, size, 1.0)
     print(
         f"{size} ranks, distributed_scaling={model.distributed_scaling!r}: windows per update {model.batch_size} -> "
         f"{size * model.batch_size}, environments {model.n_envs} -> {size * model.n_envs}, learning rate times "
         f"{factor:.4g}, an update per {steps:.4g} environment steps of all ranks."
-        f"{unrecorded}"
+        f"{not_captured}"
     )
