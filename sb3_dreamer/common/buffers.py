@@ -50,7 +50,7 @@ class SequenceReplayBuffer(RowStorage):
     :param latent_shape: (D, S, K) of the latents stored with each row; may be set until the first ``add``
     :param replay_context: start windows from the latent stored with the row before them; else from zeros, as a new episode
     :param online_queue: serve each new, non-overlapping window once before drawing uniformly
-    :param storage: ``"device"`` keeps a twin of all observations on the device, so that batches need not travel
+    :param storage: ``"device"`` keeps a copy of all observations on the device, so that batches are not copied from the host
     :raises ValueError: if ``optimize_memory_usage`` is set or ``storage`` is unknown
     """
 
@@ -431,9 +431,9 @@ class SequenceReplayBuffer(RowStorage):
         )
 
     def _observations(self, where: tuple[np.ndarray, np.ndarray], env: VecNormalize | None) -> TensorObs:
-        twins = self._mirror() if env is None else None
-        if twins is not None:
-            by_key = twins.gather(*where)
+        mirror = self._mirror() if env is None else None
+        if mirror is not None:
+            by_key = mirror.gather(*where)
         else:
             rows = {key: array[where] for key, array in as_array_dict(self.observations).items()}
             is_dict = isinstance(self.observations, dict)

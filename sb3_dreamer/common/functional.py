@@ -1,8 +1,8 @@
 """
-Matrix products by the library that is fast on this processor.
+Functions as torch has them, faster here; and helpers for nests of tensors.
 
-torch gives products to MKL and convolutions to oneDNN. On processors that are not Intel's MKL leaves AVX-512 aside and oneDNN
-does not, so there a large product is twice as fast as a convolution by a kernel of one pixel, which is the same sum.
+torch passes matmuls to MKL and convolutions to oneDNN. On processors that are not Intel's, MKL does not use AVX-512 and
+oneDNN does: expressed as a 1x1 convolution, a large matmul runs twice as fast there.
 """
 
 import math

@@ -5,10 +5,9 @@ from fractions import Fraction
 
 class TrainRatio:
     """
-    Account of updates owed: each environment step adds the ratio's share of an update, exactly.
+    Counts the updates that are due: each environment step adds the ratio's share of an update, exactly.
 
-    The account opens at the first moment at which training is possible, with one update and no more: the steps before
-    count for nothing.
+    Counting starts when training first becomes possible, with one update. Steps before that do not count.
     """
 
     steps_per_update = 0  # not in files of older versions
@@ -24,7 +23,7 @@ class TrainRatio:
         :param steps_per_update: time steps that one update trains, batch size times batch length
         """
         if self.steps_per_update:
-            self.owed *= Fraction(self.steps_per_update, steps_per_update)  # the debt is one of time steps
+            self.owed *= Fraction(self.steps_per_update, steps_per_update)  # what is due is counted in time steps
         self.steps_per_update = steps_per_update
         # Read as it is written: 0.1 is a tenth here, not the nearest binary fraction.
         self.updates_per_step = Fraction(str(ratio)) / steps_per_update
@@ -33,7 +32,7 @@ class TrainRatio:
         """
         :param n_steps: environment steps since the last call, over all environments
         :param can_train: whether an update is possible now
-        :return: whole updates owed now
+        :return: whole updates due now
         """
         if not can_train:
             self.reset()
@@ -48,10 +47,10 @@ class TrainRatio:
         self.is_open, self.owed = False, Fraction(0)
 
     def count_update(self) -> None:
-        """Book one update. An update beyond the debt, asked for by hand, is a gift."""
+        """Count one update as made. Updates that were not due, from a call of ``train`` by hand, do not count."""
         if self.owed >= 1:
             self.owed -= 1
 
     def updates_in(self, n_steps: int) -> int:
-        """:return: whole updates owed after so many more environment steps"""
+        """:return: whole updates due after so many more environment steps"""
         return int(self.owed + n_steps * self.updates_per_step)

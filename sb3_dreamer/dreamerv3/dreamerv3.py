@@ -149,7 +149,7 @@ class DreamerV3(AdjustableAlgorithm):
             tau=tau,
             gamma=gamma,
             train_freq=train_freq,
-            gradient_steps=0,  # set after each rollout to the number of updates owed
+            gradient_steps=0,  # set after each rollout to the number of updates due
             replay_buffer_class=replay_buffer_class,
             replay_buffer_kwargs=replay_buffer_kwargs,
             policy_kwargs=policy_kwargs,
@@ -345,7 +345,7 @@ class DreamerV3(AdjustableAlgorithm):
         log_interval: int | None = None,
     ) -> RolloutReturn:
         """
-        As SB3's, and then set ``gradient_steps`` to the updates owed. A stop loses nothing: the transition that SB3 drops
+        As SB3's, and then set ``gradient_steps`` to the updates due. A stop loses nothing: the transition that SB3 drops
         when a callback returns False is stored, and after an exception the next ``learn`` resets the environments.
         """
         steps_before = self.num_timesteps
@@ -374,7 +374,7 @@ class DreamerV3(AdjustableAlgorithm):
         return rollout._replace(continue_training=agreed.goes_on)
 
     def _set_updates_due(self, n_steps: int, can_sample: bool) -> None:
-        """Set ``gradient_steps`` to the updates owed after so many steps of all ranks."""
+        """Set ``gradient_steps`` to the updates due after so many steps of all ranks."""
         can_train = self.num_timesteps > self.learning_starts and can_sample
         self.gradient_steps = self._train_ratio.add_steps(n_steps, can_train)
 

@@ -132,7 +132,7 @@ def chunked(function: Callable[..., th.Tensor], floats_per_row: int, *arguments:
     :param function: of N rows, which it treats each by itself
     :param floats_per_row: of its largest layer
     :param arguments: (N, ...) each
-    :return: its result (N, ...), on a CPU computed in pieces
+    :return: its result (N, ...), on a CPU computed in chunks
     """
     size = max(1, CHUNK_NUMEL // floats_per_row)
     if arguments[0].device.type != "cpu" or len(arguments[0]) <= size:

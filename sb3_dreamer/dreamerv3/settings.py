@@ -59,7 +59,7 @@ class AdjustableAlgorithm(SavedAlgorithm):
 
     def _apply_settings(self) -> None:
         """
-        Check the settings, then bring everything but the update up to date. Recurrent state, optimiser and account stay.
+        Check the settings, then bring everything but the update up to date. Recurrent state, optimizer and updates due stay.
 
         :raises ValueError: as the constructor, or if a setting has changed that the networks or the buffer were built with
         """

@@ -26,11 +26,11 @@ def side_stream(device: th.device) -> "th.cuda.Stream":
 
 class DeviceMirror:
     """
-    Twins of the replay's observations on the device: written row by row, gathered there, so that a batch of images costs no
-    way from the host. The arrays on the host stay what is saved.
+    A copy of the replay's observations on the device: written row by row and gathered there, so that a batch of images is not
+    copied from the host. The arrays on the host stay what is saved.
 
     :param arrays: observations by key (rows, n_envs, ...)
-    :param device: where the twins live
+    :param device: where the copy is
     """
 
     def __init__(self, arrays: dict[str, np.ndarray], device: th.device):

@@ -1,4 +1,4 @@
-"""The memory of the sequence replay: rows in arrays, allocated late, pickled as far as filled, twinned on the device."""
+"""The memory of the sequence replay: rows in arrays, allocated late, pickled as far as filled, mirrored on the device."""
 
 import warnings
 from typing import Any

@@ -37,13 +37,11 @@ class GraphCapture:
         state: Callable[[], list[th.Tensor]],
         keeps_state: bool,
     ):
-        self.name, self.function, self.make_graph, self.state, self.keeps_state = (
-            name,
-            function,
-            make_graph,
-            state,
-            keeps_state,
-        )
+        self.name = name
+        self.function = function
+        self.make_graph = make_graph
+        self.state = state
+        self.keeps_state = keeps_state
         self.key: tuple[Any, ...] | None = None
         self.is_possible = True
 
@@ -100,6 +98,7 @@ class CapturedUpdate:
 
     :param update: what is captured; its optimizer is :class:`LaProp`
     :param make_graph: makes a new graph
+    :param verbose: 1 prints one line about it
     """
 
     def __init__(self, update: TrainingUpdate, make_graph: Callable[[], Graph], verbose: int = 0):
@@ -123,9 +122,10 @@ class CapturedUpdate:
         :param batch: B windows of T rows
         :return: by-products, valid until the next call
         """
-        start, key = time.perf_counter(), self.capture.key
+        start, key, was_possible = time.perf_counter(), self.capture.key, self.capture.is_possible
         if not self.capture.prepare((batch,), before=self.optimizer.make_capturable):
-            self.optimizer.make_eager()
+            if was_possible:  # it has just failed
+                self.optimizer.make_eager()
             return self.update(batch)
         if self.verbose >= 1 and self.capture.key is not key:
             print(f"Captured the training update, it is replayed from now on: {time.perf_counter() - start:.0f} s")

@@ -19,7 +19,7 @@ def maybe_compiled(function: Function, is_compiled: bool) -> Function:
     """
     :param function: a pure step, defined at the top of a module
     :param is_compiled: whether to compile it
-    :return: the function, or its compiled twin, which all models share
+    :return: the function, or its compiled version, which all models share
     """
     return cast(Function, th.compile(function, dynamic=False)) if is_compiled else function
 
