@@ -14,7 +14,7 @@ register_envs()
 explain_spaces()
 # RL Zoo's commands import us whatever the algorithm is, and ours gets a folder of its own there, from `zoo/ranks.py`.
 if is_launched() and os.environ["RANK"] != "0" and not is_zoo():
-    from sb3_dreamer.common.distributed.torchrun import leave_files_to_main_rank
+    from sb3_dreamer.common.distributed.sb3_files import leave_files_to_main_rank
 
     leave_files_to_main_rank()
 

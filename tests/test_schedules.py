@@ -14,8 +14,7 @@ from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.envs import CounterEnv
 from sb3_dreamer.common.metrics import MetricAverager, UpdateClock
 from sb3_dreamer.common.optimizers import LaProp
-from sb3_dreamer.common.schedules import warmup_factor
-from sb3_dreamer.common.training_ratio import TrainRatio
+from sb3_dreamer.common.schedules import TrainRatio, warmup_factor
 from tests.support.helpers import TINY, counter_envs, counter_model
 
 

@@ -11,9 +11,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from sb3_dreamer.dreamerv3 import dreamerv3 as algorithm_module
-from sb3_dreamer.dreamerv3.checks import FIXED
+from sb3_dreamer.dreamerv3.checks import FIXED, SETTINGS_OF_LOOP, SETTINGS_OF_UPDATE
 from sb3_dreamer.dreamerv3.fast.captured import CapturedUpdate
-from sb3_dreamer.dreamerv3.settings import OF_THE_LOOP, OF_THE_UPDATE
 from sb3_dreamer.dreamerv3.update import TrainingUpdate
 from tests.support.helpers import counter_model
 from tests.support.python_graph import PythonGraph
@@ -108,7 +107,7 @@ def test_every_argument_is_a_setting_or_none_of_training():
         "device",
         "_init_setup_model",
     }
-    names = [*OF_THE_UPDATE, *OF_THE_LOOP, *FIXED]
+    names = [*SETTINGS_OF_UPDATE, *SETTINGS_OF_LOOP, *FIXED]
     assert len(names) == len(set(names))
     assert set(inspect.signature(DreamerV3.__init__).parameters) == {*names, *others}
 
@@ -231,10 +230,10 @@ def test_a_recorded_update_is_made_again_where_it_must_be(monkeypatch):
 def test_compile_in_mid_run():
     model = counter_model()
     model.compile = True
-    model._take_up_settings()
+    model._apply_new_settings()
     assert model._update.needs_compile
     model.compile = False
-    model._take_up_settings()
+    model._apply_new_settings()
     assert type(model._update) is TrainingUpdate
 
 
@@ -243,8 +242,8 @@ def test_an_unchanged_model_is_left_alone():
     update, state, optimizer = model._update, model._last_state, model.policy.optimizer
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model._take_up_settings()
+        model._apply_new_settings()
     assert model._update is update
     model.ent_coef = 0.1
-    model._take_up_settings()
+    model._apply_new_settings()
     assert model._update is not update and model._last_state is state and model.policy.optimizer is optimizer

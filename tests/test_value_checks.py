@@ -391,6 +391,7 @@ def test_returns_beyond_the_two_hot_range_are_warned_of_once():
     with pytest.warns(UserWarning, match=r"A return of size .*e\+09 lies outside of \+-4\.85e\+08") as warned:
         for _ in range(3):
             model.train(1)
+            model.dump_logs()
     assert len(warned) == 1
 
 

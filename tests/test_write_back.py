@@ -1,5 +1,7 @@
 """Latents come back late, never wrong: order, lag, overwritten rows, flush."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch as th
@@ -101,6 +103,38 @@ def test_rows_that_were_overwritten_meanwhile_are_skipped(buffer):
 
 
 def test_on_a_cpu_it_happens_at_once(buffer):
-    write_back = LatentWriteBack(buffer)
-    write_back.enqueue(rows([5, 6]), latents(buffer, 2))
-    assert not write_back.pending and at(buffer, [5, 6]) == ([2.0, 2.0], [2, 2])
+    buffer.refresh_latents(rows([5, 6]), latents(buffer, 2))
+    assert at(buffer, [5, 6]) == ([2.0, 2.0], [2, 2])
+
+
+@pytest.fixture
+def late(buffer):
+    """A buffer with latents of value 2 on their way to rows 5 and 6."""
+    buffer._write_back.transfer = SlowTransfer()
+    buffer._write_back.enqueue(rows([5, 6]), latents(buffer, 2))
+    return buffer
+
+
+def test_sampling_writes_what_has_arrived(late):
+    late.sample(2)
+    assert at(late, [5, 6])[0] != [2.0, 2.0]
+    late._write_back.transfer.events[0].has_happened = True
+    late.sample(2)
+    assert at(late, [5, 6]) == ([2.0, 2.0], [2, 2])
+
+
+def test_a_pickle_has_everything(late):
+    copy = pickle.loads(pickle.dumps(late))
+    assert at(copy, [5, 6]) == ([2.0, 2.0], [2, 2])
+    assert not late._write_back.pending and copy._write_back.buffer is copy
+
+
+def test_resize_moves_everything(late):
+    late.resize(10 * late.buffer_size)
+    assert at(late, [5, 6]) == ([2.0, 2.0], [2, 2])
+
+
+def test_reset_drops_what_is_on_its_way(late):
+    late.reset()
+    late._write_back.flush()
+    assert not late.has_latent.any()

@@ -1,5 +1,6 @@
 """Sequence replay: one row per observation, one stream and cursor per environment, latents stored with the rows."""
 
+import warnings
 from collections import deque
 from collections.abc import Iterable
 from typing import Any
@@ -15,12 +16,22 @@ from sb3_dreamer.common.images import choose_keys
 from sb3_dreamer.common.preprocessing import SINGLE_KEY, as_array_dict, as_space_dict, steps_of
 from sb3_dreamer.common.replay.device import STORAGES, DeviceMirror, side_stream, to_device
 from sb3_dreamer.common.replay.storage import RowStorage
+from sb3_dreamer.common.replay.write_back import LatentWriteBack
 from sb3_dreamer.common.type_aliases import LatentState, NumpyObs, SequenceBatch, SequenceIndices, TensorObs
 from sb3_dreamer.common.value_checks import ObservationCheck, RangeCheck, action_check, reward_check, warn_if_codes
 
 # Images are judged by so many rows.
 ROWS_BEFORE_LOOK = 1000
-FROM_SPACES = ("_envs", "_nowhere", "_check_obs", "_check_action", "_check_reward", "_check_range", "_steps_until_look")
+NOT_IN_FILES = (
+    "_envs",
+    "_nowhere",
+    "_check_obs",
+    "_check_action",
+    "_check_reward",
+    "_check_range",
+    "_steps_until_look",
+    "_write_back",
+)
 
 
 class SequenceReplayBuffer(RowStorage):
@@ -88,26 +99,28 @@ class SequenceReplayBuffer(RowStorage):
         self.storage = storage
         self.is_allocated = False
         self._device_mirror: DeviceMirror | None = None
-        self._make_checks()
+        self._make_unsaved()
         self._make_arrays(0)
         self._clear_streams()
 
     # ---- what is looked at ----
 
-    def _make_checks(self) -> None:
-        """Everything that follows from the spaces, so that it is not part of a file."""
+    def _make_unsaved(self) -> None:
+        """What is not part of a file: it follows from the spaces, or belongs to a device."""
         self._envs, self._nowhere = np.arange(self.n_envs), np.zeros(self.n_envs, dtype=bool)
         self._check_obs = ObservationCheck(self.observation_space, self.image_keys)
         self._check_action, self._check_reward = action_check(self.action_space), reward_check()
         self._check_range = RangeCheck("reward")
         self._steps_until_look = max(1, min(ROWS_BEFORE_LOOK // self.n_envs, self.buffer_size))
+        self._write_back = LatentWriteBack(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name not in FROM_SPACES}
+        self._write_back.flush()
+        return {name: value for name, value in super().__getstate__().items() if name not in NOT_IN_FILES}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({**state, "_newest": None})
-        self._make_checks()
+        self._make_unsaved()
         if self.counts.sum() >= ROWS_BEFORE_LOOK:
             self._steps_until_look = 0  # they were looked at before
 
@@ -124,11 +137,17 @@ class SequenceReplayBuffer(RowStorage):
         self._opens_episode = np.ones(self.n_envs, dtype=bool)
         self._newest: np.ndarray | None = None  # the newest row of each stream, where all were written by the last step
         self._queue = self._new_queue()
+        self._write_back.pending.clear()
 
     def _new_queue(self, windows: Iterable[tuple[int, int]] = ()) -> deque[tuple[int, int]]:
         return deque(windows, maxlen=max(1, self.n_envs * self.buffer_size // self.window_length))
 
     # ---- writing ----
+
+    @property
+    def filled(self) -> np.ndarray:
+        """Rows in each stream, (n_envs,)."""
+        return np.minimum(self.counts, self.buffer_size)
 
     @property
     def window_length(self) -> int:
@@ -177,17 +196,11 @@ class SequenceReplayBuffer(RowStorage):
         old_size, self.buffer_size = self.buffer_size, buffer_size
         if buffer_size == old_size:
             return
+        self._write_back.flush()
         if self.is_allocated:
-            n_rows = int(np.minimum(self.counts, min(old_size, buffer_size)).max())
-            steps = self.counts - 1 - np.arange(n_rows)[:, None]  # (n_rows, n_envs), newest first
-            row, envs = np.nonzero(steps >= 0)
-            steps = steps[row, envs]
             # A larger buffer would hold rows that are overwritten: what is there counts from zero.
             gone = np.maximum(self.counts - old_size, 0) * (buffer_size > old_size)  # (n_envs,)
-            old_rows = self._arrays()
-            self._make_arrays(buffer_size)
-            for name, array in self._arrays().items():
-                array[(steps - gone[envs]) % buffer_size, envs] = old_rows[name][steps % old_size, envs]
+            self._move_rows(old_size, gone)
             self.counts -= gone
             self._queue = deque((env, step - int(gone[env])) for env, step in self._queue)
         self._device_mirror = None
@@ -350,6 +363,19 @@ class SequenceReplayBuffer(RowStorage):
             deter, stoch = latents.deter.detach().to(th.float16), latents.stoch.detach().argmax(-1)
             self.write_latents(indices, deter.cpu().numpy(), stoch.cpu().numpy())
 
+    def refresh_latents(self, indices: SequenceIndices, posterior: LatentState) -> None:
+        """
+        Write latents to their rows. From a CUDA device the copy travels while the device goes on, and is in place one update
+        later at most, and whenever the buffer is saved.
+
+        :param indices: steps (B, T) and envs (B,)
+        :param posterior: of an update: deter (B, T, D), stoch one-hot (B, T, S, K)
+        """
+        if self.replay_context and posterior.deter.is_cuda:
+            self._write_back.enqueue(indices, posterior)
+        else:
+            self.update_latents(indices, posterior)
+
     def write_latents(self, indices: SequenceIndices, deter: np.ndarray, stoch: np.ndarray) -> None:
         """
         Rows that were overwritten meanwhile are skipped; of duplicates the last wins.
@@ -385,6 +411,25 @@ class SequenceReplayBuffer(RowStorage):
         """Windows that lie wholly in each stream, (n_envs,)."""
         return np.maximum(self.filled - self.window_length + 1, 0)
 
+    def check_range(self, env: VecNormalize | None = None) -> None:
+        """
+        One warning if rewards lie outside of what a two-hot head can say.
+
+        :param env: normalises rewards, which are stored raw
+        """
+        ends = np.array([self.rewards.min(initial=0.0), self.rewards.max(initial=0.0)], dtype=np.float32)
+        self._check_range(self._normalize_reward(ends, env))
+
+    def warn_if_small(self) -> bool:
+        """:return: whether this buffer will never hold a window, so that no update can be made; then there is a warning"""
+        is_small = self.buffer_size < self.window_length
+        if is_small:
+            warnings.warn(
+                f"`buffer_size` gives each of {self.n_envs} environments {self.buffer_size} rows, but a window needs "
+                f"{self.window_length}: no update will be made"
+            )
+        return is_small
+
     def can_sample(self) -> bool:
         """:return: whether there is at least one window"""
         return bool(self.n_windows.any())
@@ -396,6 +441,8 @@ class SequenceReplayBuffer(RowStorage):
         :return: B windows of T rows, new ones first, the rest drawn uniformly; they cross episodes freely
         :raises ValueError: if no window is complete yet
         """
+        if self._write_back.pending:
+            self._write_back.write_ready()
         windows = self._draw_windows(batch_size)
         if self.device.type != "cuda" or self.storage == "device":
             return self._gather(*windows, env)
@@ -417,7 +464,6 @@ class SequenceReplayBuffer(RowStorage):
         if not self.replay_context:
             is_first[:, 0] = True
         rewards = self._normalize_reward(self.rewards[where], env)
-        self._check_range(rewards)
         dones, timeouts = self.dones[where], self.timeouts[where]
         return SequenceBatch(
             observations=self._observations(where, env),
@@ -431,9 +477,8 @@ class SequenceReplayBuffer(RowStorage):
         )
 
     def _observations(self, where: tuple[np.ndarray, np.ndarray], env: VecNormalize | None) -> TensorObs:
-        mirror = self._mirror() if env is None else None
-        if mirror is not None:
-            by_key = mirror.gather(*where)
+        if self.storage == "device" and env is None:
+            by_key = self._mirror().gather(*where)
         else:
             rows = {key: array[where] for key, array in as_array_dict(self.observations).items()}
             is_dict = isinstance(self.observations, dict)
@@ -465,4 +510,5 @@ class SequenceReplayBuffer(RowStorage):
         return envs, first
 
     def _to_device(self, array: np.ndarray) -> th.Tensor:
-        return to_device(array, self.device)  # fancy indexing has made a copy already
+        # Fancy indexing has made a copy already.
+        return th.as_tensor(array) if self.device.type == "cpu" else to_device(array, self.device)

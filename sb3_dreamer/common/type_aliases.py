@@ -21,10 +21,6 @@ class LatentState(NamedTuple):
     deter: th.Tensor
     stoch: th.Tensor
 
-    def detach(self) -> "LatentState":
-        """:return: the same values, cut from the graph"""
-        return LatentState(self.deter.detach(), self.stoch.detach())
-
 
 class PolicyState(NamedTuple):
     """What acting carries from step to step: the latent (n_envs, ...) and the encoded action taken from it (n_envs, A)."""

@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any, Protocol, cast
 
@@ -17,8 +17,7 @@ from sb3_dreamer.common.distributed.ranks import Ranks
 from sb3_dreamer.common.functional import tensors_of
 from sb3_dreamer.common.images import image_layout
 from sb3_dreamer.common.preprocessing import as_space_dict
-from sb3_dreamer.common.schedules import SCALINGS, lr_scaling_factor
-from sb3_dreamer.common.training_ratio import TrainRatio
+from sb3_dreamer.common.schedules import SCALINGS, TrainRatio, lr_scaling_factor
 from sb3_dreamer.dreamerv3.counterparts import refuse_arguments
 from sb3_dreamer.dreamerv3.losses import LOSS_SCALES, LossScales
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
@@ -56,6 +55,20 @@ FIXED = {
     "replay_buffer_class": MADE,
     "replay_buffer_kwargs": MADE,
 }
+# The settings that may change: constants of the loss, of the update (which is made again where one changes), and of the loop.
+SETTINGS_OF_LOSS = ("imagination_horizon", "gamma", "return_lambda", "ent_coef", "free_nats", "imagine_last", "loss_scales")
+SETTINGS_OF_UPDATE = (*SETTINGS_OF_LOSS, "agc_clip", "tau", "precision", "compile", "batch_size", "batch_length", "fused")
+SETTINGS_OF_LOOP = (
+    "learning_rate",
+    "lr_warmup_steps",
+    "learning_starts",
+    "training_ratio",
+    "train_freq",
+    "online_queue",
+    "distributed_scaling",
+    "log_every_updates",
+)
+SETTINGS = (*SETTINGS_OF_UPDATE, *SETTINGS_OF_LOOP, *FIXED)
 # What a file says itself.
 NOT_TO_LOAD = {"self", "policy", "_init_setup_model"}
 
@@ -93,12 +106,13 @@ class Model(Protocol):
     _vec_normalize_env: VecNormalize | None
 
 
-def check_load_arguments(kwargs: dict[str, Any], constructors: list[Callable[..., None]]) -> None:
+def check_load_arguments(kwargs: dict[str, Any], classes: list[type]) -> None:
     """
     :param kwargs: what ``load`` is to change
-    :param constructors: of the algorithm, and of the classes that it extends
+    :param classes: of the algorithm, and those that it extends
     :raises TypeError: as the constructor would, where SB3 sets whatever it is given
     """
+    constructors = [vars(one)["__init__"] for one in classes if "__init__" in vars(one)]
     parameters = [one for constructor in constructors for one in inspect.signature(constructor).parameters.values()]
     known = {one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
     unknown = {name: value for name, value in kwargs.items() if name not in known - NOT_TO_LOAD}
@@ -279,7 +293,7 @@ def check_vec_normalize(vec_normalize: VecNormalize, model: "Model") -> None:
             )
 
 
-def check_buffer(loaded: Any, model: "Model") -> None:
+def check_loaded_buffer(loaded: Any, model: "Model") -> None:
     """
     :param loaded: a buffer from a file
     :param model: where it is to serve
@@ -287,28 +301,13 @@ def check_buffer(loaded: Any, model: "Model") -> None:
     """
     if not isinstance(loaded, SequenceReplayBuffer):
         raise ValueError(f"The replay buffer must be a SequenceReplayBuffer, got {type(loaded).__name__}")
-    for name, ours, meaning in (
-        ("n_envs", model.n_envs, "rows of another number of environments"),
-        ("observation_space", model.observation_space, "observations of another space"),
-        ("action_space", model.action_space, "actions of another space"),
-        ("latent_shape", model.policy.size.latent_shape, "latents (deter, stoch, classes) of another `model_size`"),
-        ("replay_context", model.replay_context, "windows of another `replay_context`"),
-    ):
-        theirs = getattr(loaded, name)
-        if theirs != ours:
-            raise ValueError(f"The replay buffer holds {meaning}: {theirs}, the model has {ours}")
-
-
-def warn_if_small(model: "Model") -> bool:
-    """:return: whether the replay buffer will never hold a window, so that nothing will be learnt; then there is a warning"""
-    buffer = model.replay_buffer
-    is_small = buffer.buffer_size < buffer.window_length
-    if is_small:
-        warnings.warn(
-            f"`buffer_size`={model.buffer_size} gives each of {model.n_envs} environments {buffer.buffer_size} rows, but a "
-            f"window needs {buffer.window_length}: no update will be made"
-        )
-    return is_small
+    loaded.check_fits(
+        n_envs=model.n_envs,
+        observation_space=model.observation_space,
+        action_space=model.action_space,
+        latent_shape=model.policy.size.latent_shape,
+        replay_context=model.replay_context,
+    )
 
 
 def rank_invariants(model: "Model", total_timesteps: int) -> dict[str, Any]:
@@ -360,7 +359,7 @@ def warn_if_no_window(model: "Model") -> None:
 
 def log_run_setup(model: "Model", total_timesteps: int, reset_num_timesteps: bool) -> None:
     """Before a run: what several ranks make of the arguments, and a warning if nothing will be learnt."""
-    if not warn_if_small(model):
+    if not model.replay_buffer.warn_if_small():
         warn_if_short(model, total_timesteps, reset_num_timesteps)
     log_scaling(model)
 

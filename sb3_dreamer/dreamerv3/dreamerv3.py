@@ -1,5 +1,7 @@
 """DreamerV3 inside Stable-Baselines3's collect/train loop."""
 
+import io
+import pathlib
 from copy import deepcopy
 from typing import Any, ClassVar, TypeVar
 
@@ -11,30 +13,29 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule, TrainFreq
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
+import sb3_dreamer.dreamerv3.checks as checks
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
-from sb3_dreamer.common.distributed.launch import join_ranks
+from sb3_dreamer.common.distributed.algorithm import DistributedOffPolicyAlgorithm
 from sb3_dreamer.common.env_checker import check_env
-from sb3_dreamer.common.functional import tensors_of
 from sb3_dreamer.common.metrics import MetricAverager, UpdateClock
 from sb3_dreamer.common.preprocessing import decode_actions, encode_actions
-from sb3_dreamer.common.training_ratio import TrainRatio
+from sb3_dreamer.common.save_util import name_newer_numpy
+from sb3_dreamer.common.schedules import PiecewiseSchedule, TrainRatio, lr_scaling_factor, make_schedule, warmup_factor
 from sb3_dreamer.common.type_aliases import LatentState, PolicyState
 from sb3_dreamer.common.value_checks import RangeCheck
 from sb3_dreamer.common.vec_normalize import in_model_layout
-from sb3_dreamer.dreamerv3.checks import check_arguments, log_run_setup, rank_invariants, warn_if_no_window
 from sb3_dreamer.dreamerv3.counterparts import name_counterparts
 from sb3_dreamer.dreamerv3.fast.make_update import Acting, Update, make_acting, make_loss, make_update
-from sb3_dreamer.dreamerv3.losses import LossScales
+from sb3_dreamer.dreamerv3.losses import DreamerLoss, LossScales
 from sb3_dreamer.dreamerv3.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy
-from sb3_dreamer.dreamerv3.settings import OF_THE_LOSS, AdjustableAlgorithm
 
 SelfDreamerV3 = TypeVar("SelfDreamerV3", bound="DreamerV3")
 
 
-class DreamerV3(AdjustableAlgorithm):
+class DreamerV3(DistributedOffPolicyAlgorithm):
     """
     DreamerV3: learn a world model from replayed sequences, learn to act inside its dreams.
 
@@ -94,7 +95,9 @@ class DreamerV3(AdjustableAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
+    policy: DreamerPolicy
     replay_buffer: SequenceReplayBuffer
+    loss_module: DreamerLoss
     _update: Update
     _act: Acting
 
@@ -138,11 +141,10 @@ class DreamerV3(AdjustableAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ):
-        self._ranks = join_ranks()
         super().__init__(
             policy=policy,
-            env=env,  # type: ignore[arg-type]
-            learning_rate=learning_rate,  # type: ignore[arg-type]
+            env=env,
+            learning_rate=learning_rate,
             buffer_size=buffer_size,
             learning_starts=learning_starts,
             batch_size=batch_size,
@@ -155,8 +157,8 @@ class DreamerV3(AdjustableAlgorithm):
             policy_kwargs=policy_kwargs,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
-            verbose=verbose if self._ranks.is_main else 0,
-            device=self._ranks.device(device),
+            verbose=verbose,
+            device=device,
             support_multi_env=True,
             seed=seed,
             sde_support=False,
@@ -190,20 +192,19 @@ class DreamerV3(AdjustableAlgorithm):
         if _init_setup_model:
             self._setup_model()
 
+    # ---- build ----
+
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """As SB3's, with a check of the environment's spaces first: SB3's own errors do not say what to do."""
         return OffPolicyAlgorithm._wrap_env(check_env(env), verbose, monitor_wrapper)
 
-    def set_random_seed(self, seed: int | None = None) -> None:
-        """As SB3's; of several ranks each has a seed of its own."""
-        super().set_random_seed(self._ranks.seed(seed))
-
     def _setup_model(self) -> None:
-        check_arguments(self)
+        """As SB3's, with the arguments of the policy and of the buffer that are ours."""
+        checks.check_arguments(self)
         self._settings = {}  # networks and buffer are built now
-        self._ranks.silence(self)
         user_policy_kwargs, user_buffer_kwargs = self.policy_kwargs, self.replay_buffer_kwargs
-        # SB3 hands these two dicts on; the user's own are restored, for `load` compares them.
+        # SB3 hands these two dicts on; the user's own are restored, because `load` compares them.
         self.policy_kwargs = {"model_size": self.model_size, "precision": self.precision, **user_policy_kwargs}
         self.replay_buffer_kwargs = {
             "batch_length": self.batch_length,
@@ -217,13 +218,21 @@ class DreamerV3(AdjustableAlgorithm):
         finally:
             self.policy_kwargs, self.replay_buffer_kwargs = user_policy_kwargs, user_buffer_kwargs
         self.replay_buffer.latent_shape = self.policy.size.latent_shape
-        self._setup_training()
+        self._apply_settings()
+        self._setup_update()
 
     def _setup_update(self) -> None:
-        settings = {name: getattr(self, name) for name in OF_THE_LOSS}
+        """Make objective, update and step of acting from the settings."""
+        settings = {name: getattr(self, name) for name in checks.SETTINGS_OF_LOSS}
         self.loss_module = make_loss(self.policy, self.fused, self.verbose, **settings)
         self._update = make_update(self.loss_module, self.agc_clip, self.tau, self.compile, self.verbose, self._ranks)
         self._act = make_acting(self.policy, self.compile)
+
+    def _setup_lr_schedule(self) -> None:
+        """SB3's schedules, and points by environment step."""
+        self.lr_schedule = make_schedule(self.learning_rate)
+
+    # ---- learn ----
 
     def learn(
         self: SelfDreamerV3,
@@ -234,55 +243,47 @@ class DreamerV3(AdjustableAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfDreamerV3:
-        """As :meth:`OffPolicyAlgorithm.learn`; steps are those of all ranks."""
+        """As :meth:`OffPolicyAlgorithm.learn`; of several ranks, the steps of all count."""
         self._log_interval = log_interval
-        with self._ranks.learning(rank_invariants(self, total_timesteps)):
-            callback, progress_bar = self._ranks.callback(callback, progress_bar)
-            super().learn(
-                total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar  # type: ignore[arg-type]
-            )
-            self._report_at_end()
-            self._write_back.flush()
-            self._ranks.merge_statistics(self.get_vec_normalize_env())
-            self._ranks.save_follower_buffers(self._ranks.shared_paths(), self.save_replay_buffer)
-        return self
-
-    def _report_at_end(self) -> None:
-        """Check the losses on every device, write a line if this ``learn`` has written none, warn if it made no update."""
-        if self._log_interval is not None and self._metrics.count > 0 and not self._has_logged:
-            self.dump_logs()
-        self._record_metrics()
-        if self._n_updates == self._n_updates_before:
-            warn_if_no_window(self)
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _setup_learn(
         self,
         total_timesteps: int,
         callback: MaybeCallback = None,
         reset_num_timesteps: bool = True,
-        tb_log_name: str = "run",
-        progress_bar: bool = False,
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[int, BaseCallback]:
+        """As SB3's; settings that changed since the last ``learn`` apply, and updates that a stop left undone are made."""
         if reset_num_timesteps or self._last_obs is None:
             self._last_state = None  # SB3 is about to reset the environments
         self._clock = UpdateClock()
         self._vec_normalize_env = in_model_layout(self.get_vec_normalize_env(), self.observation_space)
-        self._write_back.flush()
-        self._setup_training()
-        self._ranks.broadcast([*self.policy.state_dict().values(), *tensors_of(dict(self.policy.optimizer.state))])
-        self._ranks.merge_statistics(self.get_vec_normalize_env())
-        log_run_setup(self, total_timesteps, reset_num_timesteps)
+        self._apply_settings()
+        self._setup_update()
+        checks.log_run_setup(self, total_timesteps, reset_num_timesteps)
         steps_before = self.num_timesteps
         self._has_logged, self._n_updates_before = False, self._n_updates
-        setup = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        setup = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
         self._make_updates_due(steps_before)
         if reset_num_timesteps:
             self._train_ratio.reset()
         return setup
 
     def get_vec_normalize_env(self) -> VecNormalize | None:
-        """:return: the environment's VecNormalize itself, not what stores its observations"""
+        """:return: the environment's VecNormalize itself; SB3 keeps the one whose original observations have our layout"""
         return unwrap_vec_normalize(self.env) if self.env is not None else None
+
+    def _on_learn_end(self) -> None:
+        """Check the losses on every device, write a line if this ``learn`` has written none, warn if it made no update."""
+        if self._log_interval is not None and self._metrics.count > 0 and not self._has_logged:
+            self.dump_logs()
+        self._check_ranges(self._metrics.record(self.logger))
+        if self._n_updates == self._n_updates_before:
+            checks.warn_if_no_window(self)
+
+    # ---- collect ----
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
@@ -312,7 +313,7 @@ class DreamerV3(AdjustableAlgorithm):
                 buffer_actions = buffer_actions.clip(-1.0, 1.0)
             actions = decode_actions(buffer_actions, self.action_space)
         self._last_state = state
-        self.num_timesteps += n_envs * (self._ranks.size - 1)  # the other ranks' steps; SB3 adds ours
+        self._count_other_ranks(n_envs)
         return actions, buffer_actions
 
     def _store_transition(
@@ -324,6 +325,7 @@ class DreamerV3(AdjustableAlgorithm):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
+        """As SB3's, with the starts of episodes, and with the latent state from which the action was chosen."""
         assert isinstance(replay_buffer, SequenceReplayBuffer)
         assert self._last_state is not None and self._last_episode_starts is not None
         replay_buffer.mark_starts(self._last_episode_starts)
@@ -334,59 +336,15 @@ class DreamerV3(AdjustableAlgorithm):
         # Some VecEnvs write the next observation into the array that they returned last.
         self._last_obs = deepcopy(self._last_obs)
 
-    def collect_rollouts(
-        self,
-        env: VecEnv,
-        callback: BaseCallback,
-        train_freq: TrainFreq,
-        replay_buffer: ReplayBuffer,
-        action_noise: ActionNoise | None = None,
-        learning_starts: int = 0,
-        log_interval: int | None = None,
-    ) -> RolloutReturn:
-        """
-        As SB3's, and then set ``gradient_steps`` to the updates due. A stop loses nothing: the transition that SB3 drops
-        when a callback returns False is stored, and after an exception the next ``learn`` resets the environments.
-        """
-        steps_before = self.num_timesteps
-        try:
-            rollout = super().collect_rollouts(
-                env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval
-            )
-            if not rollout.continue_training:
-                pending = [callback.locals[name] for name in ("buffer_actions", "new_obs", "rewards", "dones", "infos")]
-                self._store_transition(replay_buffer, *pending)
-                self._update_info_buffer(callback.locals["infos"], callback.locals["dones"])
-        except BaseException:
-            self._last_obs = None  # somewhere between two steps: the environments must be reset
-            self._set_updates_due(self.num_timesteps - steps_before, self.replay_buffer.can_sample())
-            raise
-        n_steps = (self.num_timesteps - steps_before) // self._ranks.size
-        has_changes = bool(self._changed_settings())
-        agreed = self._ranks.sync_rollout(n_steps, rollout.continue_training, self.replay_buffer.can_sample(), has_changes)
-        self.num_timesteps = steps_before + agreed.n_steps
-        try:
-            if agreed.has_changes:
-                agreed = self._take_up_together(agreed)
-        finally:  # steps count where a setting is refused, too
-            self._set_updates_due(agreed.n_steps, agreed.can_sample)
-        self._ranks.save_follower_buffers(agreed.buffer_paths, self.save_replay_buffer)
-        return rollout._replace(continue_training=agreed.goes_on)
+    def _can_sample(self) -> bool:
+        return self.replay_buffer.can_sample()
 
-    def _set_updates_due(self, n_steps: int, can_sample: bool) -> None:
-        """Set ``gradient_steps`` to the updates due after so many steps of all ranks."""
+    def _count_steps(self, n_steps: int, can_sample: bool) -> None:
+        """Set ``gradient_steps``, which SB3's loop reads next, to the updates due after so many steps of all ranks."""
         can_train = self.num_timesteps > self.learning_starts and can_sample
         self.gradient_steps = self._train_ratio.add_steps(n_steps, can_train)
 
-    def _make_updates_due(self, num_timesteps: int) -> None:
-        """Updates that a stop has left undone, with the learning rate of the step at which it happened."""
-        can_sample = self._ranks.sync_rollout(0, True, self.replay_buffer.can_sample()).can_sample
-        if can_sample and self._train_ratio.owed >= 1:
-            now, self.num_timesteps = self.num_timesteps, num_timesteps
-            try:
-                self.train(gradient_steps=int(self._train_ratio.owed), batch_size=self.batch_size)
-            finally:
-                self.num_timesteps = now
+    # ---- train ----
 
     def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
         """
@@ -395,17 +353,15 @@ class DreamerV3(AdjustableAlgorithm):
         :param gradient_steps: number of updates
         :param batch_size: B, windows per update; None: the model's
         """
-        self._take_up_settings()
+        self._apply_new_settings()
         batch_size = self.batch_size if batch_size is None else batch_size
         self.policy.set_training_mode(True)
-        self._ranks.merge_statistics(self.get_vec_normalize_env())
         for _ in range(gradient_steps):
             self._clock.start()
             self._update_learning_rate(self.policy.optimizer)
-            self._write_back.write_ready()
             batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
             posterior, metrics = self._update(batch)
-            self._write_back.enqueue(batch.indices, posterior)
+            self.replay_buffer.refresh_latents(batch.indices, posterior)
             self._n_updates += 1
             self._train_ratio.count_update()
             self._metrics.add(self._update.metric_names, metrics)
@@ -414,12 +370,77 @@ class DreamerV3(AdjustableAlgorithm):
             if self._log_interval is not None and self._metrics.count >= self.log_every_updates:
                 self.dump_logs()  # episodes may be long, or never end
         if self.device.type == "cpu":  # elsewhere reading them would wait for the device
-            self._record_metrics()
+            self._metrics.record(self.logger)
 
-    def _record_metrics(self) -> None:
-        """Give the logger the means of the metrics, and warn once if returns lie outside of what the critic can say."""
-        means = self._metrics.record(self.logger)
+    def _make_updates_due(self, num_timesteps: int) -> None:
+        """Updates that a stop has left undone, with the learning rate of the step at which it happened."""
+        if self._all_ranks(self._can_sample()) and self._train_ratio.owed >= 1:
+            now, self.num_timesteps = self.num_timesteps, num_timesteps
+            try:
+                self.train(gradient_steps=int(self._train_ratio.owed), batch_size=self.batch_size)
+            finally:
+                self.num_timesteps = now
+
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        """The one place where the learning rate is set: schedule times warm-up, whatever the optimizer, times ``lr_scale``."""
+        is_piecewise = isinstance(self.lr_schedule, PiecewiseSchedule)
+        rate = self.lr_schedule(self.num_timesteps if is_piecewise else self._current_progress_remaining)
+        rate *= warmup_factor(self._n_updates, self.lr_warmup_steps)
+        rate *= lr_scaling_factor(self.distributed_scaling, self.n_ranks, 1.0 - self._current_progress_remaining)
+        self.logger.record("train/learning_rate", rate)
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group.get("lr_scale", 1.0)
+
+    # ---- settings ----
+
+    def _apply_settings(self) -> None:
+        """
+        Check the settings, then bring everything but the update up to date. Recurrent state, optimizer and updates due stay.
+
+        :raises ValueError: as the constructor, or if a setting has changed that the networks or the buffer were built with
+        """
+        checks.check_arguments(self)
+        checks.check_unchanged(self, self._settings)
+        if "learning_rate" in self._changed_settings():
+            self._setup_lr_schedule()
+        self.policy.set_precision(self.precision)
+        self._convert_train_freq()
+        self._train_ratio.set_rate(self.training_ratio, self.n_ranks * self.batch_size * self.batch_length)
+        self.replay_buffer.online_queue = self.online_queue
+        self.replay_buffer.set_window(self.batch_length)
+        self.replay_buffer.set_image_keys(self.policy.image_keys)
+        self._remember_settings(checks.SETTINGS)
+
+    def _apply_new_settings(self) -> None:
+        """
+        Before the next update: what a callback has set takes effect.
+
+        :raises ValueError: as :meth:`_apply_settings`
+        """
+        changed = self._changed_settings()
+        if not changed:
+            return
+        before = self._settings
+        self._apply_settings()
+        if not set(changed).isdisjoint(checks.SETTINGS_OF_UPDATE):
+            try:
+                self._setup_update()
+            except ValueError:
+                self._settings = before  # refused again before the next update
+                raise
+        if "batch_length" in changed:
+            self.replay_buffer.warn_if_small()
+
+    def _rank_invariants(self, total_timesteps: int) -> dict[str, Any]:
+        return checks.rank_invariants(self, total_timesteps)
+
+    # ---- log ----
+
+    def _check_ranges(self, means: dict[str, float]) -> None:
+        """Warn once if returns or rewards lie outside of what a two-hot head can say."""
         self._check_returns(np.array([means.get(f"actor_critic/return_{end}", 0.0) for end in ("low", "high")]))
+        self.replay_buffer.check_range(self._vec_normalize_env)
 
     def _log_eta(self) -> None:
         """Say once per ``learn``, after the fifth update, how long it will take."""
@@ -430,8 +451,65 @@ class DreamerV3(AdjustableAlgorithm):
 
     def dump_logs(self) -> None:
         """Write log data; losses are means over all updates since the last time."""
-        self._record_metrics()
+        self._check_ranges(self._metrics.record(self.logger))
         self._metrics.flush()
         self.logger.record("replay/rows", int(self.replay_buffer.filled.sum()))
         super().dump_logs()
         self._has_logged = True
+
+    # ---- save and load ----
+
+    @classmethod
+    def load(
+        cls: type[SelfDreamerV3],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfDreamerV3:
+        """
+        As :meth:`BaseAlgorithm.load`.
+
+        :param kwargs: arguments of the constructor that are to differ from the file's
+        :raises TypeError: if the constructor has no such argument; ValueError: if the file holds another algorithm;
+            ImportError: if it was written with a numpy that is newer than what the installed one can read
+        """
+        checks.check_load_arguments(kwargs, [base for base in cls.__mro__ if issubclass(base, DreamerV3)])
+        if "stats_window_size" in kwargs:
+            kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")  # SB3 stores it so
+        with name_newer_numpy(path):
+            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """
+        As :meth:`OffPolicyAlgorithm.load_replay_buffer`; what is collected next opens an episode. The model's ``buffer_size``
+        holds: where the file has more rows, the newest of each environment are kept.
+
+        :raises ValueError: if the buffer does not fit the model, which then keeps its own; ImportError: as :meth:`load`
+        """
+        current = self.replay_buffer
+        try:
+            with name_newer_numpy():
+                super().load_replay_buffer(path, truncate_last_traj)
+            checks.check_loaded_buffer(self.replay_buffer, self)
+        except BaseException:
+            self.replay_buffer = current
+            raise
+        self.replay_buffer.resize(max(self.buffer_size // self.n_envs, 1))
+        self.replay_buffer.online_queue = self.online_queue
+        self.replay_buffer.storage = self.replay_buffer_kwargs.get("storage", "host")
+        self.replay_buffer.set_window(self.batch_length)
+        self._last_state = None
+
+    def _excluded_save_params(self) -> list[str]:
+        """What is made anew by the constructor, or belongs to the ``learn`` at work."""
+        mine = "loss_module _update _act _last_state _metrics _check_returns _clock".split()
+        mine += "_log_interval _has_logged _n_updates_before".split()
+        return [*super()._excluded_save_params(), *mine]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        """The policy holds all networks; SB3's default names none."""
+        return ["policy", "policy.optimizer"], []

@@ -171,7 +171,7 @@ class DreamerLoss(nn.Module):
 
         # ---- imagine from the posterior, cut from the graph ----
         recent = LatentState(*(part[:, -self.imagine_last :] for part in states))  # (B, K, ...); K = T for 0
-        start = LatentState(*(part.flatten(0, 1) for part in recent)).detach()  # (N, ...)
+        start = LatentState(*(part.flatten(0, 1).detach() for part in recent))  # (N, ...)
         trajectory = self.imagine(start, noise.imagination)  # (N, H + 1, ...)
         value = self.policy.critic(trajectory.features)  # distribution over (N, H + 1)
         dream = self.dream_returns(trajectory, value)

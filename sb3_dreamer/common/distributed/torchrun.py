@@ -10,21 +10,19 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import lru_cache, partial, wraps
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch as th
 import torch.distributed as dist
-from stable_baselines3.common import logger as sb3_logger
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
-from stable_baselines3.common.logger import KVWriter, Logger
-from stable_baselines3.common.monitor import ResultsWriter
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import get_device
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecNormalize
 from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
@@ -345,38 +343,3 @@ def from_sums(statistics: RunningMeanStd, sums: np.ndarray) -> None:
     shape, count = statistics.mean.shape, sums[0]
     mean, square = (part.reshape(shape) / count for part in np.split(sums[1:], 2))
     statistics.mean, statistics.var, statistics.count = mean, square - np.square(mean), float(count)
-
-
-# ---- files of SB3's own: one set for all ranks, written by the main one ----
-
-
-class NoWriter(KVWriter):
-    """In the place of a log that the main rank writes."""
-
-    def write(self, *_: Any, **__: Any) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
-
-
-def leave_files_to_main_rank() -> None:
-    """Monitor and SB3's logger write nothing on this rank from now on, nor in the processes of its ``SubprocVecEnv``."""
-    start_workers = SubprocVecEnv.__init__
-
-    def open_nothing(self: ResultsWriter, *_: Any, **__: Any) -> None:
-        self.file_handler = open(os.devnull, "w")
-        self.logger = None  # type: ignore[assignment]  # whereupon it writes no row
-
-    @wraps(start_workers)
-    def start_likewise(self: SubprocVecEnv, env_fns: list[Callable[[], Any]], *args: Any, **kwargs: Any) -> None:
-        start_workers(self, [partial(call, function) for function in env_fns], *args, **kwargs)
-
-    ResultsWriter.__init__ = open_nothing  # type: ignore[method-assign]
-    SubprocVecEnv.__init__ = start_likewise  # type: ignore[method-assign]
-    sb3_logger.make_output_format = lambda *_, **__: NoWriter()
-
-
-def call(function: Callable[[], Any]) -> Any:
-    """Named so that the process that unpickles it imports this package, and with it what has been said above."""
-    return function()

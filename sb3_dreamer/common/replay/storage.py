@@ -38,11 +38,6 @@ class RowStorage(ReplayBuffer):
     deter: np.ndarray
     stoch: np.ndarray
 
-    @property
-    def filled(self) -> np.ndarray:
-        """Rows in each stream, (n_envs,)."""
-        return np.minimum(self.counts, self.buffer_size)
-
     def _make_arrays(self, rows: int) -> None:
         """(Re)create all arrays with so many rows of zeros, which the system commits only when they are written."""
         lead = (rows, self.n_envs)
@@ -70,6 +65,22 @@ class RowStorage(ReplayBuffer):
         arrays = {name: getattr(self, name) for name in ROW_ARRAYS}
         return arrays | {f"obs.{key}": array for key, array in as_array_dict(self.observations).items()}
 
+    def _move_rows(self, old_size: int, gone: np.ndarray) -> None:
+        """
+        Arrays of another length with the newest rows of each stream.
+
+        :param old_size: rows of each stream until now
+        :param gone: rows of each stream that are counted no longer (n_envs,)
+        """
+        n_rows = int(np.minimum(self.counts, min(old_size, self.buffer_size)).max())
+        steps = self.counts - 1 - np.arange(n_rows)[:, None]  # (n_rows, n_envs), newest first
+        row, envs = np.nonzero(steps >= 0)
+        steps = steps[row, envs]
+        old_rows = self._arrays()
+        self._make_arrays(self.buffer_size)
+        for name, array in self._arrays().items():
+            array[(steps - gone[envs]) % self.buffer_size, envs] = old_rows[name][steps % old_size, envs]
+
     @property
     def nbytes(self) -> int:
         """Memory of the full buffer in bytes, observations and latents included."""
@@ -88,16 +99,40 @@ class RowStorage(ReplayBuffer):
         self.is_allocated = True
         self._device_mirror = None
 
-    def _mirror(self) -> DeviceMirror | None:
-        """:return: the observations on the device, made when they are first asked for there; None without such a storage"""
-        if self.storage == "device" and (self._device_mirror is None or self._device_mirror.device != self.device):
+    def _mirror(self) -> DeviceMirror:
+        """:return: the observations on the device, made when they are first asked for there"""
+        if self._device_mirror is None or self._device_mirror.device != self.device:
             self._device_mirror = DeviceMirror(as_array_dict(self.observations), self.device)
         return self._device_mirror
+
+    def check_fits(
+        self,
+        *,
+        n_envs: int,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        latent_shape: tuple[int, int, int],
+        replay_context: bool,
+    ) -> None:
+        """
+        All arguments are those of the model that this buffer, from a file, is to serve.
+
+        :raises ValueError: names the first one that differs
+        """
+        for name, wanted, meaning in (
+            ("n_envs", n_envs, "rows of another number of environments"),
+            ("observation_space", observation_space, "observations of another space"),
+            ("action_space", action_space, "actions of another space"),
+            ("latent_shape", latent_shape, "latents (deter, stoch, classes) of another `model_size`"),
+            ("replay_context", replay_context, "windows of another `replay_context`"),
+        ):
+            if getattr(self, name) != wanted:
+                raise ValueError(f"The replay buffer holds {meaning}: {getattr(self, name)}, the model has {wanted}")
 
     def __getstate__(self) -> dict[str, Any]:
         """Only rows in use are pickled."""
         state = self.__dict__ | {"_device_mirror": None}
-        used = int(self.filled.max()) if self.is_allocated else 0
+        used = min(int(self.counts.max()), self.buffer_size) if self.is_allocated else 0
         state |= {name: getattr(self, name)[:used].copy() for name in ROW_ARRAYS}
         cut = {key: array[:used].copy() for key, array in as_array_dict(self.observations).items()}
         state["observations"] = cut if isinstance(self.observations, dict) else cut[SINGLE_KEY]

@@ -25,13 +25,8 @@ class Event(Protocol):
 class LatentStore(Protocol):
     """What :class:`~sb3_dreamer.common.buffers.SequenceReplayBuffer` offers for latents."""
 
-    replay_context: bool
-
-    def update_latents(self, indices: SequenceIndices, latents: LatentState) -> None:
-        """Write latents next to their rows at once."""
-
     def write_latents(self, indices: SequenceIndices, deter: np.ndarray, stoch: np.ndarray) -> None:
-        """The same for arrays on the host."""
+        """Write latents next to their rows."""
 
 
 # Starts to copy tensors to the host; the copies are whole once the event has happened.
@@ -76,16 +71,17 @@ class LatentWriteBack:
     """
     After an update, its posterior replaces the latents stored with the replayed rows.
 
-    On a CPU at once. On CUDA the copy is written before the next batch is gathered, if it has arrived by then; it lags by one
-    update at most, and :meth:`flush` ends the lag. Rows carry running numbers, so what was overwritten meanwhile is skipped.
+    The copy travels while the device goes on. It is written before the next batch is gathered, if it has arrived by then; it
+    lags by one update at most, and :meth:`flush` ends the lag. Rows carry running numbers, so rows that were overwritten
+    meanwhile are skipped.
 
     :param buffer: gets the latents
-    :param transfer: brings tensors to the host; None: the device's own way
+    :param transfer: brings tensors to the host
     """
 
     MAX_LAG = 1
 
-    def __init__(self, buffer: LatentStore, transfer: Transfer | None = None):
+    def __init__(self, buffer: LatentStore, transfer: Transfer = pinned_transfer):
         self.buffer = buffer
         self.transfer = transfer
         self.pending: deque[Pending] = deque()
@@ -95,14 +91,10 @@ class LatentWriteBack:
         :param indices: rows of an update
         :param posterior: their latents (B, T, ...)
         """
-        transfer = self.transfer or (pinned_transfer if posterior.deter.is_cuda else None)
-        if transfer is None:
-            self.buffer.update_latents(indices, posterior)
-        elif self.buffer.replay_context:
-            # New tensors: the next update may overwrite its outputs in place.
-            deter = posterior.deter.detach().to(th.float16)  # (B, T, D)
-            stoch = posterior.stoch.detach().argmax(-1).to(th.int16)  # (B, T, S)
-            self.pending.append(Pending(indices, *transfer([deter, stoch])))
+        # New tensors: the next update may overwrite its outputs in place.
+        deter = posterior.deter.detach().to(th.float16)  # (B, T, D)
+        stoch = posterior.stoch.detach().argmax(-1).to(th.int16)  # (B, T, S)
+        self.pending.append(Pending(indices, *self.transfer([deter, stoch])))
 
     def write_ready(self) -> None:
         """Before a batch is gathered: write what has arrived, and wait for what is older than the last update."""

@@ -37,7 +37,7 @@ class FusedDreamerLoss(DreamerLoss):
     @never_compiled  # the loop compiles its own step
     def imagine(self, start: LatentState, noise: ImaginationNoise) -> ImaginedTrajectory:
         """As :meth:`DreamerLoss.imagine`."""
-        return imagine_fused(self.policy.world_model, self.policy.actor, start.detach(), noise, self.is_compiled)
+        return imagine_fused(self.policy.world_model, self.policy.actor, start, noise, self.is_compiled)
 
     def actor_distribution(self, trajectory: ImaginedTrajectory) -> BoundedNormal | MultiCategorical:
         """As :meth:`DreamerLoss.actor_distribution`: the largest matmul was computed in the dream already."""
