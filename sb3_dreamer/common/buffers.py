@@ -20,7 +20,7 @@ from sb3_dreamer.common.replay.write_back import LatentWriteBack
 from sb3_dreamer.common.type_aliases import LatentState, NumpyObs, SequenceBatch, SequenceIndices, TensorObs
 from sb3_dreamer.common.value_checks import ObservationCheck, RangeCheck, action_check, reward_check, warn_if_codes
 
-# Images are judged by so many rows.
+# Rows after which images are examined once: do they hold codes of classes rather than colours?
 ROWS_BEFORE_LOOK = 1000
 NOT_IN_FILES = (
     "_envs",
@@ -36,8 +36,8 @@ NOT_IN_FILES = (
 
 class SequenceReplayBuffer(RowStorage):
     """
-    Replay of sequences in rows of arrival: a row is an observation with the action, the reward and the flags that came
-    *with* it. ``add`` appends the row of ``next_obs`` and, where an episode begins, first the row of ``obs``.
+    Replay of sequences. A row is an observation together with the action that led to it, and the reward and the flags that
+    came with it. ``add`` appends the row of ``next_obs``; where an episode begins, it first appends the row of ``obs``.
 
     .. code-block:: text
 
@@ -46,9 +46,8 @@ class SequenceReplayBuffer(RowStorage):
         rewards  | 0          | r_1      | r_2      | r_3       | 0          |
         dones    |                         ``timeouts`` too if cut, not ended  |
 
-    Each environment writes its own stream, so terminal and truncated observations are rows of their own. Rows are
-    numbered by a running count per stream; row ``step`` lies at ``step % buffer_size``. Memory is allocated at the first
-    ``add``.
+    Each environment has its own stream. Final observations of episodes are rows, too. Rows are numbered by a running count
+    per stream; row ``step`` is stored at ``step % buffer_size``. Memory is allocated at the first ``add``.
 
     :param buffer_size: rows over all environments
     :param observation_space: Box, Discrete, MultiDiscrete, MultiBinary or a Dict of these
@@ -56,17 +55,18 @@ class SequenceReplayBuffer(RowStorage):
     :param device: where samples go
     :param n_envs: number of environments, each gets ``buffer_size // n_envs`` rows
     :param optimize_memory_usage: must be False: every observation is stored once already
-    :param handle_timeout_termination: tell truncations from terminations
+    :param handle_timeout_termination: distinguish truncations from terminations
     :param batch_length: T, rows of a sampled window
     :param latent_shape: (D, S, K) of the latents stored with each row; may be set until the first ``add``
-    :param replay_context: start windows from the latent stored with the row before them; else from zeros, as a new episode
-    :param online_queue: serve each new, non-overlapping window once before drawing uniformly
+    :param replay_context: start windows from the latent stored with the row before them; if False, from zeros as in a new
+        episode
+    :param online_queue: sample each new, non-overlapping window once before drawing uniformly
     :param storage: ``"device"`` keeps a copy of all observations on the device, so that batches are not copied from the host
     :raises ValueError: if ``optimize_memory_usage`` is set or ``storage`` is unknown
     """
 
-    random_states: dict[str, Any] | None = None  # in a file: of the rank whose rows these are
-    image_keys: list[str] | None = None  # which the model reads as images, whose values stay within their bounds
+    random_states: dict[str, Any] | None = None  # in a file: those of the rank that saved it
+    image_keys: list[str] | None = None  # keys that the model treats as images, whose values must be within their bounds
 
     def __init__(
         self,
@@ -103,10 +103,10 @@ class SequenceReplayBuffer(RowStorage):
         self._make_arrays(0)
         self._clear_streams()
 
-    # ---- what is looked at ----
+    # ---- checks ----
 
     def _make_unsaved(self) -> None:
-        """What is not part of a file: it follows from the spaces, or belongs to a device."""
+        """Create what is not saved, because it follows from the spaces or belongs to a device."""
         self._envs, self._nowhere = np.arange(self.n_envs), np.zeros(self.n_envs, dtype=bool)
         self._check_obs = ObservationCheck(self.observation_space, self.image_keys)
         self._check_action, self._check_reward = action_check(self.action_space), reward_check()
@@ -122,7 +122,7 @@ class SequenceReplayBuffer(RowStorage):
         super().__setstate__({**state, "_newest": None})
         self._make_unsaved()
         if self.counts.sum() >= ROWS_BEFORE_LOOK:
-            self._steps_until_look = 0  # they were looked at before
+            self._steps_until_look = 0  # they were examined before
 
     def _look_at_images(self) -> None:
         image_keys = choose_keys(self.observation_space).layouts if self.image_keys is None else self.image_keys
@@ -135,7 +135,7 @@ class SequenceReplayBuffer(RowStorage):
     def _clear_streams(self) -> None:
         self.counts = np.zeros(self.n_envs, dtype=np.int64)  # rows ever written, per environment
         self._opens_episode = np.ones(self.n_envs, dtype=bool)
-        self._newest: np.ndarray | None = None  # the newest row of each stream, where all were written by the last step
+        self._newest: np.ndarray | None = None  # the newest row of each stream, if the last step wrote to all of them
         self._queue = self._new_queue()
         self._write_back.pending.clear()
 
@@ -151,12 +151,12 @@ class SequenceReplayBuffer(RowStorage):
 
     @property
     def window_length(self) -> int:
-        """Rows that a window needs, the context row included."""
+        """Rows that a window needs, including the context row."""
         return self.batch_length + int(self.replay_context)
 
     def set_image_keys(self, image_keys: list[str]) -> None:
         """
-        :param image_keys: keys that the model reads as images; until it is told, the buffer goes by their spaces
+        :param image_keys: keys that the model treats as images; before this call, the spaces decide
         """
         self.image_keys = image_keys
         self._check_obs = ObservationCheck(self.observation_space, image_keys)
@@ -171,12 +171,12 @@ class SequenceReplayBuffer(RowStorage):
 
     @property
     def pos(self) -> int:
-        """Where the longest stream writes its next row. Like ``full``, it follows from ``counts``."""
+        """Where the longest stream writes its next row. Derived from ``counts``, as ``full`` is."""
         return int((self.counts % self.buffer_size).max())
 
     @pos.setter
     def pos(self, value: int) -> None:
-        """SB3's constructor and reset set it to 0."""
+        """Ignored: SB3's constructor and ``reset`` set it to 0."""
 
     @property
     def full(self) -> bool:
@@ -185,11 +185,11 @@ class SequenceReplayBuffer(RowStorage):
 
     @full.setter
     def full(self, value: bool) -> None:
-        """SB3's constructor and reset set it to False."""
+        """Ignored: SB3's constructor and ``reset`` set it to False."""
 
     def resize(self, buffer_size: int) -> None:
         """
-        Keep the newest rows of each stream, as if they had been written to a buffer of another size.
+        Change the size and keep the newest rows of each stream.
 
         :param buffer_size: rows per environment from now on
         """
@@ -198,7 +198,7 @@ class SequenceReplayBuffer(RowStorage):
             return
         self._write_back.flush()
         if self.is_allocated:
-            # A larger buffer would hold rows that are overwritten: what is there counts from zero.
+            # A larger buffer would seem to hold rows that were overwritten: count the remaining ones from zero.
             gone = np.maximum(self.counts - old_size, 0) * (buffer_size > old_size)  # (n_envs,)
             self._move_rows(old_size, gone)
             self.counts -= gone
@@ -211,17 +211,17 @@ class SequenceReplayBuffer(RowStorage):
         return int(self.filled.min())
 
     def reset(self) -> None:
-        """Forget all rows, keep the memory."""
+        """Forget all rows; the memory stays allocated."""
         super().reset()
         self.has_latent[:] = False
         self._clear_streams()
 
     def mark_starts(self, starts: np.ndarray) -> None:
         """
-        Say before ``add`` that its ``obs`` begins an episode. This is known after a ``done``, and where ``obs`` is not the
-        row stored last.
+        Call before ``add`` if its ``obs`` begins an episode. It is not needed after a ``done``, nor where ``obs`` differs from
+        the last row: these are recognised.
 
-        :param starts: (n_envs,)
+        :param starts: where an episode begins (n_envs,)
         """
         self._opens_episode |= np.asarray(starts, dtype=bool)
 
@@ -235,16 +235,16 @@ class SequenceReplayBuffer(RowStorage):
         infos: list[dict[str, Any]] | dict[str, Any],
     ) -> None:
         """
-        Append what one step of all environments brought. One environment may leave out the first axis.
+        Append one step of all environments. With one environment the first axis may be missing.
 
-        :param obs: (n_envs, ...) where the action was chosen; stored only where it begins an episode. Where it is not the row
-            stored last, it begins one, and the episode before counts as truncated.
+        :param obs: observation from which the action was chosen (n_envs, ...); stored only where it begins an episode. Where
+            it differs from the last row, it begins one, and the episode before it counts as truncated.
         :param next_obs: (n_envs, ...) true next observation, the final one where an episode ended
         :param action: (n_envs, ...) index, or value scaled to [-1, 1]
         :param reward: (n_envs,)
         :param done: (n_envs,) terminated or truncated
-        :param infos: ``TimeLimit.truncated`` tells truncations
-        :raises ValueError: names the first value that cannot be stored as it is; nothing is stored then
+        :param infos: ``TimeLimit.truncated`` marks truncations
+        :raises ValueError: names the first value that cannot be stored unchanged; nothing is stored then
         """
         n = self.n_envs
         obs_rows, next_rows = self._check_obs.rows(obs, n), self._check_obs(next_obs, n)
@@ -252,7 +252,7 @@ class SequenceReplayBuffer(RowStorage):
         actions, rewards = self._check_action(flat, n), self._check_reward(reward, n)
         is_last, is_cut = np.asarray(done, dtype=bool).reshape(n), self._truncated(infos)
         opening = np.flatnonzero(self._opens_episode | self._is_elsewhere(obs_rows))
-        if len(opening):  # in all other environments obs is a row already
+        if len(opening):  # elsewhere `obs` is the last row already
             self._check_obs(obs_rows, n)
         if not self.is_allocated:
             self._allocate()
@@ -268,15 +268,15 @@ class SequenceReplayBuffer(RowStorage):
 
     def extend(self, *args: Any, **kwargs: Any) -> None:
         """
-        :param args: as those of :meth:`add`, with one axis more in front: one entry per step
-        :param kwargs: the same by name
+        :param args: as those of :meth:`add`, with an additional first axis: one entry per step
+        :param kwargs: the same, by name
         """
         names = list(kwargs)
         for row in zip(*(steps_of(argument) for argument in (*args, *kwargs.values())), strict=True):
             self.add(*row[: len(args)], **dict(zip(names, row[len(args) :], strict=True)))
 
     def _truncated(self, infos: list[dict[str, Any]] | dict[str, Any]) -> np.ndarray:
-        """:return: where the step was the last one before a time limit (n_envs,)"""
+        """:return: where the episode was truncated (n_envs,)"""
         if not self.handle_timeout_termination:
             return self._nowhere
         per_env = [infos] if isinstance(infos, dict) else infos
@@ -285,7 +285,7 @@ class SequenceReplayBuffer(RowStorage):
         return np.array([bool(info.get("TimeLimit.truncated", False)) for info in per_env])
 
     def _is_elsewhere(self, observations: dict[str, np.ndarray]) -> np.ndarray:
-        """:return: where an observation is not the row stored last, (n_envs,); False where there is none yet"""
+        """:return: where an observation differs from the last row of its stream (n_envs,); False where there is none"""
         if not self.is_allocated:
             return self._nowhere
         differs = self._nowhere
@@ -296,14 +296,14 @@ class SequenceReplayBuffer(RowStorage):
             values = observations[key].reshape(last.shape)
             if values.dtype != last.dtype and last.dtype.kind == "f":
                 with np.errstate(over="ignore"):
-                    values = values.astype(last.dtype)  # rounded as the row was
+                    values = values.astype(last.dtype)  # rounded like the row
             is_other = values != last
             if np.logical_or.reduce(is_other, axis=None):
                 differs = differs | is_other.reshape(self.n_envs, -1).any(axis=1)
         return differs if differs is self._nowhere else differs & (self.counts > 0)
 
     def _cut_before(self, envs: np.ndarray) -> None:
-        """An episode that was abandoned by a reset ends like a truncated one."""
+        """Mark the last row as truncated where an episode was abandoned by a reset."""
         envs = envs[self.counts[envs] > 0]
         rows = (self.counts[envs] - 1) % self.buffer_size
         abandoned = ~self.dones[rows, envs]
@@ -311,7 +311,7 @@ class SequenceReplayBuffer(RowStorage):
         self.timeouts[rows[abandoned], envs[abandoned]] = True
 
     def _index(self, rows: np.ndarray, envs: np.ndarray) -> Any:
-        """:return: what finds these rows in an array (rows, n_envs, ...); one number is faster than two arrays"""
+        """:return: index of these rows in an array (rows, n_envs, ...); an int is faster than two arrays"""
         return int(rows[0]) if self.n_envs == 1 else (rows, envs)
 
     def _append(
@@ -324,13 +324,13 @@ class SequenceReplayBuffer(RowStorage):
         dones: np.ndarray,
         timeouts: np.ndarray,
     ) -> None:
-        """Append one row to each stream of ``envs``; all arguments hold all environments."""
-        new = slice(None) if envs is self._envs else envs  # a view where all get a row
+        """Append one row to each stream of ``envs``; all other arguments hold all environments."""
+        new = slice(None) if envs is self._envs else envs  # a view if all get a row
         rows = self.counts[new] % self.buffer_size
         at = self._index(rows, envs)
         for key, array in as_array_dict(self.observations).items():
             array[at] = observations[key].reshape(self.n_envs, *array.shape[2:])[new]
-        if self._device_mirror is not None:  # else they are made of all rows when they are asked for
+        if self._device_mirror is not None:  # otherwise it is made of all rows when it is first read
             self._device_mirror.write(rows, envs, as_array_dict(self.observations))
         self.actions[at] = actions.reshape(self.n_envs, self.action_dim)[new]
         self.rewards[at] = rewards[new]
@@ -338,7 +338,7 @@ class SequenceReplayBuffer(RowStorage):
         self.dones[at] = dones[new]
         self.timeouts[at] = timeouts[new]
         self.has_latent[at] = False
-        # Last, so that an interrupt in between leaves no half-written row in the stream.
+        # Last, so that an interrupt leaves no half-written row in the stream.
         self.counts[new] += 1
         self._newest = rows if envs is self._envs else None
         if self.online_queue:
@@ -349,12 +349,12 @@ class SequenceReplayBuffer(RowStorage):
 
     @property
     def acting_indices(self) -> SequenceIndices:
-        """Rows of the observations from which the last stored actions were chosen: those before the newest rows."""
+        """The rows before the newest ones: the observations from which the last stored actions were chosen."""
         return SequenceIndices(self.counts[:, None] - 2, self._envs)
 
     def update_latents(self, indices: SequenceIndices, latents: LatentState) -> None:
         """
-        Write latents to their rows at once.
+        Write latents to their rows immediately.
 
         :param indices: steps (B, T) and envs (B,)
         :param latents: deter (B, T, D), stoch one-hot (B, T, S, K)
@@ -365,11 +365,11 @@ class SequenceReplayBuffer(RowStorage):
 
     def refresh_latents(self, indices: SequenceIndices, posterior: LatentState) -> None:
         """
-        Write latents to their rows. From a CUDA device the copy travels while the device goes on, and is in place one update
-        later at most, and whenever the buffer is saved.
+        Write the posterior of an update to its rows. From a CUDA device it is copied asynchronously, and written before the
+        next but one batch is sampled at the latest, and before the buffer is saved.
 
         :param indices: steps (B, T) and envs (B,)
-        :param posterior: of an update: deter (B, T, D), stoch one-hot (B, T, S, K)
+        :param posterior: deter (B, T, D), stoch one-hot (B, T, S, K)
         """
         if self.replay_context and posterior.deter.is_cuda:
             self._write_back.enqueue(indices, posterior)
@@ -378,10 +378,11 @@ class SequenceReplayBuffer(RowStorage):
 
     def write_latents(self, indices: SequenceIndices, deter: np.ndarray, stoch: np.ndarray) -> None:
         """
-        Rows that were overwritten meanwhile are skipped; of duplicates the last wins.
+        Write latents in host memory to their rows. Rows that were overwritten in the meantime are skipped; of duplicates the
+        last one is kept.
 
         :param indices: steps (B, T) and envs (B,)
-        :param deter: (B, T, D) in 16 bits
+        :param deter: (B, T, D) in float16
         :param stoch: class indices (B, T, S)
         """
         envs = np.broadcast_to(indices.envs[:, None], indices.steps.shape)
@@ -398,7 +399,7 @@ class SequenceReplayBuffer(RowStorage):
             zeros = th.zeros(len(envs), deter_dim, device=self.device)
             return LatentState(zeros, zeros.new_zeros(len(envs), groups, classes))
         rows = steps % self.buffer_size
-        # A row without a latent gives zeros, also for the one-hots: class 0 would be something else.
+        # A row without a latent gives zeros, for the one-hots as well: class 0 would be a state.
         known = self._to_device(self.has_latent[rows, envs]).float()  # (B,)
         deter = self._to_device(self.deter[rows, envs]).float() * known[:, None]  # (B, D)
         stoch = one_hot(self._to_device(self.stoch[rows, envs]), classes)  # (B, S, K)
@@ -408,20 +409,20 @@ class SequenceReplayBuffer(RowStorage):
 
     @property
     def n_windows(self) -> np.ndarray:
-        """Windows that lie wholly in each stream, (n_envs,)."""
+        """Complete windows in each stream (n_envs,)."""
         return np.maximum(self.filled - self.window_length + 1, 0)
 
     def check_range(self, env: VecNormalize | None = None) -> None:
         """
-        One warning if rewards lie outside of what a two-hot head can say.
+        Warn once if rewards lie outside of the range that a two-hot head can represent.
 
-        :param env: normalises rewards, which are stored raw
+        :param env: normalises the rewards, which are stored unnormalised
         """
         ends = np.array([self.rewards.min(initial=0.0), self.rewards.max(initial=0.0)], dtype=np.float32)
         self._check_range(self._normalize_reward(ends, env))
 
     def warn_if_small(self) -> bool:
-        """:return: whether this buffer will never hold a window, so that no update can be made; then there is a warning"""
+        """:return: whether the buffer can never hold a window, so that no update can be made; if so, it warns"""
         is_small = self.buffer_size < self.window_length
         if is_small:
             warnings.warn(
@@ -437,8 +438,8 @@ class SequenceReplayBuffer(RowStorage):
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> SequenceBatch:  # type: ignore[override]
         """
         :param batch_size: B
-        :param env: normalises observations and rewards, which are stored raw
-        :return: B windows of T rows, new ones first, the rest drawn uniformly; they cross episodes freely
+        :param env: normalises observations and rewards, which are stored unnormalised
+        :return: B windows of T rows, new ones first, the rest drawn uniformly; a window may contain several episodes
         :raises ValueError: if no window is complete yet
         """
         if self._write_back.pending:
@@ -446,7 +447,7 @@ class SequenceReplayBuffer(RowStorage):
         windows = self._draw_windows(batch_size)
         if self.device.type != "cuda" or self.storage == "device":
             return self._gather(*windows, env)
-        # Copy while the device computes. The device waits for the copies, they do not wait for it.
+        # Copy while the device computes: the device waits for the copies, but the copies do not wait for the device.
         side, main = side_stream(self.device), th.cuda.current_stream(self.device)
         with th.cuda.stream(side):
             batch = self._gather(*windows, env)
@@ -456,7 +457,7 @@ class SequenceReplayBuffer(RowStorage):
         return batch
 
     def _gather(self, envs: np.ndarray, first: np.ndarray, env: VecNormalize | None) -> SequenceBatch:
-        """:return: the windows that begin, context row counted, at ``first`` of ``envs`` (B,) both"""
+        """:return: the windows of ``envs`` (B,) that begin at row ``first`` (B,), which is the context row if there is one"""
         context = first if self.replay_context else first - 1
         steps = (context + 1)[:, None] + np.arange(self.batch_length)  # (B, T)
         where = steps % self.buffer_size, envs[:, None]
@@ -487,7 +488,7 @@ class SequenceReplayBuffer(RowStorage):
         return by_key if isinstance(self.observations, dict) else by_key[SINGLE_KEY]
 
     def _draw_windows(self, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """:return: environment and first row of each window, the context row counted, (B,) both"""
+        """:return: environment (B,) and first row (B,) of each window; the context row is the first, if there is one"""
         n_windows = self.n_windows
         if not n_windows.any():
             raise ValueError(
@@ -498,7 +499,7 @@ class SequenceReplayBuffer(RowStorage):
         fresh: list[tuple[int, int]] = []
         while self.online_queue and self._queue and len(fresh) < batch_size:
             window = env, step = self._queue.popleft()
-            if step >= oldest[env]:  # else some of its rows are overwritten
+            if step >= oldest[env]:  # otherwise some of its rows were overwritten
                 fresh.append(window)
         ends = n_windows.cumsum()
         draws = np.random.randint(0, ends[-1], size=batch_size - len(fresh))
@@ -510,5 +511,5 @@ class SequenceReplayBuffer(RowStorage):
         return envs, first
 
     def _to_device(self, array: np.ndarray) -> th.Tensor:
-        # Fancy indexing has made a copy already.
+        # Fancy indexing has already made a copy.
         return th.as_tensor(array) if self.device.type == "cpu" else to_device(array, self.device)

@@ -15,7 +15,7 @@ PRIMING_SHARE, PRIMING_END, SCALED_FROM = 0.4, 0.05, 0.1
 
 class PiecewiseSchedule:
     """
-    Linear between points, constant before the first and after the last: for instance to prime a run with a low rate.
+    Linear between points, constant before the first and after the last one.
 
     :param points: (environment step, value), steps increasing
     :raises ValueError: if the points are not such a list
@@ -68,16 +68,16 @@ def warmup_factor(n_updates: int, warmup_steps: int) -> float:
 
 def lr_scaling_factor(scaling: str | None, n_ranks: int, progress: float) -> float:
     """
-    What the learning rate is multiplied with when ``n_ranks`` processes train, each with a batch of its own.
+    Factor of the learning rate when ``n_ranks`` processes train, each with its own batch.
 
     .. code-block:: text
 
         "sqrt"              sqrt(n)          "linear"  n          None  1
-        "...+priming"       0.4 for the first 5 % of ``learn``'s steps, at 10 % and from there on as without
+        "...+priming"       0.4 for the first 5 % of the steps, then linear, from 10 % on as without priming
 
     :param scaling: one of :data:`SCALINGS`
     :param n_ranks: processes; with one the factor is 1
-    :param progress: done share of the run, 0 to 1
+    :param progress: share of the run that is done, 0 to 1
     :return: factor
     """
     if scaling is None or n_ranks == 1:
@@ -92,12 +92,12 @@ def lr_scaling_factor(scaling: str | None, n_ranks: int, progress: float) -> flo
 
 class TrainRatio:
     """
-    Counts the updates that are due: each environment step adds the ratio's share of an update, exactly.
+    Counts the updates that are due, exactly: each environment step adds the fraction of an update that the ratio asks for.
 
-    Counting starts when training first becomes possible, with one update. Steps before that do not count.
+    Counting starts with one update when training first becomes possible. Steps before that do not count.
     """
 
-    steps_per_update = 0  # not in files of older versions
+    steps_per_update = 0  # files of older versions lack it
 
     def __init__(self) -> None:
         self.updates_per_step = Fraction(0)
@@ -110,9 +110,9 @@ class TrainRatio:
         :param steps_per_update: time steps that one update trains, batch size times batch length
         """
         if self.steps_per_update:
-            self.owed *= Fraction(self.steps_per_update, steps_per_update)  # what is due is counted in time steps
+            self.owed *= Fraction(self.steps_per_update, steps_per_update)  # the same number of time steps
         self.steps_per_update = steps_per_update
-        # Read as it is written: 0.1 is a tenth here, not the nearest binary fraction.
+        # Read as written: 0.1 is exactly a tenth, not the nearest binary fraction.
         self.updates_per_step = Fraction(str(ratio)) / steps_per_update
 
     def add_steps(self, n_steps: int, can_train: bool) -> int:
@@ -130,11 +130,11 @@ class TrainRatio:
         return int(self.owed)
 
     def reset(self) -> None:
-        """Forget the updates due; counting starts again when training is possible."""
+        """Drop the updates due; counting starts again when training is possible."""
         self.is_open, self.owed = False, Fraction(0)
 
     def count_update(self) -> None:
-        """Count one update as made. Updates that were not due, from a call of ``train`` by hand, do not count."""
+        """Count one update as made. Updates that are not due, when a user calls ``train``, do not count."""
         if self.owed >= 1:
             self.owed -= 1
 

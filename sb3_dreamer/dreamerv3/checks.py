@@ -1,4 +1,4 @@
-"""Checks of the constructor's arguments: one clear exception each, before anything is built."""
+"""Checks of arguments and settings: one clear exception each, before anything is built."""
 
 import inspect
 import warnings
@@ -39,12 +39,12 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "free_nats": (0.0, float("inf"), False),
 }
 POSITIVE = ("training_ratio", "agc_clip")
-# What else several ranks must have in common.
+# Further attributes that must be the same on all ranks.
 SAME_ON_ALL_RANKS = (
     "num_timesteps _n_updates train_freq precision compile fused loss_scales replay_context online_queue".split()
 )
 SAME_ON_ALL_RANKS += ["distributed_scaling"]
-# Settings that hold for the life of a model, and why.
+# Settings that cannot change after the constructor, and why.
 BUILT = "the networks are built with it, make a new model"
 MADE = "the replay buffer is made with it, save the model and load it with the new value"
 FIXED = {
@@ -55,7 +55,7 @@ FIXED = {
     "replay_buffer_class": MADE,
     "replay_buffer_kwargs": MADE,
 }
-# The settings that may change: constants of the loss, of the update (which is made again where one changes), and of the loop.
+# Settings that may change: of the loss, of the update (which is created again when one changes), and of the training loop.
 SETTINGS_OF_LOSS = ("imagination_horizon", "gamma", "return_lambda", "ent_coef", "free_nats", "imagine_last", "loss_scales")
 SETTINGS_OF_UPDATE = (*SETTINGS_OF_LOSS, "agc_clip", "tau", "precision", "compile", "batch_size", "batch_length", "fused")
 SETTINGS_OF_LOOP = (
@@ -69,12 +69,12 @@ SETTINGS_OF_LOOP = (
     "log_every_updates",
 )
 SETTINGS = (*SETTINGS_OF_UPDATE, *SETTINGS_OF_LOOP, *FIXED)
-# What a file says itself.
+# Arguments that `load` takes from the file.
 NOT_TO_LOAD = {"self", "policy", "_init_setup_model"}
 
 
 class Model(Protocol):
-    """What is read of :class:`~sb3_dreamer.dreamerv3.dreamerv3.DreamerV3`."""
+    """The attributes of :class:`~sb3_dreamer.dreamerv3.dreamerv3.DreamerV3` that are read here."""
 
     policy_class: Any
     policy_kwargs: dict[str, Any]
@@ -108,9 +108,9 @@ class Model(Protocol):
 
 def check_load_arguments(kwargs: dict[str, Any], classes: list[type]) -> None:
     """
-    :param kwargs: what ``load`` is to change
-    :param classes: of the algorithm, and those that it extends
-    :raises TypeError: as the constructor would, where SB3 sets whatever it is given
+    :param kwargs: keyword arguments of ``load``
+    :param classes: the algorithm's class, and its base classes that have our arguments
+    :raises TypeError: as the constructor would; SB3 would set any attribute
     """
     constructors = [vars(one)["__init__"] for one in classes if "__init__" in vars(one)]
     parameters = [one for constructor in constructors for one in inspect.signature(constructor).parameters.values()]
@@ -123,14 +123,14 @@ def check_load_arguments(kwargs: dict[str, Any], classes: list[type]) -> None:
 
 def check_arguments(model: "Model") -> None:
     """
-    :param model: an algorithm with its arguments stored and nothing built; numbers of numpy become Python's
-    :raises ValueError: names the first argument that is out of its range, what came and what is allowed
+    :param model: an algorithm whose arguments are stored; numpy scalars are converted to Python's
+    :raises ValueError: names the first argument that is out of its range, its value and what is allowed
     """
     check_policy(model.policy_class)
     if getattr(model, "observation_space", None) is None:
         raise ValueError("`env` must be an environment or the id of one, got None")
     for name, value in vars(model).items():
-        if isinstance(value, np.generic):  # SB3, `deque` and JSON want Python's
+        if isinstance(value, np.generic):  # SB3, `deque` and JSON need Python's scalars
             setattr(model, name, value.item())
     for name, (low, high, is_whole) in RANGES.items():
         check_number(name, getattr(model, name), low, high, is_whole)
@@ -157,9 +157,9 @@ def check_arguments(model: "Model") -> None:
 
 def check_unchanged(model: "Model", settings: dict[str, Any]) -> None:
     """
-    :param model: an algorithm at work
-    :param settings: with which it was built, empty if it is being built
-    :raises ValueError: if a setting is another one now that can no longer change
+    :param model: an algorithm
+    :param settings: those it was built with, empty while it is being built
+    :raises ValueError: if a setting has changed that cannot change any more
     """
     for name, reason in FIXED.items():
         if name in settings and getattr(model, name) != settings[name]:
@@ -168,7 +168,7 @@ def check_unchanged(model: "Model", settings: dict[str, Any]) -> None:
 
 
 def check_policy(policy_class: Any) -> None:
-    """:raises ValueError: if it is none of ours"""
+    """:raises ValueError: if it is not a policy of this package"""
     if not isinstance(policy_class, type) or not issubclass(policy_class, DreamerPolicy):
         name = getattr(policy_class, "__qualname__", type(policy_class).__name__)
         raise ValueError(
@@ -178,12 +178,12 @@ def check_policy(policy_class: Any) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """:return: whether it is a real number, numpy's included, and no bool"""
+    """:return: whether it is a real number, of Python or numpy, and not a bool"""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_number(name: str, value: Any, low: float, high: float, is_whole: bool) -> None:
-    """:raises ValueError: if ``value`` is no number (or no whole one) between ``low`` and ``high``"""
+    """:raises ValueError: if ``value`` is not a number (or not a whole one) between ``low`` and ``high``"""
     if not is_number(value) or not low <= value <= high or (is_whole and not isinstance(value, Integral)):
         kind = "a whole number" if is_whole else "a number"
         limits = f"of at least {low}" if high == float("inf") else f"between {low} and {high}"
@@ -192,10 +192,11 @@ def check_number(name: str, value: Any, low: float, high: float, is_whole: bool)
 
 def convert_train_freq(model: "Model") -> None:
     """
-    As SB3 converts it once, here also for numpy's whole numbers, and where it is set between two runs.
+    SB3's conversion, here also for numpy's integers and for a value that is set between two runs.
 
     :param model: its ``train_freq`` becomes a ``TrainFreq``
-    :raises ValueError: if it is no frequency, or in episodes with several environments, whose ends differ
+    :raises ValueError: if it is not a frequency, or if it is in episodes with several environments, whose episodes end at
+        different steps
     """
     train_freq: Any = model.train_freq
     frequency, unit = train_freq if isinstance(train_freq, tuple) and len(train_freq) == 2 else (train_freq, "step")
@@ -212,7 +213,7 @@ def convert_train_freq(model: "Model") -> None:
 
 
 def check_loss_scales(loss_scales: LossScales | None, keys: list[str]) -> None:
-    """:raises ValueError: if a name is no loss, a scale is negative, or one of the reconstruction names no key"""
+    """:raises ValueError: if a name is not a loss, a weight is negative, or a weight names an unknown observation key"""
     for name, scale in (loss_scales or {}).items():
         if name not in LOSS_SCALES:
             raise ValueError(f"`loss_scales` knows no {name!r}, its keys are {', '.join(LOSS_SCALES)}")
@@ -227,7 +228,7 @@ def check_loss_scales(loss_scales: LossScales | None, keys: list[str]) -> None:
 
 
 def check_kwargs(model: "Model") -> None:
-    """:raises ValueError: if an argument stands in the wrong dict, or the replay buffer is of the wrong class"""
+    """:raises ValueError: if an argument is in the wrong dict, or the replay buffer has the wrong class"""
     for name in ("model_size", "precision"):
         if name in model.policy_kwargs:
             raise ValueError(f"`{name}` is an argument of DreamerV3 itself, it does not belong into `policy_kwargs`")
@@ -245,7 +246,7 @@ def check_kwargs(model: "Model") -> None:
 
 
 def check_spaces(model: "Model") -> None:
-    """:raises ValueError: if a space is of a kind that SB3 or we do not handle, or VecNormalize normalises an image"""
+    """:raises ValueError: if a space is not supported, or if VecNormalize normalises an image"""
     action_space = model.action_space
     observed = as_space_dict(model.observation_space)
     if not observed:
@@ -267,10 +268,10 @@ def check_spaces(model: "Model") -> None:
 
 
 def check_vec_normalize(vec_normalize: VecNormalize, model: "Model") -> None:
-    """:raises ValueError: if it normalises an image, or its rows, which the buffer stores, have other shapes than ours"""
+    """:raises ValueError: if it normalises an image, or if its observations have other shapes than the model's"""
     theirs = as_space_dict(vec_normalize.observation_space)
     for key, space in as_space_dict(model.observation_space).items():
-        # A transposed image is transposed back where it is stored.
+        # A transposed image is fine: the buffer gets the transposed one.
         if key in theirs and sorted(theirs[key].shape or ()) != sorted(space.shape or ()):
             raise ValueError(
                 "VecNormalize must stand outside of the wrappers that change shapes, as VecNormalize(VecFrameStack(env, 4)): "
@@ -281,7 +282,7 @@ def check_vec_normalize(vec_normalize: VecNormalize, model: "Model") -> None:
     normalize_images = model.policy_kwargs.get("normalize_images", True)
     normalised = as_space_dict(vec_normalize.venv.observation_space)
     for key in vec_normalize.norm_obs_keys or list(normalised):
-        # In a Dict, VecNormalize has replaced a uint8 image by a space of its own making, below itself as well.
+        # In a Dict, VecNormalize has replaced the space of a uint8 image, in the environment that it wraps, too.
         clip, shape = vec_normalize.clip_obs, normalised[key].shape or ()
         was_image = vec_normalize.norm_obs_keys is not None and normalised[key] == spaces.Box(-clip, clip, shape, np.float32)
         says = {name: model.policy_kwargs.get(name) or () for name in ("image_keys", "vector_keys")}
@@ -296,7 +297,7 @@ def check_vec_normalize(vec_normalize: VecNormalize, model: "Model") -> None:
 def check_loaded_buffer(loaded: Any, model: "Model") -> None:
     """
     :param loaded: a buffer from a file
-    :param model: where it is to serve
+    :param model: the model that loads it
     :raises ValueError: if it does not fit the model
     """
     if not isinstance(loaded, SequenceReplayBuffer):
@@ -311,7 +312,7 @@ def check_loaded_buffer(loaded: Any, model: "Model") -> None:
 
 
 def rank_invariants(model: "Model", total_timesteps: int) -> dict[str, Any]:
-    """:return: by name what must be the same on all ranks, because ranks that differ would wait for each other forever"""
+    """:return: by name what must be the same on all ranks; if it differed, ranks would wait for each other forever"""
     facts = {name: getattr(model, name) for name in (*RANGES, *POSITIVE, *SAME_ON_ALL_RANKS) if name != "buffer_size"}
     rate = model.learning_rate
     facts["learning_rate"] = [float(rate(progress)) for progress in (1.0, 0.5, 0.0)] if callable(rate) else rate
@@ -325,16 +326,16 @@ def rank_invariants(model: "Model", total_timesteps: int) -> dict[str, Any]:
 
 def warn_if_short(model: "Model", total_timesteps: int, reset_num_timesteps: bool) -> None:
     """
-    One warning if a ``learn`` ends before training starts.
+    Warn if a ``learn`` ends before training starts.
 
-    :param model: is about to learn
+    :param model: whose ``learn`` has just been called
     :param total_timesteps: as for ``learn``
     :param reset_num_timesteps: as for ``learn``
     """
     if model._train_ratio.owed >= 1:
-        return  # updates that a stop has left undone come first
+        return  # updates that were due before are made first
     before = 0 if reset_num_timesteps else model.num_timesteps
-    # The last rollout is made whole. The length of an episode is not known.
+    # The last rollout is completed. The length of an episode is not known.
     train_freq = cast(TrainFreq, model.train_freq)
     is_in_steps = train_freq.unit == TrainFrequencyUnit.STEP
     rollout = model.n_envs * model._ranks.size * (train_freq.frequency if is_in_steps else 1)
@@ -347,9 +348,9 @@ def warn_if_short(model: "Model", total_timesteps: int, reset_num_timesteps: boo
 
 
 def warn_if_no_window(model: "Model") -> None:
-    """After a ``learn`` without an update: a warning if the replay buffer was the reason."""
+    """After a ``learn`` without an update: warn if the reason was that the replay buffer holds no window."""
     buffer = model.replay_buffer
-    is_large = buffer.buffer_size >= buffer.window_length  # else there was a warning at the start
+    is_large = buffer.buffer_size >= buffer.window_length  # otherwise there was a warning at the start
     if is_large and model.num_timesteps > model.learning_starts and not buffer.can_sample() and model._ranks.is_main:
         warnings.warn(
             f"No update was made: {model.num_timesteps} steps gave each of {model.n_envs} environments {buffer.size()} rows, "
@@ -358,14 +359,14 @@ def warn_if_no_window(model: "Model") -> None:
 
 
 def log_run_setup(model: "Model", total_timesteps: int, reset_num_timesteps: bool) -> None:
-    """Before a run: what several ranks make of the arguments, and a warning if nothing will be learnt."""
+    """Before a run: warn if nothing will be learnt, and print what the arguments mean for several ranks."""
     if not model.replay_buffer.warn_if_small():
         warn_if_short(model, total_timesteps, reset_num_timesteps)
     log_scaling(model)
 
 
 def log_scaling(model: "Model") -> None:
-    """Say what several ranks make of the arguments of one."""
+    """Print batch, environments, learning rate and update interval over all ranks."""
     ranks, size = model._ranks, model._ranks.size
     if not ranks.is_launched or model.verbose < 1:
         return

@@ -37,7 +37,7 @@ SelfDreamerV3 = TypeVar("SelfDreamerV3", bound="DreamerV3")
 
 class DreamerV3(DistributedOffPolicyAlgorithm):
     """
-    DreamerV3: learn a world model from replayed sequences, learn to act inside its dreams.
+    DreamerV3: learn a world model from replayed sequences, and actor and critic from trajectories imagined with it.
 
     Paper: Hafner et al., "Mastering diverse control tasks through world models" (Nature 2025,
     https://arxiv.org/abs/2301.04104), in the form of the authors' 2025 release.
@@ -45,36 +45,38 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a class
     :param env: environment, its id, or None to load a model
     :param learning_rate: a number, a function of the remaining progress (1 to 0), or a list of (environment step, value)
-        between which it is linear; times the warm-up, and times ``lr_scale`` in ``optimizer_kwargs`` for single parts
+        that is interpolated linearly; multiplied by the warm-up, and for single parts by ``lr_scale`` in ``optimizer_kwargs``
     :param buffer_size: rows (observations) of the replay buffer over all environments
-    :param learning_starts: environment steps with random actions before training starts; 0 acts by the policy at once
+    :param learning_starts: environment steps with random actions before training starts; with 0 the policy acts from the
+        first step
     :param batch_size: B, windows per update
     :param batch_length: T, rows per window
     :param training_ratio: replayed (trained) time steps per environment step, counted over all environments
     :param model_size: ``"auto"`` (1m without images, 12m with), ``"debug"``, ``"nano"`` ... ``"XL"``, ``"1m"`` ... ``"400m"``
-    :param imagination_horizon: H, steps of a dream
-    :param gamma: discount, learnt inside the continue head
+    :param imagination_horizon: H, steps of an imagined trajectory
+    :param gamma: discount; the continue head learns it
     :param return_lambda: lambda of the returns
-    :param tau: share of the critic that its slow copy takes at each update
+    :param tau: step of the slow critic towards the critic at each update
     :param ent_coef: weight of the actor's entropy
-    :param free_nats: dynamics and representation loss are not reduced below this
-    :param loss_scales: weights of the losses by name, see :data:`~sb3_dreamer.dreamerv3.losses.LOSS_SCALES`; unnamed ones
-        keep theirs. ``"reconstruction"`` takes a number, or weights by key of the observation.
-    :param agc_clip: largest ratio of a tensor's gradient norm to its own norm
+    :param free_nats: dynamics and representation loss are clipped from below at this value
+    :param loss_scales: weights of the losses by name, see :data:`~sb3_dreamer.dreamerv3.losses.LOSS_SCALES`; losses that are
+        not named keep their weight. ``"reconstruction"`` takes a number, or weights by observation key.
+    :param agc_clip: largest ratio of a tensor's gradient norm to the norm of the tensor
     :param lr_warmup_steps: updates until the learning rate is reached; the first update has learning rate 0
     :param replay_context: start windows from the latent state stored with the row before, and refresh it after each update
     :param online_queue: train on each new window once before drawing uniformly
-    :param imagine_last: dream from the last K rows of each window only; 0: from all
-    :param precision: ``"fp32"``, ``"bf16"`` (autocast), or ``"auto"``: bf16 where a CUDA device has it
-    :param compile: compile the recurrent steps, on CUDA the whole objective, and capture the update; ``"auto"``: on CUDA
-    :param fused: ``"auto"``: fused loops for observing and imagining, the same numbers in less time, where the model allows
-        them; False: the step-by-step model
-    :param distributed_scaling: what several ranks (torchrun), each with its own batch and environments, do to the learning
-        rate: ``"sqrt"``, ``"linear"``, None, ``"sqrt+priming"``, ``"linear+priming"``, see
+    :param imagine_last: imagine from the last so many rows of each window only; 0: from all rows
+    :param precision: ``"fp32"``, ``"bf16"`` (autocast), or ``"auto"``: bf16 if the device is a CUDA device that supports it
+    :param compile: compile the recurrent steps and, on CUDA, the whole objective, and capture the update as a CUDA graph;
+        ``"auto"``: only on CUDA
+    :param fused: ``"auto"``: fused loops for observing and imagining, which compute the same numbers in less time, if the
+        model supports them; False: the step-by-step model
+    :param distributed_scaling: how the learning rate scales with the number of ranks (torchrun), each of which has its own
+        batch and environments: ``"sqrt"``, ``"linear"``, None, ``"sqrt+priming"``, ``"linear+priming"``, see
         :func:`~sb3_dreamer.common.schedules.lr_scaling_factor`
-    :param log_every_updates: write the log after so many updates without a line, however long episodes are; ``learn`` with
+    :param log_every_updates: write a log line after so many updates without one, in case episodes are long; ``learn`` with
         ``log_interval=None`` writes none
-    :param train_freq: collect so many steps, or ``(n, "episode")``, between training calls
+    :param train_freq: steps to collect between calls of ``train``, or ``(n, "episode")``
     :param replay_buffer_class: a subclass of :class:`~sb3_dreamer.common.buffers.SequenceReplayBuffer`
     :param replay_buffer_kwargs: keyword arguments of the replay buffer
     :param policy_kwargs: single dimensions (``deter, hidden, stoch, classes, blocks, units, depth, ...``, see
@@ -84,10 +86,11 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
     :param stats_window_size: episodes over which rollout statistics are averaged
     :param tensorboard_log: folder of the TensorBoard log
     :param verbose: 0 silent, 1 info, 2 debug
-    :param seed: of all random generators
+    :param seed: seed of all random generators
     :param device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
     :param _init_setup_model: build the networks now
-    :raises ValueError: if an argument is out of its range; TypeError: if there is no such argument
+    :raises ValueError: if an argument is out of its range
+    :raises TypeError: if there is no such argument
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -196,15 +199,15 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        """As SB3's, with a check of the environment's spaces first: SB3's own errors do not say what to do."""
+        """As SB3's, but check the environment first, with errors that say what to do."""
         return OffPolicyAlgorithm._wrap_env(check_env(env), verbose, monitor_wrapper)
 
     def _setup_model(self) -> None:
-        """As SB3's, with the arguments of the policy and of the buffer that are ours."""
+        """As SB3's; some arguments of this class are those of the policy and of the replay buffer."""
         checks.check_arguments(self)
-        self._settings = {}  # networks and buffer are built now
+        self._settings = {}  # none is fixed yet: networks and buffer are built here
         user_policy_kwargs, user_buffer_kwargs = self.policy_kwargs, self.replay_buffer_kwargs
-        # SB3 hands these two dicts on; the user's own are restored, because `load` compares them.
+        # SB3 passes these two dicts on. The user's own are restored afterwards, because `load` compares them.
         self.policy_kwargs = {"model_size": self.model_size, "precision": self.precision, **user_policy_kwargs}
         self.replay_buffer_kwargs = {
             "batch_length": self.batch_length,
@@ -222,14 +225,14 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         self._setup_update()
 
     def _setup_update(self) -> None:
-        """Make objective, update and step of acting from the settings."""
+        """Create the objective, the update and the acting step from the settings."""
         settings = {name: getattr(self, name) for name in checks.SETTINGS_OF_LOSS}
         self.loss_module = make_loss(self.policy, self.fused, self.verbose, **settings)
         self._update = make_update(self.loss_module, self.agc_clip, self.tau, self.compile, self.verbose, self._ranks)
         self._act = make_acting(self.policy, self.compile)
 
     def _setup_lr_schedule(self) -> None:
-        """SB3's schedules, and points by environment step."""
+        """As SB3's; a schedule may also be a list of points."""
         self.lr_schedule = make_schedule(self.learning_rate)
 
     # ---- learn ----
@@ -243,7 +246,7 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfDreamerV3:
-        """As :meth:`OffPolicyAlgorithm.learn`; of several ranks, the steps of all count."""
+        """As :meth:`OffPolicyAlgorithm.learn`; the steps of all ranks count."""
         self._log_interval = log_interval
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
@@ -255,9 +258,9 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         *args: Any,
         **kwargs: Any,
     ) -> tuple[int, BaseCallback]:
-        """As SB3's; settings that changed since the last ``learn`` apply, and updates that a stop left undone are made."""
+        """As SB3's; changed settings take effect first, and updates that are due from before are made."""
         if reset_num_timesteps or self._last_obs is None:
-            self._last_state = None  # SB3 is about to reset the environments
+            self._last_state = None  # because SB3 resets the environments below
         self._clock = UpdateClock()
         self._vec_normalize_env = in_model_layout(self.get_vec_normalize_env(), self.observation_space)
         self._apply_settings()
@@ -272,11 +275,14 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         return setup
 
     def get_vec_normalize_env(self) -> VecNormalize | None:
-        """:return: the environment's VecNormalize itself; SB3 keeps the one whose original observations have our layout"""
+        """:return: the environment's VecNormalize; SB3 would return the wrapper made by ``in_model_layout``"""
         return unwrap_vec_normalize(self.env) if self.env is not None else None
 
     def _on_learn_end(self) -> None:
-        """Check the losses on every device, write a line if this ``learn`` has written none, warn if it made no update."""
+        """
+        Check that the losses are finite, on every device. Write a log line if this ``learn`` has written none, and warn if it
+        made no update.
+        """
         if self._log_interval is not None and self._metrics.count > 0 and not self._has_logged:
             self.dump_logs()
         self._check_ranges(self._metrics.record(self.logger))
@@ -289,7 +295,8 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
         """
-        Act by the policy, or at random before ``learning_starts``; the recurrent state runs along in both cases.
+        Act with the policy, or at random before ``learning_starts``. The recurrent state is updated in both cases. SB3's own
+        method keeps no state.
 
         :param learning_starts: environment steps with random actions
         :param action_noise: not supported, always None
@@ -298,7 +305,7 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         """
         assert self._last_obs is not None and action_noise is None
         if self._last_state is None:
-            # Without a state, what follows is the beginning of an episode to the model, so to the buffer as well.
+            # Without a state, the model treats this step as the first of an episode, so the buffer must do the same.
             self._last_episode_starts = np.ones(n_envs, dtype=bool)
         starts = th.as_tensor(self._last_episode_starts, device=self.device)
         sampled, state = self._act(self.policy.obs_to_tensor(self._last_obs)[0], self._last_state, starts)
@@ -325,7 +332,7 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        """As SB3's, with the starts of episodes, and with the latent state from which the action was chosen."""
+        """As SB3's; also store where episodes start, and the latent state from which the action was chosen."""
         assert isinstance(replay_buffer, SequenceReplayBuffer)
         assert self._last_state is not None and self._last_episode_starts is not None
         replay_buffer.mark_starts(self._last_episode_starts)
@@ -333,14 +340,14 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         latent = LatentState(self._last_state.deter.unsqueeze(1), self._last_state.stoch.unsqueeze(1))  # (n_envs, 1, ...)
         replay_buffer.update_latents(replay_buffer.acting_indices, latent)
         self._last_episode_starts = np.array(dones, dtype=bool)
-        # Some VecEnvs write the next observation into the array that they returned last.
+        # Some VecEnvs return the same array at every step and overwrite it.
         self._last_obs = deepcopy(self._last_obs)
 
     def _can_sample(self) -> bool:
         return self.replay_buffer.can_sample()
 
     def _count_steps(self, n_steps: int, can_sample: bool) -> None:
-        """Set ``gradient_steps``, which SB3's loop reads next, to the updates due after so many steps of all ranks."""
+        """Set ``gradient_steps``, which SB3's loop reads next, to the number of updates due after these steps."""
         can_train = self.num_timesteps > self.learning_starts and can_sample
         self.gradient_steps = self._train_ratio.add_steps(n_steps, can_train)
 
@@ -348,7 +355,7 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
 
     def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
         """
-        Sample, update the networks, write latents back; again and again.
+        Sample a batch, update the networks, write the new latents to the buffer; repeat.
 
         :param gradient_steps: number of updates
         :param batch_size: B, windows per update; None: the model's
@@ -368,12 +375,12 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
             self._log_eta()
             self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
             if self._log_interval is not None and self._metrics.count >= self.log_every_updates:
-                self.dump_logs()  # episodes may be long, or never end
-        if self.device.type == "cpu":  # elsewhere reading them would wait for the device
+                self.dump_logs()  # SB3 writes a line per so many episodes, which may be long
+        if self.device.type == "cpu":  # on CUDA, reading them would synchronise with the device
             self._metrics.record(self.logger)
 
     def _make_updates_due(self, num_timesteps: int) -> None:
-        """Updates that a stop has left undone, with the learning rate of the step at which it happened."""
+        """Make the updates that were due when ``learn`` was stopped, with the learning rate of the step of the stop."""
         if self._all_ranks(self._can_sample()) and self._train_ratio.owed >= 1:
             now, self.num_timesteps = self.num_timesteps, num_timesteps
             try:
@@ -382,7 +389,7 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
                 self.num_timesteps = now
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
-        """The one place where the learning rate is set: schedule times warm-up, whatever the optimizer, times ``lr_scale``."""
+        """Set the learning rate: schedule times warm-up times scaling with the ranks, and ``lr_scale`` for single parts."""
         is_piecewise = isinstance(self.lr_schedule, PiecewiseSchedule)
         rate = self.lr_schedule(self.num_timesteps if is_piecewise else self._current_progress_remaining)
         rate *= warmup_factor(self._n_updates, self.lr_warmup_steps)
@@ -396,9 +403,9 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
 
     def _apply_settings(self) -> None:
         """
-        Check the settings, then bring everything but the update up to date. Recurrent state, optimizer and updates due stay.
+        Check the settings, then apply all but those of the update. Recurrent state, optimizer and updates due are kept.
 
-        :raises ValueError: as the constructor, or if a setting has changed that the networks or the buffer were built with
+        :raises ValueError: as the constructor, or if a setting has changed that can only be set in the constructor
         """
         checks.check_arguments(self)
         checks.check_unchanged(self, self._settings)
@@ -414,7 +421,7 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
 
     def _apply_new_settings(self) -> None:
         """
-        Before the next update: what a callback has set takes effect.
+        Apply the settings that a user or a callback has changed, before the next update.
 
         :raises ValueError: as :meth:`_apply_settings`
         """
@@ -427,7 +434,7 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
             try:
                 self._setup_update()
             except ValueError:
-                self._settings = before  # refused again before the next update
+                self._settings = before  # so that the next update raises, too
                 raise
         if "batch_length" in changed:
             self.replay_buffer.warn_if_small()
@@ -438,19 +445,19 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
     # ---- log ----
 
     def _check_ranges(self, means: dict[str, float]) -> None:
-        """Warn once if returns or rewards lie outside of what a two-hot head can say."""
+        """Warn once if returns or rewards lie outside of the range that a two-hot head can represent."""
         self._check_returns(np.array([means.get(f"actor_critic/return_{end}", 0.0) for end in ("low", "high")]))
         self.replay_buffer.check_range(self._vec_normalize_env)
 
     def _log_eta(self) -> None:
-        """Say once per ``learn``, after the fifth update, how long it will take."""
+        """Print once per ``learn``, after the fifth update, how long it will take."""
         seconds = self._clock.stop()
         if seconds is not None and self.verbose >= 1:
             updates_left = self._train_ratio.updates_in(max(0, self._total_timesteps - self.num_timesteps))
             print(self._clock.message(seconds, updates_left, self.device))
 
     def dump_logs(self) -> None:
-        """Write log data; losses are means over all updates since the last time."""
+        """Write a log line; losses are means over all updates since the last one."""
         self._check_ranges(self._metrics.record(self.logger))
         self._metrics.flush()
         self.logger.record("replay/rows", int(self.replay_buffer.filled.sum()))
@@ -473,9 +480,10 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         """
         As :meth:`BaseAlgorithm.load`.
 
-        :param kwargs: arguments of the constructor that are to differ from the file's
-        :raises TypeError: if the constructor has no such argument; ValueError: if the file holds another algorithm;
-            ImportError: if it was written with a numpy that is newer than what the installed one can read
+        :param kwargs: arguments of the constructor that replace those in the file
+        :raises TypeError: if the constructor has no such argument
+        :raises ValueError: if the file holds another algorithm
+        :raises ImportError: if the file was written with a newer numpy that the installed one cannot read
         """
         checks.check_load_arguments(kwargs, [base for base in cls.__mro__ if issubclass(base, DreamerV3)])
         if "stats_window_size" in kwargs:
@@ -485,10 +493,11 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
-        As :meth:`OffPolicyAlgorithm.load_replay_buffer`; what is collected next opens an episode. The model's ``buffer_size``
-        holds: where the file has more rows, the newest of each environment are kept.
+        As :meth:`OffPolicyAlgorithm.load_replay_buffer`. The next step collected starts an episode. The model's
+        ``buffer_size`` is kept: if the file has more rows, the newest ones of each environment are loaded.
 
-        :raises ValueError: if the buffer does not fit the model, which then keeps its own; ImportError: as :meth:`load`
+        :raises ValueError: if the buffer does not fit the model; the model then keeps its own
+        :raises ImportError: as :meth:`load`
         """
         current = self.replay_buffer
         try:
@@ -505,11 +514,11 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         self._last_state = None
 
     def _excluded_save_params(self) -> list[str]:
-        """What is made anew by the constructor, or belongs to the ``learn`` at work."""
+        """What the constructor creates again, and the state of a running ``learn``."""
         mine = "loss_module _update _act _last_state _metrics _check_returns _clock".split()
         mine += "_log_interval _has_logged _n_updates_before".split()
         return [*super()._excluded_save_params(), *mine]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        """The policy holds all networks; SB3's default names none."""
+        """The policy holds all networks. SB3's default names none."""
         return ["policy", "policy.optimizer"], []

@@ -48,7 +48,7 @@ def split_loss_scales(loss_scales: LossScales | None) -> tuple[dict[str, float],
 
 
 def check_key_scales(key_scales: Mapping[str, float], decoded: list[str]) -> None:
-    """:raises ValueError: if a key has a weight and is not reconstructed"""
+    """:raises ValueError: if a key has a weight but the decoder does not reconstruct it"""
     unknown = sorted(set(key_scales) - set(decoded))
     if unknown:
         raise ValueError(f"`loss_scales['reconstruction']` must name keys that are reconstructed: {decoded}, got {unknown}")
@@ -57,13 +57,14 @@ def check_key_scales(key_scales: Mapping[str, float], decoded: list[str]) -> Non
 def actor_loss(
     log_prob: th.Tensor, entropy: th.Tensor, advantage: th.Tensor, weight: th.Tensor, *, ent_coef: float
 ) -> th.Tensor:
-    """REINFORCE with an entropy bonus (paper, actor learning). All arguments and the result: (N, H)."""
+    """REINFORCE with an entropy bonus (paper, actor learning). All arguments and the result are (N, H)."""
     return -weight.detach() * (log_prob * advantage.detach() + ent_coef * entropy)
 
 
 def critic_loss(value: SymexpTwoHot, returns: th.Tensor, target_value: th.Tensor) -> th.Tensor:
     """
-    Cross-entropy with the lambda returns and, as a regulariser, with the slow critic's values (paper, critic learning).
+    Cross-entropy with the lambda returns, plus cross-entropy with the slow critic's values as a regulariser (paper, critic
+    learning).
 
     :param value: the critic's distribution over (N, L)
     :param returns: (N, L)
@@ -74,7 +75,10 @@ def critic_loss(value: SymexpTwoHot, returns: th.Tensor, target_value: th.Tensor
 
 
 class DreamReturns(NamedTuple):
-    """What the heads say of a dream: rewards, continues, both critics' values, weights (N, H + 1), lambda returns (N, H)."""
+    """
+    Predictions along imagined trajectories: rewards, continue probabilities, values of the critic and of the slow critic,
+    weights of the losses (N, H + 1), and lambda returns (N, H).
+    """
 
     rewards: th.Tensor
     continues: th.Tensor
@@ -85,7 +89,7 @@ class DreamReturns(NamedTuple):
 
 
 class LossOutput(NamedTuple):
-    """One evaluation of the objective: the scalar to minimise, its terms by name, and what was computed on the way."""
+    """One evaluation of the objective: the scalar to minimise, its terms by name, and intermediate results."""
 
     loss: th.Tensor
     terms: dict[str, th.Tensor]
@@ -97,9 +101,9 @@ class LossOutput(NamedTuple):
 
 class DreamerLoss(nn.Module):
     """
-    The whole objective of one update, as one module: what is compiled, and what data parallelism wraps.
+    The objective of one update. It is one module so that ``torch.compile`` and DDP can wrap it.
 
-    Four methods may be overridden by faster ones that give the same numbers: :meth:`observe`, :meth:`imagine`,
+    A subclass may override four methods by faster ones with the same results: :meth:`observe`, :meth:`imagine`,
     :meth:`actor_distribution` and :meth:`predict`.
 
     :param policy: owns the networks
@@ -108,9 +112,9 @@ class DreamerLoss(nn.Module):
     :param return_lambda: lambda of the returns
     :param ent_coef: weight of the actor's entropy
     :param free_nats: of dynamics and representation loss
-    :param imagine_last: dream from the last K rows of each window only, 0: from all
-    :param loss_scales: overrides of :data:`LOSS_SCALES`; ``"reconstruction"`` may be a dict of weights by key of the
-        observation, 1 for keys that are not named
+    :param imagine_last: imagine from the last so many rows of each window only, 0: from all rows
+    :param loss_scales: replaces values of :data:`LOSS_SCALES`; ``"reconstruction"`` may be a dict of weights by observation
+        key, 1 for keys that are not named
     """
 
     def __init__(
@@ -135,14 +139,14 @@ class DreamerLoss(nn.Module):
         self.imagine_last = imagine_last
         self.key_scales, self.loss_scales = split_loss_scales(loss_scales)
         check_key_scales(self.key_scales, policy.world_model.decoded_keys)
-        # Several ranks put the one here that collects a tensor from all of them.
+        # With several ranks this is replaced by a function that gathers a tensor from all of them.
         self.gather: Callable[[th.Tensor], th.Tensor] = th.detach
 
     def draw_noise(self, batch_size: int, batch_length: int) -> UpdateNoise:
         """
         :param batch_size: B
         :param batch_length: T
-        :return: all randomness of one update, drawn on the device
+        :return: all random numbers of one update, drawn on the device
         """
         policy, horizon = self.policy, self.imagination_horizon
         n = batch_size * (self.imagine_last or batch_length)
@@ -158,7 +162,7 @@ class DreamerLoss(nn.Module):
         """
         :param batch: B windows of T rows
         :param noise: drawn if None
-        :return: the loss, its terms and by-products
+        :return: the loss, its terms and intermediate results
         """
         if noise is None:
             noise = self.draw_noise(*batch.rewards.shape)
@@ -170,7 +174,7 @@ class DreamerLoss(nn.Module):
         terms, metrics = world_model.loss(batch, states, posterior, **settings)  # (B, T) each
 
         # ---- imagine from the posterior, cut from the graph ----
-        recent = LatentState(*(part[:, -self.imagine_last :] for part in states))  # (B, K, ...); K = T for 0
+        recent = LatentState(*(part[:, -self.imagine_last :] for part in states))  # (B, L, ...); L = T for 0
         start = LatentState(*(part.flatten(0, 1).detach() for part in recent))  # (N, ...)
         trajectory = self.imagine(start, noise.imagination)  # (N, H + 1, ...)
         value = self.policy.critic(trajectory.features)  # distribution over (N, H + 1)
@@ -189,7 +193,7 @@ class DreamerLoss(nn.Module):
         metrics |= actor_metrics | self._loss_metrics(loss, terms)
         return LossOutput(loss, terms, states, trajectory, dream, metrics)
 
-    # ---- the four that may be overridden ----
+    # ---- four methods that a faster subclass may override ----
 
     def observe(self, batch: SequenceBatch, noise: th.Tensor) -> tuple[LatentState, OneHotCategoricalST]:
         """As :meth:`WorldModel.observe`."""
@@ -201,15 +205,15 @@ class DreamerLoss(nn.Module):
 
     def actor_distribution(self, trajectory: ImaginedTrajectory) -> BoundedNormal | MultiCategorical:
         """
-        :param trajectory: the dream
+        :param trajectory: imagined
         :return: the actor's distribution over (N, H + 1), with gradient
         """
         return self.policy.actor(trajectory.features)
 
     def predict(self, features: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
-        :param features: of the dream (N, H + 1, F)
-        :return: rewards, continues and the slow critic's values (N, H + 1)
+        :param features: of the imagined trajectories (N, H + 1, F)
+        :return: rewards, continue probabilities and the slow critic's values (N, H + 1)
         """
         world_model = self.policy.world_model
         heads = world_model.reward_head, world_model.continue_head, self.policy.critic_target
@@ -224,12 +228,12 @@ class DreamerLoss(nn.Module):
         .. code-block:: text
 
             states    s_0   s_1   s_2  ...  s_H
-            weights   w_k = c_0 c_1 ... c_k             a dream that starts in a terminal state weighs nothing
+            weights   w_k = c_0 c_1 ... c_k             zero for a trajectory that starts in a terminal state
             returns   R_k = r_{k+1} + c_{k+1} ((1 - lambda) v_{k+1} + lambda R_{k+1}),  R_H = v_H
 
-        :param trajectory: the dream
+        :param trajectory: imagined
         :param value: the critic's distribution over (N, H + 1)
-        :return: what the heads say of it
+        :return: predictions and lambda returns
         """
         rewards, continues, target_values = self.predict(trajectory.features)  # 3 x (N, H + 1)
         values = value.mean()
@@ -238,8 +242,8 @@ class DreamerLoss(nn.Module):
 
     def actor_terms(self, trajectory: ImaginedTrajectory, dream: DreamReturns) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         """
-        :param trajectory: the dream
-        :param dream: its returns
+        :param trajectory: imagined
+        :param dream: its predictions and returns
         :return: actor loss (N, H) and metrics
         """
         distribution = self.actor_distribution(trajectory)  # over (N, H + 1)
@@ -263,35 +267,35 @@ class DreamerLoss(nn.Module):
 
     def replay_critic_term(self, batch: SequenceBatch, states: LatentState, bootstrap: th.Tensor) -> th.Tensor:
         """
-        Train the critic on replayed rewards too, bootstrapped by the dreams that start there. The gradient reaches
-        the world model (2025 release).
+        Train the critic on replayed rewards, too. Returns are bootstrapped by those imagined from the same states. The
+        gradient reaches the world model (2025 release).
 
         :param batch: B windows of T rows
-        :param states: posterior of the last K rows, not detached (B, K, ...)
-        :param bootstrap: imagined return of each of them (B * K,)
-        :return: (B, K - 1), 0 at the last row of an episode
+        :param states: posterior of the last L rows, not detached (B, L, ...)
+        :param bootstrap: imagined return of each of these states (B * L,)
+        :return: (B, L - 1), 0 at the last row of an episode
         """
         length = states.deter.shape[1]
         rewards, is_last, is_terminal = (
             part[:, -length:] for part in (batch.rewards, batch.is_last, batch.is_terminal)
-        )  # (B, K)
-        features = self.policy.world_model.rssm.features(states)  # (B, K, F)
+        )  # (B, L)
+        features = self.policy.world_model.rssm.features(states)  # (B, L, F)
         returns = lambda_return(
             rewards,
             self.gamma * (1.0 - is_terminal.to(rewards.dtype)),
             bootstrap.unflatten(0, (-1, length)),
             return_lambda=self.return_lambda,
             is_last=is_last,
-        )  # (B, K - 1)
+        )  # (B, L - 1)
         value = self.policy.critic(features[:, :-1])
         with th.no_grad():
             target_value = self.policy.critic_target(features[:, :-1]).mean()
         return (1.0 - is_last[:, :-1].to(rewards.dtype)) * critic_loss(value, returns, target_value)
 
     def _check_shapes(self, terms: dict[str, th.Tensor], replayed: th.Size, imagined: th.Size, batch_size: int) -> None:
-        """Every term is checked before its mean, where a wrong axis would go unnoticed."""
+        """Check every term before its mean is taken: after the mean a wrong axis would go unnoticed."""
         assert terms.keys() == self.loss_scales.keys(), (sorted(terms), sorted(self.loss_scales))
-        of_critic = (batch_size, imagined[0] // batch_size - 1)  # (B, K - 1)
+        of_critic = (batch_size, imagined[0] // batch_size - 1)  # (B, L - 1)
         shapes = {"actor": imagined, "critic": imagined, "replay_critic": of_critic}
         for name, term in terms.items():
             assert term.shape == shapes.get(name, replayed), (name, term.shape)
