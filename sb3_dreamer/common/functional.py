@@ -94,7 +94,7 @@ def block_linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None)
     return from_images(result, n_rows, blocks, -1).transpose(0, 1)
 
 
-def weight_gradient(x: th.Tensor, grad: th.Tensor) -> th.Tensor:
+def linear_weight_grad(x: th.Tensor, grad: th.Tensor) -> th.Tensor:
     """
     :param x: inputs of a linear layer (N, I)
     :param grad: of its outputs (N, O)

@@ -63,7 +63,7 @@ class Linear(nn.Linear):
 
 class BlockLinear(nn.Module):
     """
-    Block-diagonal linear layer: G groups of I/G inputs map to O/G outputs each.
+    Block-diagonal linear layer: G blocks, each of which maps I/G inputs to O/G outputs.
 
     :param in_features: I, a multiple of ``blocks``
     :param out_features: O, a multiple of ``blocks``
@@ -79,11 +79,11 @@ class BlockLinear(nn.Module):
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """
-        :param x: (N, I), groups one after the other
-        :return: (N, O), groups one after the other
+        :param x: (N, I), one block after the other
+        :return: (N, O), one block after the other
         """
-        groups = x.unflatten(-1, (self.blocks, -1)).transpose(0, 1)  # (G, N, I/G)
-        return th.bmm(groups, self.weight).transpose(0, 1).flatten(1) + self.bias  # (N, O)
+        x_blocks = x.unflatten(-1, (self.blocks, -1)).transpose(0, 1)  # (G, N, I/G)
+        return th.bmm(x_blocks, self.weight).transpose(0, 1).flatten(1) + self.bias  # (N, O)
 
 
 class RMSNorm(nn.Module):
@@ -119,20 +119,20 @@ class NormSiLU(th.autograd.Function):
         :return: the shape and dtype of ``x``
         """
         wide = x.to(scale.dtype)  # (..., n)
-        inverse = th.rsqrt(wide.square().mean(-1, keepdim=True) + NORM_EPS)  # (..., 1)
-        unit = wide * inverse  # (..., n)
-        ctx.save_for_backward(unit, inverse, scale)
+        inverse_rms = th.rsqrt(wide.square().mean(-1, keepdim=True) + NORM_EPS)  # (..., 1)
+        x_hat = wide * inverse_rms  # (..., n)
+        ctx.save_for_backward(x_hat, inverse_rms, scale)
         ctx.dtype = x.dtype
-        return F.silu(unit * scale).to(x.dtype)
+        return F.silu(x_hat * scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        unit, inverse, scale = ctx.saved_tensors
-        grad_scaled = th.ops.aten.silu_backward(grad.to(scale.dtype), unit * scale)  # (..., n)
-        by_scale = grad_scaled * unit  # (..., n)
-        along = (by_scale @ scale).unsqueeze(-1) / len(scale)  # mean of grad_unit * unit (..., 1)
-        grad_x = th.addcmul(grad_scaled * scale, unit, along, value=-1.0).mul_(inverse)  # (..., n)
-        return grad_x.to(ctx.dtype), by_scale.flatten(0, -2).sum(0)
+        x_hat, inverse_rms, scale = ctx.saved_tensors
+        grad_u = th.ops.aten.silu_backward(grad.to(scale.dtype), x_hat * scale)  # gradient of u = x_hat * scale (..., n)
+        grad_scale = grad_u * x_hat  # not yet summed over rows (..., n)
+        mean = (grad_scale @ scale).unsqueeze(-1) / len(scale)  # of grad_x_hat * x_hat (..., 1)
+        grad_x = th.addcmul(grad_u * scale, x_hat, mean, value=-1.0).mul_(inverse_rms)  # (..., n)
+        return grad_x.to(ctx.dtype), grad_scale.flatten(0, -2).sum(0)
 
 
 class RMSNorm2d(RMSNorm):

@@ -1,9 +1,10 @@
 """
-Structured values that travel between the floors.
+Structured values that are passed between modules.
 
 Legend of shape letters, used in every file: **B** batch, **T** time, **H** imagination horizon, **N** = B*T dream
 starts (or any flattened batch), **A** encoded action, **E** embed, **D** deter, **S** stoch groups, **K** classes,
-**F** = D + S*K features, **G** blocks, **U** hidden units, **C, h, w** image. Batch first, time second, channels first.
+**F** = D + S*K features, **G** blocks, **U** hidden units, **R** hidden units of the RSSM, **I** inputs and **O** outputs of
+a layer, **L** length of a sequence, **M** metrics, **C, h, w** image. Batch first, time second, channels first.
 """
 
 from typing import NamedTuple, TypeAlias

@@ -34,13 +34,13 @@ class BlockGRU(nn.Module):
         self.gates = BlockLinear(size.deter, 3 * size.deter, size.blocks)
 
     @property
-    def block(self) -> BlockLinear:
+    def first_block_layer(self) -> BlockLinear:
         """The first block layer."""
         return cast(BlockLinear, self.hidden[0])
 
     @property
-    def block_norm(self) -> RMSNorm:
-        """The norm behind it."""
+    def first_block_norm(self) -> RMSNorm:
+        """The norm after it."""
         return cast(RMSNorm, self.hidden[1])
 
     def forward(self, deter: th.Tensor, stoch: th.Tensor, action: th.Tensor) -> th.Tensor:
@@ -85,7 +85,7 @@ class LatentNet(nn.Sequential):
 
     @property
     def logits(self) -> Linear:
-        """The layer behind them."""
+        """The layer after them."""
         return cast(Linear, self[1])
 
 

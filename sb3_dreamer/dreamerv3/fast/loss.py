@@ -5,7 +5,7 @@ from typing import Any
 import torch as th
 
 from sb3_dreamer.common.distributions import BoundedNormal, MultiCategorical, OneHotCategoricalST
-from sb3_dreamer.common.functional import never_compiled, weight_gradient
+from sb3_dreamer.common.functional import linear_weight_grad, never_compiled
 from sb3_dreamer.common.preprocessing import encode_actions
 from sb3_dreamer.common.torch_layers import compute_dtype
 from sb3_dreamer.common.type_aliases import ImaginationNoise, ImaginedTrajectory, LatentState, SequenceBatch
@@ -82,5 +82,5 @@ class PrecomputedLinear(th.autograd.Function):
     def backward(ctx: Any, grad: th.Tensor) -> tuple[None, None, th.Tensor, th.Tensor]:
         (x,) = ctx.saved_tensors
         grad = grad.flatten(0, -2)  # (N, O)
-        weight = weight_gradient(x.flatten(0, -2).to(ctx.dtype), grad.to(ctx.dtype))  # (O, I)
+        weight = linear_weight_grad(x.flatten(0, -2).to(ctx.dtype), grad.to(ctx.dtype))  # (O, I)
         return None, None, weight.to(grad.dtype), grad.sum(0)
