@@ -13,6 +13,19 @@ from gymnasium import spaces
 from gymnasium.wrappers import AddRenderObservation, AtariPreprocessing, ResizeObservation
 from stable_baselines3.common.monitor import Monitor
 
+from sb3_dreamer.common.envs.crafter import CrafterEnv
+
+__all__ = [
+    "ActionRepeat",
+    "CodesToClasses",
+    "CrafterEnv",
+    "TupleToDict",
+    "atari",
+    "dm_control_pixels",
+    "flappy_bird_frames",
+    "remake",
+]
+
 
 def remake(env: gym.Env, **kwargs: Any) -> gym.Env:
     """
@@ -147,44 +160,3 @@ class CodesToClasses(gym.ObservationWrapper):
     def observation(self, observation: np.ndarray) -> np.ndarray:
         """:return: the codes as one vector"""
         return observation.reshape(-1).astype(np.int64)
-
-
-class CrafterEnv(gym.Env):
-    """
-    Crafter (Hafner 2021) for gymnasium: an episode terminates when the player dies, which Crafter tells by a discount of 0,
-    and is truncated after 10,000 steps.
-
-    :param size: height and width in pixels
-    :param render_mode: ``"rgb_array"`` or None
-    :param seed: of the first world; later ones follow from it
-    """
-
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
-
-    def __init__(self, size: int = 64, render_mode: str | None = None, seed: int | None = None):
-        self.size, self.render_mode = size, render_mode
-        self._make(seed)
-        self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
-        self.action_space = spaces.Discrete(int(self.crafter.action_space.n))
-
-    def _make(self, seed: int | None) -> None:
-        import crafter  # optional, and slow to import
-
-        self.crafter = crafter.Env(size=(self.size, self.size), seed=seed)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """A new world; with a seed, the first one of that seed."""
-        super().reset(seed=seed, options=options)
-        if seed is not None:
-            self._make(seed)
-        return self.crafter.reset(), {}
-
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """One step. Alive at the step limit: truncated, not terminated."""
-        observation, reward, is_over, info = self.crafter.step(int(action))
-        is_dead = info["discount"] == 0
-        return observation, float(reward), bool(is_dead), bool(is_over and not is_dead), info
-
-    def render(self) -> np.ndarray:
-        """:return: the image that the agent sees"""
-        return self.crafter.render((self.size, self.size))

@@ -22,7 +22,7 @@ def register_envs() -> None:
     register("sb3_dreamer/PixelReachDict-v0", f"{here}.pixel_reach:PixelReachEnv", kwargs=dict(observations="dict"))
     register("sb3_dreamer/TMaze10-v0", f"{here}.t_maze:TMazeEnv", kwargs=dict(length=10))
     # Worlds of others, for the same reason. They are imported when made.
-    register("sb3_dreamer/Crafter-v0", entry_point="sb3_dreamer.common.wrappers:CrafterEnv")
+    register("sb3_dreamer/Crafter-v0", entry_point=f"{here}.crafter:CrafterEnv")
     frozen_lake = "gymnasium.envs.toy_text.frozen_lake:FrozenLakeEnv"
     for name, desc, steps in (("2x2", ["SF", "HG"], 100), ("4x4", None, 100), ("8x8", None, 200)):
         kwargs = dict(map_name=name) if desc is None else dict(desc=desc)
