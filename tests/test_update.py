@@ -105,7 +105,7 @@ def test_what_cannot_be_recorded_goes_on_with_a_warning():
     assert_same(ours, expected)
     step = CapturedStep(recorded.policy.float(), Broken)
     observations, starts = random_batch(recorded.policy).observations[:, 0], th.ones(4)
-    with pytest.warns(UserWarning, match="Capturing the step of acting failed"):
+    with pytest.warns(UserWarning, match="Capturing the acting step failed"):
         actions, state = step(observations, None, starts)
     assert actions.shape == (4, 1) and step(observations, state, starts)[0].shape == (4, 1)
 
