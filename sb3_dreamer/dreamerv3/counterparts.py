@@ -1,4 +1,4 @@
-"""What users of SB3's and sb3-contrib's other algorithms know, and what takes its place here."""
+"""Arguments and policies of other algorithms in SB3 and sb3-contrib, and their counterparts in DreamerV3."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -10,11 +10,11 @@ LATENT = "`deter` in `policy_kwargs`, or `model_size`: the recurrent state is th
 
 
 def by_name(*groups: tuple[str, str]) -> dict[str, str]:
-    """:return: the counterpart of each name, from pairs of names that share one and the counterpart"""
+    """:return: the counterpart of each name, from pairs of space-separated names and their common counterpart"""
     return {name: counterpart for names, counterpart in groups for name in names.split()}
 
 
-# Arguments of the constructors.
+# Arguments of constructors.
 ARGUMENTS = by_name(
     ("gradient_steps n_epochs n_critic_updates", "`training_ratio`, the replayed time steps per environment step"),
     ("n_steps", "`return_lambda` for the returns, `batch_length` for the windows, `train_freq` for the rollouts"),
@@ -70,8 +70,9 @@ POLICIES = {
 
 def refuse_arguments(arguments: dict[str, Any]) -> None:
     """
-    :param arguments: by name
-    :raises TypeError: if one is an argument, or a key of ``policy_kwargs``, of SB3's other algorithms; names its counterpart
+    :param arguments: arguments by name
+    :raises TypeError: if one belongs to another algorithm of SB3, as an argument or a key of ``policy_kwargs``. The message
+        names its counterpart.
     """
     for name, value in arguments.items():
         counterpart = ARGUMENTS.get(name, POLICY_KWARGS.get(name))
@@ -80,16 +81,16 @@ def refuse_arguments(arguments: dict[str, Any]) -> None:
 
 
 def hints(names: Iterable[str]) -> str:
-    """:return: a sentence for each of these keys of ``policy_kwargs`` that has a counterpart"""
+    """:return: one sentence for each of these keys of ``policy_kwargs`` that has a counterpart"""
     return "".join(f"The counterpart of `{name}`: {POLICY_KWARGS[name]}. " for name in names if name in POLICY_KWARGS)
 
 
 def name_counterparts(constructor: Callable[..., None]) -> Callable[..., None]:
     """
-    Decorate a constructor: what belongs to SB3's other algorithms is refused by naming its counterpart.
+    Decorate a constructor, so that arguments and policies of other algorithms raise an error that names their counterpart.
 
     :param constructor: an ``__init__`` whose first argument is the policy
-    :return: the same with the same signature
+    :return: the decorated constructor, with the same signature
     """
 
     @functools.wraps(constructor)
