@@ -366,5 +366,5 @@ class MultiDecoder(nn.Module):
             if self.sizes[key] is None:
                 targets[key] = as_rows(by_key[key])  # (N, n)
             else:
-                targets[key] = class_indices(by_key[key], self.starts[key])  # (N, G)
+                targets[key] = class_indices(by_key[key], self.starts[key])  # (N, S)
         return targets
