@@ -21,7 +21,7 @@ ARGUMENTS = by_name(
     ("action_noise use_sde sde_sample_freq use_sde_at_warmup", NO_NOISE),
     ("exploration_fraction exploration_initial_eps exploration_final_eps", NO_NOISE),
     ("target_entropy", "`ent_coef`, a fixed weight of the entropy"),
-    ("target_policy_noise target_noise_clip", "none, the critic learns from the actions of dreams"),
+    ("target_policy_noise target_noise_clip", "none, the critic learns from imagined actions"),
     ("optimize_memory_usage", "none, every observation is stored once already"),
     ("net_arch", "`model_size`, or single dimensions in `policy_kwargs`"),
     ("target_update_interval", "`tau`, the slow critic moves at each update"),
@@ -33,12 +33,15 @@ ARGUMENTS = by_name(
     ("rollout_buffer_class", "`replay_buffer_class`"),
     ("rollout_buffer_kwargs", "`replay_buffer_kwargs`"),
     ("normalize_advantage", "none, advantages are divided by the range of the returns"),
-    ("clip_range clip_range_vf target_kl sub_sampling_factor", "none, dreams are made by the newest policy and used once"),
+    (
+        "clip_range clip_range_vf target_kl sub_sampling_factor",
+        "none, trajectories are imagined by the newest policy and used once",
+    ),
     ("cg_max_steps cg_damping line_search_shrinking_factor line_search_max_iter", "none, each update is one optimizer step"),
     ("top_quantiles_to_drop_per_net", ONE_CRITIC),
     (
         "n_delta n_top delta_std zero_policy alive_bonus_offset n_eval_episodes",
-        "none, gradients take the place of random search",
+        "none, policies are trained by gradients, not by random search",
     ),
 )
 # Keys of `policy_kwargs`.
@@ -47,8 +50,8 @@ POLICY_KWARGS = by_name(
     ("features_extractor_class features_extractor", "`encoder_class`"),
     ("features_extractor_kwargs", "`encoder_kwargs`"),
     ("share_features_extractor", "none, actor and critic read the features of the world model"),
-    ("activation_fn", "`encoder_class` and `decoder_class` for networks of your own"),
-    ("ortho_init with_bias", "none, layers are made as the paper makes them"),
+    ("activation_fn", "`encoder_class` and `decoder_class` for custom networks"),
+    ("ortho_init with_bias", "none, layers are those of the paper"),
     ("n_critics", ONE_CRITIC),
     ("n_quantiles", "`bins` of the two-hot distributions"),
     ("use_sde log_std_init full_std use_expln", NO_NOISE),
