@@ -14,6 +14,7 @@ COMMON = [
         "common.distributed.ranks",
         "common.distributed.sb3_files",
         "common.envs.counter",
+        "common.envs.crafter",
         "common.envs.pixel_catch",
         "common.envs.pixel_reach",
         "common.envs.t_maze",
@@ -26,7 +27,6 @@ COMMON = [
         "common.save_util",
         "common.schedules",
         "common.type_aliases",
-        "common.wrappers",
     },
     {
         "common.distributed.torchrun",
@@ -36,6 +36,7 @@ COMMON = [
         "common.replay.write_back",
         "common.torch_layers",
         "common.utils",
+        "common.wrappers",
     },
     {
         "common.distributed.launch",

@@ -45,11 +45,11 @@ def test_block_linear(has_bias, route):
     th.testing.assert_close(functional.block_linear(x, weight, bias), expected, **CLOSE)
 
 
-def test_weight_gradient(monkeypatch):
+def test_linear_weight_grad(monkeypatch):
     x, grad = th.randn(512, 24), th.randn(512, 40)
     for use_conv_matmul in (True, False):
         monkeypatch.setattr(functional, "USE_CONV_MATMUL", use_conv_matmul)
-        th.testing.assert_close(functional.weight_gradient(x, grad), grad.t() @ x, **CLOSE)
+        th.testing.assert_close(functional.linear_weight_grad(x, grad), grad.t() @ x, **CLOSE)
 
 
 def test_what_is_small_or_of_another_kind_stays_a_product(monkeypatch):

@@ -1,4 +1,4 @@
-"""The training update: recorded and replayed it takes the same steps, compiled too; it never waits for the device."""
+"""The training update: captured and replayed it takes the same steps, compiled too; it never waits for the device."""
 
 import warnings
 from copy import deepcopy
@@ -49,14 +49,14 @@ def assert_same(ours, theirs, tolerance=1e-6):
 def test_a_replayed_update_takes_the_same_steps(space):
     """Warm-up and recording leave no trace: parameters, optimiser, normaliser, random numbers are those of plain updates."""
     rates = [1e-2, 3e-3, 0.0, 1e-2]
-    plain, recorded = make(space), make(space)
+    plain, captured = make(space), make(space)
     expected = run(plain, plain.policy, range(4), rates)
-    before = {name: tensor.clone() for name, tensor in recorded.policy.state_dict().items()}
-    ours = run(CapturedUpdate(recorded, PythonGraph), recorded.policy, range(4), rates)
+    before = {name: tensor.clone() for name, tensor in captured.policy.state_dict().items()}
+    ours = run(CapturedUpdate(captured, PythonGraph), captured.policy, range(4), rates)
     assert_same(ours, expected)
     moved = [not th.equal(before[name], tensor) for name, tensor in ours[1].items()]
     assert sum(moved) > 20
-    assert int(recorded.policy.optimizer.param_groups[0]["step"]) == 4
+    assert int(captured.policy.optimizer.param_groups[0]["step"]) == 4
 
 
 def test_a_new_shape_or_moved_memory_is_recorded_anew():
@@ -82,13 +82,13 @@ def test_a_new_shape_or_moved_memory_is_recorded_anew():
 
 
 def test_a_loaded_optimiser_takes_the_next_step_of_the_plain_update():
-    plain, recorded = make(), make()
-    twin = CapturedUpdate(recorded, PythonGraph)
+    plain, captured = make(), make()
+    twin = CapturedUpdate(captured, PythonGraph)
     run(plain, plain.policy, range(3))
-    run(twin, recorded.policy, [7, 8])  # somewhere else
-    recorded.policy.load_state_dict(plain.policy.state_dict())
-    recorded.policy.optimizer.load_state_dict(deepcopy(plain.policy.optimizer.state_dict()))
-    assert_same(run(twin, recorded.policy, [3, 4]), run(plain, plain.policy, [3, 4]))
+    run(twin, captured.policy, [7, 8])  # somewhere else
+    captured.policy.load_state_dict(plain.policy.state_dict())
+    captured.policy.optimizer.load_state_dict(deepcopy(plain.policy.optimizer.state_dict()))
+    assert_same(run(twin, captured.policy, [3, 4]), run(plain, plain.policy, [3, 4]))
 
 
 def test_what_cannot_be_recorded_goes_on_with_a_warning():
@@ -97,34 +97,34 @@ def test_what_cannot_be_recorded_goes_on_with_a_warning():
             function()
             raise RuntimeError("no such luck")
 
-    plain, recorded, rates = make(), make(), [0.0, 1e-2, 3e-3]  # a rate that is frozen shows
+    plain, captured, rates = make(), make(), [0.0, 1e-2, 3e-3]  # a rate that is frozen shows
     expected = run(plain, plain.policy, range(3), rates)
-    twin = CapturedUpdate(recorded, Broken)
+    twin = CapturedUpdate(captured, Broken)
     with pytest.warns(UserWarning, match="no such luck"):
-        ours = run(twin, recorded.policy, range(3), rates)
+        ours = run(twin, captured.policy, range(3), rates)
     assert_same(ours, expected)
-    step = CapturedStep(recorded.policy.float(), Broken)
-    observations, starts = random_batch(recorded.policy).observations[:, 0], th.ones(4)
-    with pytest.warns(UserWarning, match="Capturing the step of acting failed"):
+    step = CapturedStep(captured.policy.float(), Broken)
+    observations, starts = random_batch(captured.policy).observations[:, 0], th.ones(4)
+    with pytest.warns(UserWarning, match="Capturing the acting step failed"):
         actions, state = step(observations, None, starts)
     assert actions.shape == (4, 1) and step(observations, state, starts)[0].shape == (4, 1)
 
 
 def test_files_of_a_recorded_optimiser_hold_numbers():
     """So that they load anywhere, and the learning rate is that of ``param_groups``."""
-    recorded, plain = make(), make()
-    run(CapturedUpdate(recorded, PythonGraph), recorded.policy, range(2), [1e-2, 0.0])
-    state = deepcopy(recorded.policy.optimizer.state_dict())
+    captured, plain = make(), make()
+    run(CapturedUpdate(captured, PythonGraph), captured.policy, range(2), [1e-2, 0.0])
+    state = deepcopy(captured.policy.optimizer.state_dict())
     (group,) = state["param_groups"]
     assert group["step"] == 2 and isinstance(group["step"], int) and "lr_tensor" not in group
-    plain.policy.load_state_dict(recorded.policy.state_dict())
+    plain.policy.load_state_dict(captured.policy.state_dict())
     plain.policy.optimizer.load_state_dict(state)
     twin = make()
-    twin.policy.load_state_dict(recorded.policy.state_dict())
+    twin.policy.load_state_dict(captured.policy.state_dict())
     twin.policy.optimizer.load_state_dict(deepcopy(state))
     expected = run(plain, plain.policy, [5, 6], [1e-2, 1e-3])
     assert_same(run(CapturedUpdate(twin, PythonGraph), twin.policy, [5, 6], [1e-2, 1e-3]), expected)
-    assert not th.equal(expected[1]["actor.output.weight"], recorded.policy.actor.output.weight)
+    assert not th.equal(expected[1]["actor.output.weight"], captured.policy.actor.output.weight)
 
 
 def test_a_frozen_part_does_not_move():
@@ -226,12 +226,12 @@ def test_the_update_that_is_made():
 
 
 def test_a_recorded_optimiser_obeys_the_next_update_that_is_made():
-    recorded = make()
-    run(CapturedUpdate(recorded, PythonGraph), recorded.policy, range(2), [0.0, 0.0])
-    before = recorded.policy.actor.output.weight.clone()
-    plain = make_update(recorded.loss_module, 0.3, 0.02, False, 0)
-    run(plain, recorded.policy, [3], [1e-2])
-    assert not th.equal(before, recorded.policy.actor.output.weight)
+    captured = make()
+    run(CapturedUpdate(captured, PythonGraph), captured.policy, range(2), [0.0, 0.0])
+    before = captured.policy.actor.output.weight.clone()
+    plain = make_update(captured.loss_module, 0.3, 0.02, False, 0)
+    run(plain, captured.policy, [3], [1e-2])
+    assert not th.equal(before, captured.policy.actor.output.weight)
 
 
 def test_a_plain_path_is_said_once(capsys):
@@ -318,10 +318,10 @@ def test_a_replayed_step_acts_as_the_policy_does(space):
     """State by state, with episodes that begin in between, after a change of the parameters and of the environments."""
     policy = make_policy(space, spaces.Box(-1, 1, (2,)))
     made = []
-    recorded = CapturedStep(policy, lambda: (made.append(PythonGraph()), made[-1])[1])
+    captured = CapturedStep(policy, lambda: (made.append(PythonGraph()), made[-1])[1])
     for n_envs in (3, 2):
         histories = []
-        for step in (policy.step, recorded):
+        for step in (policy.step, captured):
             th.manual_seed(5)
             state, actions = None, []
             for t in range(6):

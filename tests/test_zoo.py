@@ -82,7 +82,7 @@ def test_a_broken_plugin_costs_a_warning(tmp_path):
         env={"PYTHONPATH": str(tmp_path)},
     )
     assert result.stdout == "{'ppo': 1}\n"
-    assert "RL Zoo goes on without DreamerV3: ModuleNotFoundError" in result.stderr
+    assert "RL Zoo continues without DreamerV3: ModuleNotFoundError" in result.stderr
 
 
 def test_odd_loaders_are_left_alone(tmp_path):
@@ -266,7 +266,7 @@ def test_unmodified_commands(installed):
 
 
 def test_uninstall_leaves_nothing(installed):
-    """Files and start-up are gone, RL Zoo goes on without us."""
+    """Files and start-up are gone, RL Zoo continues without DreamerV3."""
     ours = [path for path in installed.site.iterdir() if "dreamer" in path.name]
     assert {path.name for path in ours} >= {"sb3_dreamer", "sb3_dreamer_zoo.pth", "_sb3_dreamer_zoo_hook.py"}
     subprocess.run([*installed.pip, "--python", installed.python, "uninstall", "-y", "sb3_dreamer"], check=True)

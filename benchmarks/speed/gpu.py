@@ -5,9 +5,9 @@ Everything that only a CUDA device can tell, in one command of under ten minutes
 
 1. the device: versions, rate of bf16 products, launch time
 2. the fast path equals the reference in float64, on the device; bf16 gradients point where float32 ones do
-3. one update eager, compiled, recorded: time, kernels, memory; replayed = plain numbers; no recompilation, no waiting
+3. one update eager, compiled, captured: time, kernels, memory; replayed = plain numbers; no recompilation, no waiting
 4. where the time of an uncompiled update goes
-5. acting recorded, 1 and 16 environments
+5. acting captured, 1 and 16 environments
 6. replay feed: updates with and without sampling, host and device storage, against updates alone
 7. larger models
 
@@ -123,10 +123,10 @@ def count_kernels(function: Callable[[], Any]) -> int:
 def check_replay_equals_plain(preset: str) -> float:
     """:return: largest difference of the parameters after four updates of changing rate, replayed and plain, from one seed"""
     policies = []
-    for is_recorded in (False, True):
+    for is_captured in (False, True):
         update: Any = make_update(preset, DEVICE)
         policy, batch = update.policy, make_batch(update.policy)
-        if is_recorded:
+        if is_captured:
             update = CapturedUpdate(update, lambda: CudaGraph(DEVICE))
         th.manual_seed(7)
         for rate in (0.0, 1e-4, 1e-5, 1e-4):
@@ -171,15 +171,15 @@ def update_times(preset: str, precision: str) -> dict[str, Any]:
         th.cuda.set_sync_debug_mode("default")
     facts["waits"] = 0
     th.cuda.reset_peak_memory_stats()
-    recorded = CapturedUpdate(update, lambda: CudaGraph(DEVICE))
+    captured = CapturedUpdate(update, lambda: CudaGraph(DEVICE))
     start = time.perf_counter()
-    recorded(batch)
+    captured(batch)
     th.cuda.synchronize()
-    assert recorded.capture.is_possible, "recording failed, see the warning"
+    assert captured.capture.is_possible, "capturing failed, see the warning"
     facts["record_seconds"] = round(time.perf_counter() - start, 1)
-    facts["recorded_ms"] = milliseconds(lambda: recorded(batch), 50)
+    facts["recorded_ms"] = milliseconds(lambda: captured(batch), 50)
     facts["peak_memory_gb"] = round(th.cuda.max_memory_allocated() / 1e9, 2)
-    first, second = (recorded(batch).posterior.stoch.clone() for _ in range(2))
+    first, second = (captured(batch).posterior.stoch.clone() for _ in range(2))
     assert not th.equal(first, second), "replays must draw new noise"
     return facts
 
@@ -227,9 +227,9 @@ def acting(preset: str) -> dict[str, float]:
 
 def feed(preset: str, rows: int = 20_000) -> dict[str, float]:
     update = make_update(preset, DEVICE, "bf16", compile_steps=True, compile_objective=True)
-    policy, recorded = update.policy, CapturedUpdate(update, lambda: CudaGraph(DEVICE))
+    policy, captured = update.policy, CapturedUpdate(update, lambda: CudaGraph(DEVICE))
     batch = make_batch(policy)
-    facts = dict(update_alone_ms=milliseconds(lambda: recorded(batch), 50))
+    facts = dict(update_alone_ms=milliseconds(lambda: captured(batch), 50))
     space, action_space, latent_shape = policy.observation_space, policy.action_space, policy.size.latent_shape
     for storage in ("host", "device"):
         buffer = SequenceReplayBuffer(
@@ -241,7 +241,7 @@ def feed(preset: str, rows: int = 20_000) -> dict[str, float]:
 
         def fed_update(buffer: SequenceReplayBuffer = buffer) -> None:
             sample: SequenceBatch = buffer.sample(BATCH)
-            recorded(sample)
+            captured(sample)
 
         facts[f"with_{storage}_replay_ms"] = milliseconds(fed_update, 50)
     return facts

@@ -1,8 +1,8 @@
 """
-Distributions of DreamerV3. One protocol: ``mode``, ``sample(noise)``, ``log_prob``, ``entropy``, ``loss(target)``.
+Distributions of DreamerV3, with a common protocol: ``mode``, ``sample(noise)``, ``log_prob``, ``entropy``, ``loss(target)``.
 
-Randomness is always an argument: ``sample`` maps noise to a sample and draws nothing itself, so every test is
-deterministic. Everything here is computed in float32 at least, whatever the precision of the network.
+Noise is always an argument: ``sample`` maps noise to a sample and draws no random numbers, so tests can be deterministic.
+Everything is computed at least in float32, regardless of the precision of the network.
 """
 
 import math
@@ -15,7 +15,7 @@ from sb3_dreamer.common.functional import compile_safe_cached_property, device_c
 
 
 def at_least_float32(x: th.Tensor) -> th.Tensor:
-    """Leave float64 alone, raise 16-bit floats to float32."""
+    """:return: 16-bit floats as float32, everything else unchanged"""
     return x if x.dtype == th.float64 else x.float()
 
 
@@ -36,7 +36,8 @@ TWO_HOT_LIMIT = math.expm1(TWO_HOT_RANGE)
 
 def symexp_bins(n_bins: int) -> th.Tensor:
     """
-    Bins of the two-hot distribution: symexp of an even grid on [-20, 20], exactly antisymmetric, middle exactly 0.
+    Bins of the two-hot distribution: symexp of an even grid on [-20, 20]. They are exactly antisymmetric, and the middle is
+    exactly 0.
 
     :param n_bins: number of bins, odd or even
     :return: (n_bins,) float32, increasing
@@ -48,11 +49,11 @@ def symexp_bins(n_bins: int) -> th.Tensor:
 
 class Categorical:
     """
-    Independent categoricals over the last axis.
+    Independent categorical distributions over the last axis.
 
-    :param logits: (..., G, K)
+    :param logits: (..., S, K)
     :param unimix: share of the uniform distribution mixed into the probabilities (paper: 1% for the RSSM)
-    :param sizes: (G,) number of real classes where groups are padded to a common K; padding must carry ``PADDING`` logits
+    :param sizes: number of real classes of each group (S,), if groups are padded to a common K with ``PADDING`` as logits
     """
 
     PADDING = -1e9
@@ -64,63 +65,63 @@ class Categorical:
 
     @compile_safe_cached_property
     def probs(self) -> th.Tensor:
-        """Mixed probabilities (..., G, K)."""
+        """Mixed probabilities (..., S, K)."""
         probs = F.softmax(self.logits, dim=-1)
         if self.unimix == 0.0:
             return probs
         if self.sizes is None:
             return (1.0 - self.unimix) * probs + self.unimix / probs.shape[-1]
-        is_real = th.arange(probs.shape[-1], device=probs.device) < self.sizes.unsqueeze(-1)  # (G, K)
+        is_real = th.arange(probs.shape[-1], device=probs.device) < self.sizes.unsqueeze(-1)  # (S, K)
         return (1.0 - self.unimix) * probs + self.unimix * is_real.to(probs.dtype) / self.sizes.unsqueeze(-1)
 
     @compile_safe_cached_property
     def log_probs(self) -> th.Tensor:
-        """Logarithm of the mixed probabilities (..., G, K)."""
+        """Logarithm of the mixed probabilities (..., S, K)."""
         if self.unimix == 0.0:
             return F.log_softmax(self.logits, dim=-1)
         probs = self.probs
-        # A padded class has probability 0; its logarithm must stay finite, for 0 * log 0 = 0 in the entropy.
+        # Padded classes have probability 0. Their logarithm must stay finite, so that 0 * log 0 = 0 in the entropy.
         return th.log(probs if self.sizes is None else probs.clamp_min(1e-30))
 
     def mode(self) -> th.Tensor:
-        """:return: class indices (..., G)"""
+        """:return: class indices (..., S)"""
         return self.logits.argmax(-1)
 
     def sample(self, noise: th.Tensor) -> th.Tensor:
         """
         Inverse CDF sampling.
 
-        :param noise: (..., G) uniform in [0, 1), or class indices (an integer tensor), which are taken as they are
-        :return: class indices (..., G)
+        :param noise: (..., S) uniform in [0, 1), or class indices (integers), which are returned unchanged
+        :return: class indices (..., S)
         """
         if not noise.is_floating_point():
             return noise
         indices = (self.probs.detach().cumsum(-1) <= noise.unsqueeze(-1)).sum(-1)
-        # The cumulative sum may end a rounding error below 1.
+        # Rounding may leave the cumulative sum just below 1.
         if self.sizes is None:
             return indices.clamp(max=self.logits.shape[-1] - 1)
         return th.minimum(indices, self.sizes - 1)
 
     def log_prob(self, indices: th.Tensor) -> th.Tensor:
         """
-        :param indices: (..., G)
-        :return: (..., G)
+        :param indices: (..., S)
+        :return: (..., S)
         """
         return self.log_probs.gather(-1, indices.long().unsqueeze(-1)).squeeze(-1)
 
     def entropy(self) -> th.Tensor:
-        """:return: nats per group (..., G)"""
+        """:return: nats per group (..., S)"""
         return -(self.probs * self.log_probs).sum(-1)
 
     def kl(self, other: "Categorical") -> th.Tensor:
-        """:return: KL(self || other) in nats per group (..., G)"""
+        """:return: KL(self || other) in nats per group (..., S)"""
         return (self.probs * (self.log_probs - other.log_probs)).sum(-1)
 
     def loss(self, target: th.Tensor) -> th.Tensor:
         """
         Cross-entropy.
 
-        :param target: class indices (..., G)
+        :param target: class indices (..., S)
         :return: (...), summed over groups
         """
         return -self.log_prob(target).sum(-1)
@@ -131,27 +132,27 @@ class OneHotCategoricalST(Categorical):
 
     def straight_through(self, indices: th.Tensor) -> th.Tensor:
         """
-        :param indices: (..., G)
-        :return: one-hot (..., G, K), exactly 0 or 1, whose gradient is that of the probabilities
+        :param indices: (..., S)
+        :return: one-hot (..., S, K), exactly 0 or 1, with the gradient of the probabilities
         """
         sample = one_hot(indices, self.logits.shape[-1], self.probs.dtype)
         return sample + (self.probs - self.probs.detach())
 
     def rsample(self, noise: th.Tensor) -> th.Tensor:
         """
-        :param noise: as in :meth:`sample`
-        :return: straight-through one-hot (..., G, K)
+        :param noise: see :meth:`sample`
+        :return: straight-through one-hot (..., S, K)
         """
         return self.straight_through(self.sample(noise))
 
 
 class MultiCategorical(Categorical):
     """
-    Categoricals of possibly unequal sizes from one flat vector of logits.
+    Categorical distributions with different numbers of classes, from one flat vector of logits.
 
     :param flat_logits: (..., sum(sizes))
-    :param sizes: classes of each group
-    :param unimix: as in :class:`Categorical`
+    :param sizes: number of classes of each group
+    :param unimix: see :class:`Categorical`
     """
 
     def __init__(self, flat_logits: th.Tensor, sizes: list[int], unimix: float = 0.0):
@@ -165,7 +166,7 @@ class MultiCategorical(Categorical):
 
 class SymexpTwoHot:
     """
-    Two-hot distribution over symexp-spaced bins (paper, critic learning): targets are raw values, the spacing is in the bins.
+    Two-hot distribution over symexp-spaced bins (paper, critic learning). Targets are raw values, without symlog.
 
     :param logits: (..., n_bins)
     :param bins: (n_bins,) from :func:`symexp_bins`
@@ -183,19 +184,19 @@ class SymexpTwoHot:
     @compile_safe_cached_property
     def probs(self) -> th.Tensor:
         """Probabilities without gradient (..., n_bins)."""
-        # What can be trained will be asked for its logarithms, too.
+        # If the logits can be trained, the loss needs the logarithms anyway.
         return self.log_probs.exp() if self.logits.requires_grad else F.softmax(self.logits, dim=-1)
 
     def mean(self) -> th.Tensor:
         """
-        :return: (...), without gradient: predictions are targets here, never trained through
+        :return: (...), without gradient, because predictions are only used as targets
         """
-        # Bins are antisymmetric, so the two halves are subtracted before they are weighted: with uniform probabilities the
-        # mean is then exactly zero at initialisation (a left-to-right sum of values up to 5e8 leaves rounding noise that
-        # the return normaliser would amplify). The middle bin is zero.
+        # Bins are antisymmetric, so the halves are subtracted before they are weighted. With uniform probabilities the mean
+        # is then exactly zero at initialisation. A left-to-right sum of values up to 5e8 would leave rounding noise, which
+        # the return normaliser would amplify. The middle bin is zero.
         half = self.bins.shape[0] // 2
         odd = self.probs[..., -half:] - self.probs[..., :half].flip(-1)  # (..., half)
-        with th.autocast(odd.device.type, enabled=False):  # a product of float32, not of 16 bits
+        with th.autocast(odd.device.type, enabled=False):  # matmul in float32, not in 16 bits
             return odd @ self.bins[-half:]
 
     mode = mean
@@ -203,7 +204,7 @@ class SymexpTwoHot:
     def two_hot(self, target: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
         :param target: raw values (...)
-        :return: indices of the bins around each target, and their weights (..., 2) both
+        :return: indices of the two bins around each target, and their weights, (..., 2) each
         """
         target = target.detach().to(self.bins.dtype).contiguous()
         n_bins = self.bins.shape[0]
@@ -215,17 +216,17 @@ class SymexpTwoHot:
 
     def loss(self, *targets: th.Tensor) -> th.Tensor:
         """
-        Cross-entropy with two-hot targets, which are never built: two logits of each are gathered.
+        Cross-entropy with two-hot targets. The targets are not materialised, only two logits of each are gathered.
 
         :param targets: raw values, (...) each
-        :return: sum over the targets (...)
+        :return: sum of the losses over the targets (...)
         """
         indices, weights = (th.cat(parts, dim=-1) for parts in zip(*map(self.two_hot, targets), strict=True))
         return CrossEntropy.apply(self.logits, self.log_probs, self.probs, indices, weights)
 
 
 class CrossEntropy(th.autograd.Function):
-    """Cross-entropy with sparse targets, from probabilities that are there already."""
+    """Cross-entropy with sparse targets, from probabilities that have been computed before."""
 
     @staticmethod
     def forward(
@@ -233,11 +234,11 @@ class CrossEntropy(th.autograd.Function):
     ) -> th.Tensor:
         """
         :param ctx: for the backward pass
-        :param _logits: take the gradient (..., n)
+        :param _logits: get the gradient (..., n)
         :param log_probs: (..., n)
         :param probs: (..., n)
         :param indices: (..., m)
-        :param weights: of these classes in the targets (..., m), each target's sum to one
+        :param weights: weights of these classes in the targets (..., m), with sum one for each target
         :return: (...)
         """
         ctx.save_for_backward(probs, indices, weights)
@@ -253,7 +254,7 @@ class CrossEntropy(th.autograd.Function):
 
 class BoundedNormal:
     """
-    Normal with a mean in (-1, 1) and a standard deviation in (0.1, 1) (official actor for continuous actions).
+    Normal distribution with mean in (-1, 1) and standard deviation in (0.1, 1) (official actor for continuous actions).
 
     :param raw_mean: (..., A)
     :param raw_std: (..., A)
@@ -270,12 +271,12 @@ class BoundedNormal:
     def sample(self, noise: th.Tensor) -> th.Tensor:
         """
         :param noise: standard normal (..., A)
-        :return: (..., A), unbounded: clipped only at the environment
+        :return: (..., A), not clipped; only the environment's actions are
         """
         return self.mean + self.std * noise
 
     def log_prob(self, value: th.Tensor) -> th.Tensor:
-        """:return: log density of the raw sample per dimension (..., A), without any squashing correction"""
+        """:return: log density of the unclipped sample per dimension (..., A), without a squashing correction"""
         return th.distributions.Normal(self.mean, self.std, validate_args=False).log_prob(value)
 
     def entropy(self) -> th.Tensor:
@@ -285,7 +286,7 @@ class BoundedNormal:
 
 class Bernoulli:
     """
-    Bernoulli from a logit.
+    Bernoulli distribution.
 
     :param logit: (...)
     """
@@ -309,7 +310,7 @@ class Bernoulli:
 
 class VectorMSE:
     """
-    Prediction of a vector as it is, squared error without the 1/2.
+    Prediction of a vector. The loss is the squared error, without a factor 1/2.
 
     :param prediction: (N, n)
     """
@@ -331,7 +332,7 @@ class VectorMSE:
 
 class SymlogMSE(VectorMSE):
     """
-    Prediction of the symlog of a vector, squared error without the 1/2.
+    Prediction of the symlog of a vector. The loss is the squared error, without a factor 1/2.
 
     :param prediction: (N, n)
     """
@@ -350,7 +351,7 @@ class SymlogMSE(VectorMSE):
 
 class ImageMSE:
     """
-    Prediction of pixels in [0, 1], squared error summed over the image.
+    Prediction of pixels in [0, 1]. The loss is the squared error, summed over the image.
 
     :param mean: (N, C, h, w)
     """

@@ -1,4 +1,4 @@
-"""What SB3's file of this name does for environments: say what is wrong with one before it is used."""
+"""Checks of environments before they are used, in addition to those of SB3."""
 
 import functools
 from collections.abc import Callable
@@ -17,7 +17,7 @@ OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.
 
 
 def check_space(space: spaces.Space) -> None:
-    """:raises ValueError: if a part of it is of a kind that we do not handle; nested ones are left to SB3's own check"""
+    """:raises ValueError: if the space is not supported; nested spaces are left to SB3's own check"""
     is_dict = isinstance(space, spaces.Dict)
     nested = (spaces.Dict, spaces.Tuple) if is_dict else ()
     for key, part in as_space_dict(space).items():
@@ -28,7 +28,7 @@ def check_space(space: spaces.Space) -> None:
 
 
 def describe_other(env: Any) -> str:
-    """:return: what was given in place of an environment, and how to make one of it"""
+    """:return: a description of the wrong argument, and how to make an environment of it"""
     if callable(env):
         kind = "class" if isinstance(env, type) else "function"
         return f"the {kind} {getattr(env, '__name__', repr(env))}: call it"
@@ -41,13 +41,13 @@ def describe_other(env: Any) -> str:
 
 def check_env(env: Any) -> GymEnv:
     """
-    :param env: as a user gives it, its id aside
-    :return: the same; one of the old ``gym`` package as SB3 converts it
-    :raises ValueError: if it is no environment, or a vector environment of gymnasium, or has a space that we do not handle
+    :param env: environment of a user, but not an id
+    :return: the same environment; SB3 converts those of the old ``gym`` package
+    :raises ValueError: if ``env`` is not an environment, is a vector environment of gymnasium, or has an unsupported space
     """
     if isinstance(env, VectorEnv):
         raise ValueError(
-            f"`env` is a vector environment of gymnasium ({type(env).__name__}), and Stable-Baselines3 has a kind of its own: "
+            f"`env` is a vector environment of gymnasium ({type(env).__name__}), but Stable-Baselines3 has its own kind: "
             "make it by `stable_baselines3.common.env_util.make_vec_env(id, n_envs=...)`"
         )
     if isinstance(env, type) or not (hasattr(env, "reset") and hasattr(env, "step")):
@@ -60,10 +60,10 @@ def check_env(env: Any) -> GymEnv:
 
 def name_unsupported_spaces(constructor: Callable[..., None]) -> Callable[..., None]:
     """
-    Decorate the constructor of ``DummyVecEnv``, which fails at a space without a shape, such as Text, and does not say so.
+    Decorate the constructor of ``DummyVecEnv``, which fails with an unclear error for spaces without a shape, such as Text.
 
     :param constructor: an ``__init__``
-    :return: the same; what it raises for a space that we do not handle is the exception of :func:`check_space`
+    :return: the decorated constructor, which raises the error of :func:`check_space` for an unsupported space
     """
 
     @functools.wraps(constructor)
@@ -79,6 +79,6 @@ def name_unsupported_spaces(constructor: Callable[..., None]) -> Callable[..., N
 
 
 def explain_spaces() -> None:
-    """Let ``DummyVecEnv``, so ``make_vec_env`` and RL Zoo, name the space that it cannot take."""
+    """Make ``DummyVecEnv``, and therefore ``make_vec_env`` and RL Zoo, raise a clear error for unsupported spaces."""
     if not hasattr(DummyVecEnv.__init__, "__wrapped__"):
         DummyVecEnv.__init__ = name_unsupported_spaces(DummyVecEnv.__init__)  # type: ignore[method-assign]

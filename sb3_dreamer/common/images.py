@@ -1,4 +1,4 @@
-"""What is an image: which Box is read by convolutions, and how its axes become channels, height and width."""
+"""Which observations are images, and which of their axes are channels, height and width."""
 
 import math
 import warnings
@@ -14,15 +14,16 @@ from sb3_dreamer.common.preprocessing import as_space_dict, class_counts
 
 CHANNELS = (1, 3, 4)
 MIN_SIDE = 8
-# Bounds further apart than this give no scale: they say "any number".
+# Bounds that are further apart do not define a scale.
 MAX_SPAN = 2.0**32
 
 
 class ImageLayout(NamedTuple):
     """
-    How an observation becomes an image (C, h, w).
+    How to convert an observation to an image (C, h, w).
 
-    ``axes`` are the axes of the observation in the order channels (one, or several of a frame stack, or none), height, width.
+    ``axes`` are the axes of the observation in the order channels, height, width. There may be no channel axis, or several of
+    a frame stack.
     """
 
     axes: tuple[int, ...]
@@ -40,14 +41,14 @@ class ImageLayout(NamedTuple):
 
 
 def make_layout(shape: tuple[int, ...], height_axis: int) -> ImageLayout:
-    """:return: the layout with height and width at ``height_axis`` and the axis behind it, all other axes as channels"""
+    """:return: the layout with height at ``height_axis``, width at the next axis, and all other axes as channels"""
     others = [axis for axis in range(len(shape)) if axis not in (height_axis, height_axis + 1)]
     channels = math.prod(shape[axis] for axis in others)
     return ImageLayout((*others, height_axis, height_axis + 1), channels, shape[height_axis], shape[height_axis + 1])
 
 
 def has_scale(space: spaces.Box) -> bool:
-    """:return: whether the bounds say which values are dark and which are bright"""
+    """:return: whether the bounds can be used to scale the values to [0, 1]"""
     if not space.is_bounded("both"):
         return False
     span = space.high.astype(np.float64) - space.low.astype(np.float64)
@@ -57,8 +58,9 @@ def has_scale(space: spaces.Box) -> bool:
 def plain_layout(space: spaces.Box) -> ImageLayout | None:
     """
     :param space: a Box
-    :return: its layout where the meaning of a bounded Box with three or four axes is plain: height and width are neighbours
-        of at least 8, the one or two other axes are smaller (a frame stack has two), one of them 1, 3 or 4; else None
+    :return: the layout of a bounded Box with three or four axes, if it is unambiguous: height and width are adjacent axes of
+        length 8 or more, the other axes (two for a frame stack) are shorter, and one of these has length 1, 3 or 4. None if
+        it is not.
     """
     shape = space.shape
     if len(shape) not in (3, 4) or not has_scale(space):
@@ -71,12 +73,12 @@ def plain_layout(space: spaces.Box) -> ImageLayout | None:
 
 
 def sb3_layout(space: spaces.Box) -> ImageLayout:
-    """:return: the layout of a Box with three axes, where SB3 takes the first axis for the channels if it is the shortest"""
+    """:return: the layout of a Box with three axes, with SB3's rule: channels are first if that axis is the shortest"""
     return make_layout(space.shape, 1 if is_image_space_channels_first(space) else 0)
 
 
 def named_layout(space: spaces.Box) -> ImageLayout | None:
-    """:return: the layout of a Box of which the user says that it is an image; None if its axes are not those of one"""
+    """:return: the layout of a Box that the user has declared to be an image; None if its shape is not that of an image"""
     shape = space.shape
     if len(shape) == 2:
         return make_layout(shape, 0)
@@ -88,9 +90,9 @@ def named_layout(space: spaces.Box) -> ImageLayout | None:
 
 def image_layout(space: spaces.Space, normalize_images: bool = True) -> ImageLayout | None:
     """
-    :param space: space of one key, as the model gets it (SB3 transposes uint8 images with bounds 0 and 255)
-    :param normalize_images: SB3's switch; when False, every Box of three axes is an image
-    :return: how it is read as an image, or None if it is read as numbers
+    :param space: space of one key, as seen by the model (SB3 transposes uint8 images with bounds 0 and 255)
+    :param normalize_images: as in SB3; if False, every Box with three axes is an image
+    :return: the layout of the image, or None if the space is not an image
     """
     if not isinstance(space, spaces.Box):
         return None
@@ -103,7 +105,7 @@ def image_layout(space: spaces.Space, normalize_images: bool = True) -> ImageLay
 
 
 class ObservationKeys(NamedTuple):
-    """Which keys of an observation are seen and reconstructed, and how: layouts of the images, all others are vectors."""
+    """Keys to encode and to reconstruct, and the layouts of images among them. Keys without a layout are vectors."""
 
     layouts: dict[str, ImageLayout]
     encoded: list[str]
@@ -118,14 +120,14 @@ def choose_keys(
     decoder_keys: Sequence[str] | None = None,
 ) -> ObservationKeys:
     """
-    :param observation_space: space of the environment; the key of a space that is no Dict is ``"obs"``
+    :param observation_space: space of the environment; the key of a space that is not a Dict is ``"obs"``
     :param normalize_images: see :func:`image_layout`
-    :param image_keys: keys that are images whatever their space looks like
-    :param vector_keys: keys that are vectors whatever their space looks like; if ``image_keys`` is given as well, the model
-        sees the keys of these two lists and no other
-    :param decoder_keys: keys that are reconstructed; None: those that the model sees
+    :param image_keys: keys to treat as images, regardless of their space
+    :param vector_keys: keys to treat as vectors, regardless of their space; if ``image_keys`` is given as well, the model
+        only reads the keys of these two lists
+    :param decoder_keys: keys to reconstruct; None: those that the model reads
     :return: the keys in sorted order
-    :raises ValueError: if a key is unknown, in two lists or no image, or if the model would see nothing
+    :raises ValueError: if a key is unknown, in both lists, or declared as an image but has another shape, or if no key is left
     """
     space_dict = as_space_dict(observation_space)
     images, vectors = check_keys("image_keys", image_keys, space_dict), check_keys("vector_keys", vector_keys, space_dict)
@@ -157,7 +159,7 @@ def choose_keys(
 def check_keys(name: str, keys: Sequence[str] | None, space_dict: dict[str, spaces.Space]) -> list[str]:
     """
     :return: the keys in sorted order
-    :raises ValueError: if they are no list of keys of the observation space
+    :raises ValueError: if ``keys`` is not a list of keys of the observation space
     """
     if keys is None:
         return []
@@ -168,7 +170,7 @@ def check_keys(name: str, keys: Sequence[str] | None, space_dict: dict[str, spac
 
 
 def check_scale(key: str, space: spaces.Space) -> None:
-    """:raises ValueError: if the bounds of an image give no scale"""
+    """:raises ValueError: if the bounds of an image cannot be used to scale it"""
     assert isinstance(space, spaces.Box)
     if not has_scale(space):
         bounds = f"low={space.low.min()} high={space.high.max()}"
@@ -177,11 +179,11 @@ def check_scale(key: str, space: spaces.Space) -> None:
 
 def warn_if_flattened(observation_space: spaces.Space, keys: ObservationKeys, named: Sequence[str] | None) -> None:
     """
-    One warning for each Box of three axes or more that is read as numbers without a `vector_keys` that says so.
+    Warn about each Box with three axes or more that is read as a vector, unless the user has listed it in ``vector_keys``.
 
     :param observation_space: space of the environment
-    :param keys: what was chosen for it
-    :param named: the user's ``vector_keys``
+    :param keys: the chosen keys
+    :param named: ``vector_keys`` of the user
     """
     for key, space in as_space_dict(observation_space).items():
         shape = space.shape or ()

@@ -1,4 +1,4 @@
-"""Means of metrics over updates, and the time that an update takes."""
+"""Means of metrics over updates, and the duration of an update."""
 
 import math
 import time
@@ -8,7 +8,7 @@ from stable_baselines3.common.logger import Logger
 
 
 class UpdateClock:
-    """Measures the time of an update once, over the second to the fifth: the first one warms up."""
+    """Measures the duration of an update once, as the mean over updates two to five. The first update is a warm-up."""
 
     LAST = 5
 
@@ -18,14 +18,14 @@ class UpdateClock:
         self._start = 0.0
 
     def start(self) -> None:
-        """An update begins."""
+        """Call before an update."""
         self._start = time.perf_counter()
 
     def stop(self) -> float | None:
         """
-        An update ends.
+        Call after an update.
 
-        :return: mean seconds per update after the fifth one, else None
+        :return: mean seconds per update after the fifth update, otherwise None
         """
         self.n_updates += 1
         if 1 < self.n_updates <= self.LAST:
@@ -33,7 +33,7 @@ class UpdateClock:
         return self._seconds / (self.LAST - 1) if self.n_updates == self.LAST else None
 
     def message(self, seconds: float, updates_left: int, device: th.device) -> str:
-        """:return: one line: how long an update takes, how long all of this ``learn`` will, and what shortens it"""
+        """:return: a line with the duration of an update and of this ``learn``, and how to shorten it"""
         n_updates = self.n_updates + updates_left
         return (
             f"{seconds:.3g} s per update, about {n_updates} updates in this learn(): about {seconds * n_updates / 60:.1f} "
@@ -43,11 +43,11 @@ class UpdateClock:
 
 
 class UnstableTrainingError(ValueError):
-    """A loss became NaN or infinite. A ``ValueError``, so that RL Zoo's hyperparameter search prunes the trial."""
+    """A loss became NaN or infinite. It is a ``ValueError``, so that RL Zoo's hyperparameter search prunes the trial."""
 
 
 class MetricAverager:
-    """Means of metrics over updates. Sums stay on the device until :meth:`flush`, which synchronises once."""
+    """Means of metrics over updates. Sums stay on the device and are copied to the host by :meth:`means`."""
 
     def __init__(self) -> None:
         self._names: tuple[str, ...] = ()
@@ -56,8 +56,10 @@ class MetricAverager:
 
     def add(self, names: tuple[str, ...], values: th.Tensor) -> None:
         """
-        :param names: of the metrics, the same each time
-        :param values: one for each name (M,)
+        Add the metrics of one update.
+
+        :param names: names of the metrics, the same for each update
+        :param values: one value for each name (M,)
         """
         self._names = names
         self._sums = values.clone() if self._sums is None else self._sums + values
@@ -71,20 +73,22 @@ class MetricAverager:
 
     def record(self, logger: Logger) -> dict[str, float]:
         """
-        :param logger: gets the means since the last flush
-        :return: these means
-        :raises UnstableTrainingError: if one is not finite
+        Record the means since the last flush.
+
+        :param logger: logger to record to
+        :return: the means
+        :raises UnstableTrainingError: if a mean is not finite
         """
         means = self.means()
         for name, value in means.items():
             logger.record(name, value)
             if not math.isfinite(value):
-                self.flush()  # a repaired model starts again from zero
+                self.flush()  # so that training can continue with a repaired model
                 raise UnstableTrainingError(f"`{name}` became {value}: lower `learning_rate`, or use `precision='fp32'`")
         return means
 
     def flush(self) -> dict[str, float]:
-        """:return: as :meth:`means`, and start again"""
+        """:return: same as :meth:`means`. Afterwards the sums are zero."""
         means = self.means()
         self._sums, self.count = None, 0
         return means

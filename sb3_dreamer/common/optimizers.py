@@ -1,4 +1,4 @@
-"""Optimiser of DreamerV3: adaptive gradient clipping per tensor, then LaProp (algorithm of the 2025 release)."""
+"""Optimiser of DreamerV3 (2025 version): adaptive gradient clipping per tensor, then LaProp."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,13 +10,13 @@ from torch.optim import Optimizer
 @th.no_grad()
 def clip_grad_agc_(parameters: Iterable[th.Tensor], clip: float, min_norm: float = 1e-3) -> th.Tensor:
     """
-    Adaptive gradient clipping of whole tensors: the norm of a gradient is limited to ``clip`` times the norm of its
-    parameter, but to no less than ``clip * min_norm``. Every tensor is clipped, biases and norm scales too.
+    Adaptive gradient clipping per tensor: the norm of a gradient is limited to ``clip`` times the norm of its parameter, but
+    not below ``clip * min_norm``. All tensors are clipped, including biases and norm scales.
 
-    :param parameters: tensors with gradients, those without are skipped
-    :param clip: largest ratio of gradient norm to parameter norm
-    :param min_norm: a parameter counts as at least this long
-    :return: norm of all gradients together before clipping, a scalar on the device
+    :param parameters: parameters; those without gradient are skipped
+    :param clip: maximum ratio of gradient norm to parameter norm
+    :param min_norm: lower limit for the norm of a parameter
+    :return: global gradient norm before clipping, a scalar on the device
     """
     with_grad = [p for p in parameters if p.grad is not None]
     grads = [p.grad for p in with_grad if p.grad is not None]
@@ -32,18 +32,18 @@ def clip_grad_agc_(parameters: Iterable[th.Tensor], clip: float, min_norm: float
 
 class LaProp(Optimizer):
     """
-    Momentum on RMS-normalised gradients (LaProp, Ziyin et al. 2020). Adam has the two the other way round.
-    The learning rate multiplies outside the momentum, so that a change of it acts at once on the whole step.
+    LaProp (Ziyin et al. 2020): momentum of RMS-normalised gradients, where Adam normalises the momentum of gradients. The
+    momentum does not contain the learning rate, so that a new learning rate applies to the whole step at once.
 
     :param params: tensors or parameter groups
     :param lr: learning rate, 0 is allowed
     :param betas: decay of the momentum and of the squared gradient
-    :param eps: added to the root; tiny, since a parameter without any gradient must not move
-    :raises ValueError: if a setting is out of its range
+    :param eps: added to the root, so that a parameter with zero gradient does not move
+    :raises ValueError: if a setting is out of range
 
-    For a step that is captured as a graph (between :meth:`make_capturable` and :meth:`make_eager`), number of
-    steps and learning rates live in tensors, and :meth:`sync_lr` brings there what was written into ``param_groups``. Files
-    hold numbers in either case.
+    For a step that is captured as a graph (between :meth:`make_capturable` and :meth:`make_eager`), the number of steps and
+    the learning rates are stored in tensors, and :meth:`sync_lr` copies the learning rates of ``param_groups`` to them. Saved
+    states contain numbers in both cases.
     """
 
     is_capturable = False
@@ -66,10 +66,10 @@ class LaProp(Optimizer):
     @th.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """
-        One step over all parameters that have a gradient, a handful of foreach calls per group.
+        Update all parameters that have a gradient, with a few foreach calls per group.
 
-        :param closure: re-evaluates the loss, as in every torch optimiser
-        :return: what ``closure`` returned
+        :param closure: re-evaluates the loss, as in torch's optimisers
+        :return: result of ``closure``
         """
         loss = None
         if closure is not None:
@@ -80,7 +80,7 @@ class LaProp(Optimizer):
         return loss
 
     def make_capturable(self) -> None:
-        """Create all state now, and keep step and learning rate in tensors on the device, as a captured graph needs them."""
+        """Create all state now, and store step and learning rates in tensors on the device, as needed for a captured graph."""
         self.is_capturable = True
         for group in self.param_groups:
             device = group["params"][0].device
@@ -93,14 +93,14 @@ class LaProp(Optimizer):
         self.sync_lr()
 
     def make_eager(self) -> None:
-        """Numbers again: each step reads the learning rate from ``param_groups``."""
+        """Store step and learning rates as numbers again. Each step then reads the learning rate from ``param_groups``."""
         self.is_capturable = False
         for group in self.param_groups:
             group["step"] = int(group["step"])
             group.pop("lr_tensor", None)
 
     def state_dict(self) -> dict[str, Any]:
-        """:return: as torch's, with numbers in place of the tensors"""
+        """:return: same as in torch, with numbers instead of tensors for step and learning rates"""
         state = super().state_dict()
         for group in state["param_groups"]:
             group["step"] = int(group["step"])
@@ -109,9 +109,9 @@ class LaProp(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """
-        As torch's; a capturable optimizer stays capturable.
+        Same as in torch. A capturable optimiser stays capturable.
 
-        :param state_dict: of an optimiser with the same parameters
+        :param state_dict: state of an optimiser with the same parameters
         """
         super().load_state_dict(state_dict)
         if self.is_capturable:

@@ -1,4 +1,4 @@
-"""Returns: the lambda return and its normaliser."""
+"""Lambda returns and their normalisation."""
 
 import torch as th
 from torch import nn
@@ -13,19 +13,19 @@ def lambda_return(
     is_last: th.Tensor | None = None,
 ) -> th.Tensor:
     """
-    Lambda return (paper, critic learning), for dreams and for replay alike.
+    Lambda return (paper, critic learning), both for imagined and for replayed sequences.
 
     .. code-block:: text
 
-        rewards    .    r_1    r_2    r_3          arrive with the state of the same index
+        rewards    .    r_1    r_2    r_3          received on arrival in the state of the same index
         returns   R_0   R_1    R_2                 R_t = r_{t+1} + d_{t+1} ((1 - l_{t+1}) b_{t+1} + l_{t+1} R_{t+1})
-                                                   R_3 = b_3;  l = lambda, but 0 where the episode was cut
+                                                   R_3 = b_3;  l = lambda, but 0 where is_last
 
     :param rewards: (N, L)
     :param discounts: (N, L), 0 where the episode ended
     :param bootstrap: (N, L), value of each state
     :param return_lambda: lambda
-    :param is_last: (N, L) whether the stream was cut at this state, so that nothing may flow back across it
+    :param is_last: (N, L), whether the episode ends or is cut at this state, so that returns do not continue beyond it
     :return: (N, L - 1)
     """
     if is_last is None:
@@ -42,12 +42,12 @@ def lambda_return(
 
 class ReturnNormalizer(nn.Module):
     """
-    Running range of the returns between two percentiles (paper, actor learning). It starts at zero and is not debiased.
+    Running range of the returns between two percentiles (paper, actor learning). It starts at zero, without bias correction.
 
-    :param decay: of the running percentiles
+    :param decay: decay of the running percentiles
     :param low: lower percentile, as a fraction
     :param high: upper percentile, as a fraction
-    :param min_scale: returns within a smaller range are not scaled up
+    :param min_scale: lower limit of the range, so that small returns are not scaled up
     """
 
     low: th.Tensor
@@ -60,13 +60,15 @@ class ReturnNormalizer(nn.Module):
         self.min_scale = min_scale
         self.register_buffer("low", th.zeros(()))
         self.register_buffer("high", th.zeros(()))
-        # On the device, so that an update copies nothing from the host; a setting, so not saved.
+        # On the device, so that an update copies nothing from the host. Not saved, because it is a setting.
         self.register_buffer("fractions", th.tensor([low, high]), persistent=False)
 
     @th.no_grad()
     def update(self, returns: th.Tensor) -> None:
         """
-        :param returns: any shape
+        Update the running percentiles.
+
+        :param returns: returns of any shape
         """
         quantiles = th.quantile(returns.detach().flatten().to(self.low.dtype), self.fractions)
         self.low.lerp_(quantiles[0], 1.0 - self.decay)
@@ -74,5 +76,5 @@ class ReturnNormalizer(nn.Module):
 
     @property
     def scale(self) -> th.Tensor:
-        """Scalar by which advantages are divided."""
+        """Divisor of the advantages."""
         return (self.high - self.low).clamp_min(self.min_scale)

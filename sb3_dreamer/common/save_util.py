@@ -1,4 +1,4 @@
-"""What SB3's file of this name does for files, here for those that the installed numpy cannot read."""
+"""Clear errors for files that the installed numpy cannot read."""
 
 import io
 import pathlib
@@ -12,12 +12,12 @@ import numpy as np
 from stable_baselines3.common.save_util import open_path
 
 FilePath = str | pathlib.Path | io.BufferedIOBase
-# How pickle says that the installed numpy lacks what was pickled with another one.
+# Errors of pickle if the installed numpy does not have what another version has pickled.
 LACKS = re.compile(r"No module named 'numpy|<module 'numpy|known BitGenerator")
 
 
 def numpy_of(model_file: FilePath) -> str:
-    """:return: the version of numpy that the file of a model was written with"""
+    """:return: version of numpy that wrote the file of a model"""
     file = open_path(model_file, "r", suffix="zip")
     with zipfile.ZipFile(file) as archive:
         found = re.search(r"Numpy: (\S+)", archive.read("system_info.txt").decode())
@@ -29,14 +29,14 @@ def numpy_of(model_file: FilePath) -> str:
 @contextmanager
 def name_newer_numpy(model_file: FilePath | None = None) -> Iterator[None]:
     """
-    A context in which a file is read.
+    Context for reading a file.
 
-    :param model_file: where it is that of a model, which knows the numpy that it was written with
-    :raises ImportError: names the versions, if the file holds what the installed numpy does not know
+    :param model_file: file of a model, which stores the version of numpy that wrote it; None: another file
+    :raises ImportError: if the installed numpy cannot read the file. The message names the versions.
     """
     try:
         with warnings.catch_warnings():
-            # SB3 goes on without what it cannot read, and fails later.
+            # SB3 skips what it cannot read, and fails later.
             warnings.filterwarnings("error", f"(?s)Could not deserialize object .*({LACKS.pattern})")
             yield
     except (ImportError, AttributeError, ValueError, UserWarning) as error:

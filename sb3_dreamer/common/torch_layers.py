@@ -1,4 +1,4 @@
-"""Layers of the 2025 DreamerV3: RMSNorm over channels, block-diagonal linear layers, one weight initialiser."""
+"""Layers of DreamerV3 (2025 version): RMSNorm over channels, block-diagonal linear layers, and weight initialisation."""
 
 import math
 from itertools import pairwise
@@ -14,20 +14,20 @@ NORM_EPS = 1e-4
 
 
 def compute_dtype(like: th.Tensor) -> th.dtype:
-    """:return: of matrix products: autocast's where it is on, else the tensor's own"""
+    """:return: dtype of matmuls: that of autocast if it is enabled, otherwise that of the tensor"""
     device_type = like.device.type
     return th.get_autocast_dtype(device_type) if th.is_autocast_enabled(device_type) else like.dtype
 
 
 def init_weights(weight: th.Tensor, fan_in: int, outscale: float = 1.0) -> None:
     """
-    Fill with a normal of standard deviation outscale / sqrt(fan_in), truncated at two of its own sigmas.
+    Fill with a truncated normal distribution of standard deviation outscale / sqrt(fan_in).
 
     :param weight: filled in place
-    :param fan_in: inputs of the whole layer; for block layers the *full* input width, not that of one block
-    :param outscale: 0 gives exact zeros
+    :param fan_in: number of inputs of the layer; for block layers that of all blocks together
+    :param outscale: scale of the weights; 0 gives exact zeros
     """
-    # 1.1368 restores the standard deviation that truncating at two sigmas takes away.
+    # The factor 1.1368 compensates for truncation at two sigmas, which reduces the standard deviation.
     std = 1.1368 * outscale * math.sqrt(1.0 / fan_in)
     if std == 0.0:
         nn.init.zeros_(weight)
@@ -37,11 +37,11 @@ def init_weights(weight: th.Tensor, fan_in: int, outscale: float = 1.0) -> None:
 
 class Linear(nn.Linear):
     """
-    Linear layer with Dreamer's initialisation; the bias stays where a norm follows.
+    Linear layer with Dreamer's initialisation. It has a bias even before a norm.
 
     :param in_features: I
     :param out_features: O
-    :param outscale: factor on the initial weights (0 for reward and value outputs, 0.01 for the policy)
+    :param outscale: scale of the initial weights (0 for reward and value outputs, 0.01 for the policy)
     """
 
     def __init__(self, in_features: int, out_features: int, outscale: float = 1.0):
@@ -63,7 +63,7 @@ class Linear(nn.Linear):
 
 class BlockLinear(nn.Module):
     """
-    Block-diagonal linear layer: G groups of I/G inputs map to O/G outputs each.
+    Block-diagonal linear layer: G blocks, each of which maps I/G inputs to O/G outputs.
 
     :param in_features: I, a multiple of ``blocks``
     :param out_features: O, a multiple of ``blocks``
@@ -79,11 +79,11 @@ class BlockLinear(nn.Module):
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """
-        :param x: (N, I), groups one after the other
-        :return: (N, O), groups one after the other
+        :param x: (N, I), one block after the other
+        :return: (N, O), one block after the other
         """
-        groups = x.unflatten(-1, (self.blocks, -1)).transpose(0, 1)  # (G, N, I/G)
-        return th.bmm(groups, self.weight).transpose(0, 1).flatten(1) + self.bias  # (N, O)
+        x_blocks = x.unflatten(-1, (self.blocks, -1)).transpose(0, 1)  # (G, N, I/G)
+        return th.bmm(x_blocks, self.weight).transpose(0, 1).flatten(1) + self.bias  # (N, O)
 
 
 class RMSNorm(nn.Module):
@@ -108,7 +108,7 @@ class RMSNorm(nn.Module):
 
 
 class NormSiLU(th.autograd.Function):
-    """RMSNorm over the last axis, then SiLU, in a third of the passes over memory that autograd makes; float32 inside."""
+    """RMSNorm over the last axis, then SiLU, in float32. Needs a third of the memory passes of autograd."""
 
     @staticmethod
     def forward(ctx: Any, x: th.Tensor, scale: th.Tensor) -> th.Tensor:
@@ -116,23 +116,23 @@ class NormSiLU(th.autograd.Function):
         :param ctx: for the backward pass
         :param x: (..., n)
         :param scale: (n,)
-        :return: the shape and dtype of ``x``
+        :return: same shape and dtype as ``x``
         """
         wide = x.to(scale.dtype)  # (..., n)
-        inverse = th.rsqrt(wide.square().mean(-1, keepdim=True) + NORM_EPS)  # (..., 1)
-        unit = wide * inverse  # (..., n)
-        ctx.save_for_backward(unit, inverse, scale)
+        inverse_rms = th.rsqrt(wide.square().mean(-1, keepdim=True) + NORM_EPS)  # (..., 1)
+        x_hat = wide * inverse_rms  # (..., n)
+        ctx.save_for_backward(x_hat, inverse_rms, scale)
         ctx.dtype = x.dtype
-        return F.silu(unit * scale).to(x.dtype)
+        return F.silu(x_hat * scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        unit, inverse, scale = ctx.saved_tensors
-        grad_scaled = th.ops.aten.silu_backward(grad.to(scale.dtype), unit * scale)  # (..., n)
-        by_scale = grad_scaled * unit  # (..., n)
-        along = (by_scale @ scale).unsqueeze(-1) / len(scale)  # mean of grad_unit * unit (..., 1)
-        grad_x = th.addcmul(grad_scaled * scale, unit, along, value=-1.0).mul_(inverse)  # (..., n)
-        return grad_x.to(ctx.dtype), by_scale.flatten(0, -2).sum(0)
+        x_hat, inverse_rms, scale = ctx.saved_tensors
+        grad_u = th.ops.aten.silu_backward(grad.to(scale.dtype), x_hat * scale)  # gradient of u = x_hat * scale (..., n)
+        grad_scale = grad_u * x_hat  # not yet summed over rows (..., n)
+        mean = (grad_scale @ scale).unsqueeze(-1) / len(scale)  # of grad_x_hat * x_hat (..., 1)
+        grad_x = th.addcmul(grad_u * scale, x_hat, mean, value=-1.0).mul_(inverse_rms)  # (..., n)
+        return grad_x.to(ctx.dtype), grad_scale.flatten(0, -2).sum(0)
 
 
 class RMSNorm2d(RMSNorm):
@@ -161,16 +161,16 @@ class Conv2dSame(nn.Conv2d):
 
 class UpsampledConv2d(Conv2dSame):
     """
-    Nearest upsampling by two, then the 5x5 convolution, without ever building the upsampled image: on it, neighbouring taps
-    of the kernel read the same pixel, so each of the four output phases is a 3x3 convolution of the small image. The same
-    numbers with 9 multiplications per output in the place of 25; the parameter stays the 5x5 kernel.
+    Nearest-neighbour upsampling by two, then a 5x5 convolution, without materialising the upsampled image. In that image,
+    neighbouring kernel taps read the same pixel, so each of the four output phases is a 3x3 convolution of the small image.
+    Same result with 9 instead of 25 multiplications per output. The parameter is still the 5x5 kernel.
     """
 
     phases: th.Tensor
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels)
-        # Which of the five taps fall on which of the three pixels, for even and for odd outputs.
+        # Which of the five taps read which of the three pixels, for even and odd outputs.
         even = [[1, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]
         odd = [[1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 1, 1]]
         self.register_buffer("phases", th.tensor([even, odd], dtype=th.float32), persistent=False)
@@ -180,7 +180,7 @@ class UpsampledConv2d(Conv2dSame):
         :param x: (N, C, h, w)
         :return: (N, C', 2h, 2w)
         """
-        with th.autocast(x.device.type, enabled=False):  # sums of weights, in their own precision
+        with th.autocast(x.device.type, enabled=False):  # sum weights in their own precision
             weight = th.einsum("oiyx,aky,blx->oabikl", self.weight, self.phases, self.phases)  # (C', 2, 2, C, 3, 3)
             assert self.bias is not None
             bias = self.bias.repeat_interleave(4)  # (4 C',)
@@ -189,7 +189,7 @@ class UpsampledConv2d(Conv2dSame):
 
 class HiddenLayer(nn.Sequential):
     """
-    Linear -> RMSNorm -> SiLU, the hidden block of every network in Dreamer.
+    Linear -> RMSNorm -> SiLU, the hidden layer of all networks in Dreamer.
 
     :param in_features: I
     :param units: U
@@ -207,10 +207,10 @@ class HiddenLayer(nn.Sequential):
 
     def activate(self, x: th.Tensor) -> th.Tensor:
         """
-        :param x: what the linear layer made of its input (..., U)
+        :param x: output of the linear layer (..., U)
         :return: (..., U)
         """
-        # Acting has no gradient and few rows: there the calls count, not the passes over memory.
+        # Without gradients, batches are small (acting), so launch overhead dominates.
         return NormSiLU.apply(x, self.norm.weight) if th.is_grad_enabled() else F.silu(self.norm(x))
 
     @property
@@ -220,7 +220,7 @@ class HiddenLayer(nn.Sequential):
 
     @property
     def norm(self) -> RMSNorm:
-        """The norm behind it."""
+        """The norm after it."""
         return cast(RMSNorm, self[1])
 
 
@@ -239,10 +239,10 @@ class MLP(nn.Sequential):
 
     @property
     def first(self) -> HiddenLayer:
-        """The layer that reads the input."""
+        """The input layer."""
         return cast(HiddenLayer, self[0])
 
     @property
     def rest(self) -> "list[HiddenLayer]":
-        """All layers behind the first."""
+        """All layers after the input layer."""
         return [cast(HiddenLayer, layer) for layer in list(self)[1:]]

@@ -1,9 +1,11 @@
 """
-Structured values that travel between the floors.
+Structured values that are passed between modules.
 
-Legend of shape letters, used in every file: **B** batch, **T** time, **H** imagination horizon, **N** = B*T dream
-starts (or any flattened batch), **A** encoded action, **E** embed, **D** deter, **S** stoch groups, **K** classes,
-**F** = D + S*K features, **G** blocks, **U** hidden units, **C, h, w** image. Batch first, time second, channels first.
+Legend of shape letters, used in every file: **B** batch, **T** time, **H** imagination horizon, **N** = B*T start states of
+imagination (or any flattened batch), **A** encoded action, **E** embed, **D** deter, **S** groups of stoch (or of any
+categorical), **K** classes, **F** = D + S*K features, **G** blocks, **U** hidden units, **R** hidden units of the RSSM,
+**I** inputs and **O** outputs of a layer, **L** length of a sequence, **M** metrics, **C, h, w** image. Batch first, time
+second, channels first.
 """
 
 from typing import NamedTuple, TypeAlias
@@ -23,7 +25,7 @@ class LatentState(NamedTuple):
 
 
 class PolicyState(NamedTuple):
-    """What acting carries from step to step: the latent (n_envs, ...) and the encoded action taken from it (n_envs, A)."""
+    """State of acting between steps: latent state (n_envs, ...) and the encoded action chosen in it (n_envs, A)."""
 
     deter: th.Tensor
     stoch: th.Tensor
@@ -32,8 +34,8 @@ class PolicyState(NamedTuple):
 
 class SequenceIndices(NamedTuple):
     """
-    Where sampled rows live: ``steps`` (B, T), the running number of each row in its environment's stream, and
-    ``envs`` (B,). Running numbers never repeat, so a row that was overwritten meanwhile is recognised.
+    Position of sampled rows: ``steps`` (B, T), the number of each row since the start of its environment's stream, and
+    ``envs`` (B,). These numbers are never reused, so rows that have been overwritten since can be detected.
     """
 
     steps: np.ndarray
@@ -42,10 +44,10 @@ class SequenceIndices(NamedTuple):
 
 class SequenceBatch(NamedTuple):
     """
-    Windows of replay, one row per observation: every field at index t came *with* the observation at t.
+    Windows of the replay buffer, one row per observation. Every field at index t arrived together with the observation at t.
 
-    ``observations`` (B, T, ...) in the space's own dtype, ``prev_actions`` (B, T, action_dim), ``rewards``,
-    ``is_first``, ``is_last``, ``is_terminal`` (B, T); ``initial`` the latent before the first row (B, ...).
+    ``observations`` (B, T, ...) in the dtype of the space, ``prev_actions`` (B, T, action_dim), ``rewards``,
+    ``is_first``, ``is_last``, ``is_terminal`` (B, T); ``initial`` is the latent state before the first row (B, ...).
     """
 
     observations: TensorObs
@@ -59,14 +61,14 @@ class SequenceBatch(NamedTuple):
 
 
 class ImaginationNoise(NamedTuple):
-    """Noise of a dream: ``stoch`` (N, H, S) uniform and ``actions`` (N, H + 1, ...) as the actor's distribution wants it."""
+    """Noise of imagination: ``stoch`` (N, H, S) uniform, and ``actions`` (N, H + 1, ...) for the actor's distribution."""
 
     stoch: th.Tensor
     actions: th.Tensor
 
 
 class UpdateNoise(NamedTuple):
-    """All randomness of one training update: ``posterior`` (B, T, S) uniform and the dream's noise."""
+    """All noise of one training update: ``posterior`` (B, T, S) uniform, and the noise of imagination."""
 
     posterior: th.Tensor
     imagination: ImaginationNoise
@@ -74,8 +76,8 @@ class UpdateNoise(NamedTuple):
 
 class ImaginedTrajectory(NamedTuple):
     """
-    A dream of H steps from N starts: features (N, H + 1, F), actions (N, H + 1, action_dim), latents (N, H + 1, ...), and
-    the output of the actor's first linear layer (N, H + 1, U), if it was computed on the way.
+    Imagined trajectories of H steps from N start states: features (N, H + 1, F), actions (N, H + 1, action_dim), latents
+    (N, H + 1, ...), and the output of the actor's first linear layer (N, H + 1, U), if it has been computed.
     """
 
     features: th.Tensor

@@ -1,4 +1,4 @@
-"""Values of observations, actions and rewards, checked once where they enter, as they will be stored."""
+"""Checks of observations, actions and rewards before they are stored."""
 
 import math
 import warnings
@@ -14,18 +14,18 @@ from sb3_dreamer.common.images import choose_keys
 from sb3_dreamer.common.preprocessing import as_array_dict, as_space_dict
 from sb3_dreamer.common.type_aliases import NumpyObs
 
-# Rounding of a scaled action, and of an image that was resized, share of the range.
+# Tolerated rounding of scaled actions and resized images, as a fraction of the range.
 TOLERANCE = 1e-3
-# An image whose values stay below this share of their range may hold codes.
+# An image whose values stay below this fraction of their range may hold codes.
 SMALL_SHARE = 0.1
 # Kinds of dtype: float, signed and unsigned integer, bool.
 NUMBERS = "fiub"
-# What SB3 stores in fewer bits.
+# Dtypes that SB3 stores with fewer bits.
 STORED = {np.dtype(np.float64): np.dtype(np.float32)}
 
 
 def image_limits(space: spaces.Box, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """:return: lowest and highest value of an image, one number each where all pixels have the same"""
+    """:return: lowest and highest value of an image, one number each if they are the same for all pixels"""
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     margin = 0.0 if dtype.kind in "iub" else TOLERANCE * (high - low)
     limits = []
@@ -37,14 +37,14 @@ def image_limits(space: spaces.Box, dtype: np.dtype) -> tuple[np.ndarray, np.nda
 
 class ValueCheck:
     """
-    Checks rows of one space: every value must be allowed, and must still be so in the dtype in which it is stored.
+    Checks that all values of a batch are allowed by a space, also in the dtype in which they are stored.
 
-    :param name: what the message calls them
-    :param space: Box, Discrete, MultiDiscrete or MultiBinary. The bounds of a Box count where it is an image; elsewhere they
-        are ignored, as SB3 does.
+    :param name: name of the values in error messages
+    :param space: Box, Discrete, MultiDiscrete or MultiBinary. The bounds of a Box are only checked if it is an image; they are
+        ignored otherwise, as in SB3.
     :param is_image: whether the model reads it as an image
-    :param bounds: lowest and highest value in place of those of the space
-    :param hint: end of the message about a value
+    :param bounds: lowest and highest value, replacing those of the space
+    :param hint: end of the error message about a value
     """
 
     def __init__(
@@ -64,20 +64,20 @@ class ValueCheck:
         self.is_whole = self.dtype.kind in "iub"
         low, high, allowed = self._limits(space, is_image, bounds)
         self.has_one_range = bool(np.ptp(low) == 0 and np.ptp(high) == 0)
-        # Python's numbers are faster to compare with.
+        # Comparisons with Python numbers are faster.
         self.low: Any
         self.high: Any
         self.low, self.high = (low.flat[0].item(), high.flat[0].item()) if self.has_one_range else (low, high)
         self.hint = hint or allowed
         self.is_unbounded = isinstance(space, spaces.Box) and self.dtype.kind == "f" and bounds is None and not is_image
-        # Nothing to look for where each value of the dtype is allowed.
+        # No check is needed if all values of the dtype are allowed.
         info = np.iinfo(self.dtype) if self.dtype.kind in "iu" else None
         self.is_free = info is not None and bool(np.all(self.low <= info.min) and np.all(self.high >= info.max))
 
     def _limits(
         self, space: spaces.Space, is_image: bool, bounds: tuple[float, float] | None
     ) -> tuple[np.ndarray, np.ndarray, str]:
-        """:return: lowest and highest value of each element, and what is allowed in words"""
+        """:return: lowest and highest value of each element, and a description of the allowed values"""
         if isinstance(space, spaces.Box):
             if bounds is not None:
                 low, high = (np.asarray(bound, dtype=self.dtype) for bound in bounds)
@@ -99,7 +99,7 @@ class ValueCheck:
     def rows(self, values: np.ndarray, n_rows: int) -> np.ndarray:
         """
         :param values: (n_rows, \\*shape), axes of length 1 may be missing
-        :param n_rows: of the batch
+        :param n_rows: number of rows of the batch
         :return: the values as an array (n_rows, \\*shape)
         :raises ValueError: if they have another shape
         """
@@ -107,7 +107,7 @@ class ValueCheck:
         if array.dtype.kind not in NUMBERS:
             raise ValueError(f"`{self.name}` must hold numbers, got an array of {array.dtype}")
         if array.shape != (n_rows, *self.shape):
-            array = maybe_transpose(array, self.space)  # as SB3 takes images
+            array = maybe_transpose(array, self.space)  # as SB3 does for images
             if array.size != n_rows * math.prod(self.shape) or self._core_of(array, n_rows) != self.core:
                 raise ValueError(
                     f"`{self.name}` must have shape {(n_rows, *self.shape)}, one row per environment, got {array.shape}"
@@ -118,9 +118,9 @@ class ValueCheck:
     def __call__(self, values: np.ndarray, n_rows: int) -> np.ndarray:
         """
         :param values: see :meth:`rows`
-        :param n_rows: of the batch
+        :param n_rows: number of rows of the batch
         :return: the values as an array (n_rows, \\*shape)
-        :raises ValueError: names the first value that is not allowed, or the shape
+        :raises ValueError: if a value or the shape is not allowed
         """
         array = self.rows(values, n_rows)
         if not self._is_plainly_right(array):
@@ -128,7 +128,7 @@ class ValueCheck:
         return array
 
     def _is_plainly_right(self, array: np.ndarray) -> bool:
-        """:return: True if one or two passes over the array show that all is well; False if it takes a closer look"""
+        """:return: True if a quick test shows that all values are allowed; False if each value must be checked"""
         if array.size == 0 or (self.is_free and array.dtype == self.dtype):
             return True
         if self.is_unbounded and array.dtype == self.dtype:
@@ -140,7 +140,7 @@ class ValueCheck:
         )
 
     def _refuse_first_wrong(self, array: np.ndarray) -> None:
-        wide = array.astype(np.float64) if array.dtype.kind == "f" else array  # the limits may be beyond a short dtype
+        wide = array.astype(np.float64) if array.dtype.kind == "f" else array  # the limits may not fit into a short dtype
         is_allowed = (wide >= self.low) & (wide <= self.high)
         if self.is_whole and array.dtype.kind == "f":
             is_allowed &= array == np.rint(array)
@@ -161,8 +161,8 @@ class ObservationCheck:
     :class:`ValueCheck` for each key of an observation.
 
     :param space: observation space
-    :param image_keys: keys that are read as images; None: those that :func:`~sb3_dreamer.common.images.image_layout` names
-    :param takes_floats: also where a Box holds whole numbers, which VecNormalize turns into others
+    :param image_keys: keys that are images; None: decided by :func:`~sb3_dreamer.common.images.image_layout`
+    :param takes_floats: also allow floats in a Box of integers, because VecNormalize returns floats
     """
 
     def __init__(self, space: spaces.Space, image_keys: Collection[str] | None = None, takes_floats: bool = False) -> None:
@@ -176,16 +176,16 @@ class ObservationCheck:
 
     def __call__(self, observations: NumpyObs, n_rows: int) -> dict[str, np.ndarray]:
         """
-        :param observations: (n_rows, ...), possibly by key
-        :param n_rows: of the batch
-        :return: by key (n_rows, \\*shape)
+        :param observations: (n_rows, ...), or a dict of these
+        :param n_rows: number of rows of the batch
+        :return: arrays by key (n_rows, \\*shape)
         :raises ValueError: if a key is missing or a value is not allowed
         """
         arrays = self.check_keys(observations)
         return {key: check(arrays[key], n_rows) for key, check in self.parts.items()}
 
     def rows(self, observations: NumpyObs, n_rows: int) -> dict[str, np.ndarray]:
-        """As a call, but only shapes and keys are checked."""
+        """Same as calling the object, but only shapes and keys are checked."""
         arrays = self.check_keys(observations)
         return {key: check.rows(arrays[key], n_rows) for key, check in self.parts.items()}
 
@@ -200,7 +200,7 @@ class ObservationCheck:
         return arrays
 
     def check_numbers(self, observations: NumpyObs) -> None:
-        """:raises ValueError: if the keys are not those of the space, or an array holds no numbers"""
+        """:raises ValueError: if the keys are not those of the space, or an array does not hold numbers"""
         for key, array in self.check_keys(observations).items():
             kind = np.asarray(array).dtype
             if kind.kind not in NUMBERS:
@@ -208,7 +208,7 @@ class ObservationCheck:
 
 
 def action_check(space: spaces.Space) -> ValueCheck:
-    """:return: what checks actions as the replay stores them: class indices, or a Box scaled to [-1, 1]"""
+    """:return: check of actions as stored in the replay buffer: class indices, or values scaled to [-1, 1] for a Box"""
     if not isinstance(space, spaces.Box):
         return ValueCheck("action", space)
     hint = "actions of a Box are stored scaled to [-1, 1], see `policy.scale_action`"
@@ -217,15 +217,15 @@ def action_check(space: spaces.Space) -> ValueCheck:
 
 
 def reward_check() -> ValueCheck:
-    """:return: what checks rewards, one number per environment"""
+    """:return: check of rewards, one number per environment"""
     return ValueCheck("reward", spaces.Box(-np.inf, np.inf, (), np.float32))
 
 
 class RangeCheck:
     """
-    One warning for the first value outside of what the two-hot reward and value heads can say (symexp(20)).
+    Warn once about values outside of the range of the two-hot reward and value heads (symexp(20)).
 
-    :param name: what the message calls it
+    :param name: name of the value in the warning
     """
 
     def __init__(self, name: str) -> None:
@@ -234,7 +234,9 @@ class RangeCheck:
 
     def __call__(self, values: np.ndarray) -> None:
         """
-        :param values: any shape
+        Warn at the first value out of range.
+
+        :param values: values of any shape
         """
         largest = float(np.abs(values).max(initial=0.0))
         if largest > TWO_HOT_LIMIT and not self.has_warned:
@@ -247,11 +249,11 @@ class RangeCheck:
 
 def warn_if_codes(key: str, space: spaces.Box, rows: np.ndarray, n_envs: int) -> None:
     """
-    One warning for an image whose values use a small part of their range: they may be codes, not brightness.
+    Warn about an image whose values use a small part of their range, because they may be codes instead of brightness.
 
-    :param key: of the observation
-    :param space: of the key
-    :param rows: (n, n_envs, ...) seen so far
+    :param key: key of the observation
+    :param space: space of the key
+    :param rows: observations so far (n, n_envs, ...)
     :param n_envs: number of environments
     """
     low, high, largest = float(space.low.min()), float(space.high.max()), float(rows.max())

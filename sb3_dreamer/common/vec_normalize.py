@@ -1,4 +1,4 @@
-"""VecNormalize below SB3's VecTransposeImage, the order in which SB3 and RL Zoo put them."""
+"""VecNormalize inside VecTransposeImage, the order in which SB3 and RL Zoo wrap an environment."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ from sb3_dreamer.common.type_aliases import NumpyObs
 
 class TransposedOriginals:
     """
-    A VecNormalize whose original observations have the layout of the model: SB3 stores those, and they hold images as they
-    were before VecTransposeImage. All else is the VecNormalize's own.
+    A VecNormalize whose original observations have the layout of the model. SB3 stores the original observations, which
+    otherwise hold images as they are before VecTransposeImage. All other attributes are those of the VecNormalize.
 
-    :param vec_normalize: normalises all keys but the images
-    :param observation_space: of the model
+    :param vec_normalize: normalises all keys except the images
+    :param observation_space: observation space of the model
     """
 
     def __init__(self, vec_normalize: VecNormalize, observation_space: spaces.Space):
@@ -27,7 +27,7 @@ class TransposedOriginals:
         return getattr(self.vec_normalize, name)
 
     def get_original_obs(self) -> NumpyObs:
-        """:return: observations that are not normalised, images channels first"""
+        """:return: observations without normalisation, images channels first"""
         originals = self.vec_normalize.get_original_obs()
         if not isinstance(originals, dict):
             return maybe_transpose(originals, self.space_dict[SINGLE_KEY])
@@ -36,9 +36,9 @@ class TransposedOriginals:
 
 def in_model_layout(vec_normalize: VecNormalize | None, observation_space: spaces.Space) -> Any:
     """
-    :param vec_normalize: of the environment
-    :param observation_space: of the model
-    :return: the same, or in :class:`TransposedOriginals` where images are transposed around it
+    :param vec_normalize: VecNormalize of the environment
+    :param observation_space: observation space of the model
+    :return: the same object, wrapped in :class:`TransposedOriginals` if images are transposed outside of it
     """
     if vec_normalize is None:
         return vec_normalize

@@ -1,8 +1,8 @@
 """
-Wrappers that the presets name under ``env_wrapper`` and that gymnasium lacks.
+Wrappers for the presets (``env_wrapper``) that gymnasium does not have.
 
 Functions that need other arguments of ``gymnasium.make`` make the environment again (:func:`remake`), so that one line of
-YAML serves training, evaluation and every command of RL Zoo alike.
+YAML is enough for training, evaluation and all commands of RL Zoo.
 """
 
 from typing import Any
@@ -13,34 +13,47 @@ from gymnasium import spaces
 from gymnasium.wrappers import AddRenderObservation, AtariPreprocessing, ResizeObservation
 from stable_baselines3.common.monitor import Monitor
 
+from sb3_dreamer.common.envs.crafter import CrafterEnv
+
+__all__ = [
+    "ActionRepeat",
+    "CodesToClasses",
+    "CrafterEnv",
+    "TupleToDict",
+    "atari",
+    "dm_control_pixels",
+    "flappy_bird_frames",
+    "remake",
+]
+
 
 def remake(env: gym.Env, **kwargs: Any) -> gym.Env:
     """
-    The same environment with other arguments, under the same ``Monitor``.
+    Make an environment again with other arguments, and keep its ``Monitor``.
 
-    :param env: made by ``gymnasium.make``, with or without a ``Monitor`` around it and nothing else
+    :param env: environment made by ``gymnasium.make``, without wrappers other than a ``Monitor``
     :param kwargs: arguments of ``gymnasium.make``
     :return: the new environment
     :raises ValueError: if the environment was not made by ``gymnasium.make``
     """
     inner = env.env if isinstance(env, Monitor) else env
     if inner.spec is None:
-        raise ValueError(f"The environment must come from `gymnasium.make`, for it is made anew with {kwargs}; got {env}")
+        raise ValueError(f"The environment must come from `gymnasium.make`, because it is made again with {kwargs}; got {env}")
     made = gym.make(inner.spec, **kwargs)
     inner.close()
     if not isinstance(env, Monitor):
         return made
     env.env = made
-    env._cached_spec = None  # gymnasium would go on to show the old one
+    env._cached_spec = None  # otherwise gymnasium would still return the old one
     return env
 
 
 class ActionRepeat(gym.Wrapper):
     """
-    Do each action several times: rewards add up, and the end of the episode ends the repetition.
+    Repeat each action several times and sum the rewards. The repetition stops when the episode ends.
 
     :param env: environment
-    :param repeat: how often
+    :param repeat: number of repetitions
     :raises ValueError: if ``repeat`` is below 1
     """
 
@@ -65,14 +78,14 @@ def atari(
     env: gym.Env, screen_size: int = 64, grayscale: bool = False, sticky: float = 0.0, full_action_space: bool = False
 ) -> gym.Env:
     """
-    Atari as DreamerV3 sees it: 4 frames per action, the maximum of the last two, up to 30 no-ops at the start; lives are
-    ignored and rewards left alone. The defaults are the Atari100k protocol.
+    Atari preprocessing of DreamerV3: 4 frames per action, the maximum of the last two frames, up to 30 no-ops at the start.
+    Lives are ignored and rewards unchanged. The defaults are those of the Atari100k protocol.
 
     :param env: an ``ALE/...-v5`` environment
     :param screen_size: height and width in pixels
     :param grayscale: one channel instead of three
-    :param sticky: probability that the last action is done once more
-    :param full_action_space: all 18 actions instead of those the game knows
+    :param sticky: probability of repeating the previous action
+    :param full_action_space: use all 18 actions instead of those that the game needs
     :return: images (screen_size, screen_size, 3 or 1)
     """
     raw = remake(env, frameskip=1, repeat_action_probability=sticky, full_action_space=full_action_space)
@@ -89,10 +102,12 @@ def atari(
 
 def dm_control_pixels(env: gym.Env, size: int = 64, camera_id: int | None = None) -> gym.Env:
     """
+    Replace the observations of dm_control by images.
+
     :param env: a ``dm_control/...`` environment of shimmy
     :param size: height and width in pixels
-    :param camera_id: the camera; None: 2 for the quadruped, else 0, as in the published runs
-    :return: images (size, size, 3) instead of numbers
+    :param camera_id: camera; None: 2 for the quadruped and 0 for all others, as in the published runs
+    :return: images (size, size, 3)
     """
     if camera_id is None:
         spec = env.unwrapped.spec
@@ -103,16 +118,23 @@ def dm_control_pixels(env: gym.Env, size: int = 64, camera_id: int | None = None
 
 def flappy_bird_frames(env: gym.Env, size: int = 64) -> gym.Env:
     """
+    Replace the observations of FlappyBird by images.
+
     :param env: ``FlappyBird-v0``
     :param size: height and width in pixels
-    :return: images (size, size, 3) instead of numbers
+    :return: images (size, size, 3)
     """
     frames = AddRenderObservation(remake(env, render_mode="rgb_array", use_lidar=False))
     return ResizeObservation(frames, (size, size))
 
 
 class TupleToDict(gym.ObservationWrapper):
-    """Observations of a Tuple as a Dict with the keys ``"0"``, ``"1"``, ..., for SB3 knows no Tuple."""
+    """
+    Convert Tuple observations to a Dict with the keys ``"0"``, ``"1"``, ..., because SB3 does not support Tuple.
+
+    :param env: environment with Tuple observations
+    :raises ValueError: if the observations are not a Tuple
+    """
 
     def __init__(self, env: gym.Env):
         super().__init__(env)
@@ -121,18 +143,18 @@ class TupleToDict(gym.ObservationWrapper):
         self.observation_space = spaces.Dict({str(i): space for i, space in enumerate(env.observation_space.spaces)})
 
     def observation(self, observation: tuple[Any, ...]) -> dict[str, Any]:
-        """:return: the parts by their position"""
+        """:return: the parts by position"""
         return {str(i): part for i, part in enumerate(observation)}
 
 
 class CodesToClasses(gym.ObservationWrapper):
     """
-    A grid of codes (as MiniGrid's 7x7x3) as classes: the model reads one-hots and reconstructs classes. As a picture, where
-    the codes 1 and 2 are almost the same brightness, it would hardly see a change.
+    Convert a grid of codes (as in MiniGrid, 7x7x3) to classes: the model then reads one-hots and reconstructs classes. In an
+    image, the codes 1 and 2 would have almost the same brightness.
 
-    :param env: its observations are whole numbers of any shape, counted from 0
+    :param env: environment with integer observations of any shape, starting at 0
     :param classes: number of codes, the same for all elements
-    :raises ValueError: if the observations are no Box of whole numbers, or ``classes`` is below 2
+    :raises ValueError: if the observations are not a Box of integers, or ``classes`` is below 2
     """
 
     def __init__(self, env: gym.Env, classes: int):
@@ -147,44 +169,3 @@ class CodesToClasses(gym.ObservationWrapper):
     def observation(self, observation: np.ndarray) -> np.ndarray:
         """:return: the codes as one vector"""
         return observation.reshape(-1).astype(np.int64)
-
-
-class CrafterEnv(gym.Env):
-    """
-    Crafter (Hafner 2021) for gymnasium: an episode terminates when the player dies, which Crafter tells by a discount of 0,
-    and is truncated after 10,000 steps.
-
-    :param size: height and width in pixels
-    :param render_mode: ``"rgb_array"`` or None
-    :param seed: of the first world; later ones follow from it
-    """
-
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
-
-    def __init__(self, size: int = 64, render_mode: str | None = None, seed: int | None = None):
-        self.size, self.render_mode = size, render_mode
-        self._make(seed)
-        self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
-        self.action_space = spaces.Discrete(int(self.crafter.action_space.n))
-
-    def _make(self, seed: int | None) -> None:
-        import crafter  # optional, and slow to import
-
-        self.crafter = crafter.Env(size=(self.size, self.size), seed=seed)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """A new world; with a seed, the first one of that seed."""
-        super().reset(seed=seed, options=options)
-        if seed is not None:
-            self._make(seed)
-        return self.crafter.reset(), {}
-
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """One step. Alive at the step limit: truncated, not terminated."""
-        observation, reward, is_over, info = self.crafter.step(int(action))
-        is_dead = info["discount"] == 0
-        return observation, float(reward), bool(is_dead), bool(is_over and not is_dead), info
-
-    def render(self) -> np.ndarray:
-        """:return: the image that the agent sees"""
-        return self.crafter.render((self.size, self.size))

@@ -1,4 +1,4 @@
-"""What users of SB3's and sb3-contrib's other algorithms know, and what takes its place here."""
+"""Arguments and policies of other algorithms in SB3 and sb3-contrib, and their counterparts in DreamerV3."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -10,18 +10,18 @@ LATENT = "`deter` in `policy_kwargs`, or `model_size`: the recurrent state is th
 
 
 def by_name(*groups: tuple[str, str]) -> dict[str, str]:
-    """:return: the counterpart of each name, from pairs of names that share one and the counterpart"""
+    """:return: the counterpart of each name, from pairs of space-separated names and their common counterpart"""
     return {name: counterpart for names, counterpart in groups for name in names.split()}
 
 
-# Arguments of the constructors.
+# Arguments of constructors.
 ARGUMENTS = by_name(
     ("gradient_steps n_epochs n_critic_updates", "`training_ratio`, the replayed time steps per environment step"),
     ("n_steps", "`return_lambda` for the returns, `batch_length` for the windows, `train_freq` for the rollouts"),
     ("action_noise use_sde sde_sample_freq use_sde_at_warmup", NO_NOISE),
     ("exploration_fraction exploration_initial_eps exploration_final_eps", NO_NOISE),
     ("target_entropy", "`ent_coef`, a fixed weight of the entropy"),
-    ("target_policy_noise target_noise_clip", "none, the critic learns from the actions of dreams"),
+    ("target_policy_noise target_noise_clip", "none, the critic learns from imagined actions"),
     ("optimize_memory_usage", "none, every observation is stored once already"),
     ("net_arch", "`model_size`, or single dimensions in `policy_kwargs`"),
     ("target_update_interval", "`tau`, the slow critic moves at each update"),
@@ -33,12 +33,15 @@ ARGUMENTS = by_name(
     ("rollout_buffer_class", "`replay_buffer_class`"),
     ("rollout_buffer_kwargs", "`replay_buffer_kwargs`"),
     ("normalize_advantage", "none, advantages are divided by the range of the returns"),
-    ("clip_range clip_range_vf target_kl sub_sampling_factor", "none, dreams are made by the newest policy and used once"),
+    (
+        "clip_range clip_range_vf target_kl sub_sampling_factor",
+        "none, trajectories are imagined by the newest policy and used once",
+    ),
     ("cg_max_steps cg_damping line_search_shrinking_factor line_search_max_iter", "none, each update is one optimizer step"),
     ("top_quantiles_to_drop_per_net", ONE_CRITIC),
     (
         "n_delta n_top delta_std zero_policy alive_bonus_offset n_eval_episodes",
-        "none, gradients take the place of random search",
+        "none, policies are trained by gradients, not by random search",
     ),
 )
 # Keys of `policy_kwargs`.
@@ -47,8 +50,8 @@ POLICY_KWARGS = by_name(
     ("features_extractor_class features_extractor", "`encoder_class`"),
     ("features_extractor_kwargs", "`encoder_kwargs`"),
     ("share_features_extractor", "none, actor and critic read the features of the world model"),
-    ("activation_fn", "`encoder_class` and `decoder_class` for networks of your own"),
-    ("ortho_init with_bias", "none, layers are made as the paper makes them"),
+    ("activation_fn", "`encoder_class` and `decoder_class` for custom networks"),
+    ("ortho_init with_bias", "none, layers are those of the paper"),
     ("n_critics", ONE_CRITIC),
     ("n_quantiles", "`bins` of the two-hot distributions"),
     ("use_sde log_std_init full_std use_expln", NO_NOISE),
@@ -70,8 +73,9 @@ POLICIES = {
 
 def refuse_arguments(arguments: dict[str, Any]) -> None:
     """
-    :param arguments: by name
-    :raises TypeError: if one is an argument, or a key of ``policy_kwargs``, of SB3's other algorithms; names its counterpart
+    :param arguments: arguments by name
+    :raises TypeError: if one belongs to another algorithm of SB3, as an argument or a key of ``policy_kwargs``. The message
+        names its counterpart.
     """
     for name, value in arguments.items():
         counterpart = ARGUMENTS.get(name, POLICY_KWARGS.get(name))
@@ -80,16 +84,16 @@ def refuse_arguments(arguments: dict[str, Any]) -> None:
 
 
 def hints(names: Iterable[str]) -> str:
-    """:return: a sentence for each of these keys of ``policy_kwargs`` that has a counterpart"""
+    """:return: one sentence for each of these keys of ``policy_kwargs`` that has a counterpart"""
     return "".join(f"The counterpart of `{name}`: {POLICY_KWARGS[name]}. " for name in names if name in POLICY_KWARGS)
 
 
 def name_counterparts(constructor: Callable[..., None]) -> Callable[..., None]:
     """
-    Decorate a constructor: what belongs to SB3's other algorithms is refused by naming its counterpart.
+    Decorate a constructor, so that arguments and policies of other algorithms raise an error that names their counterpart.
 
     :param constructor: an ``__init__`` whose first argument is the policy
-    :return: the same with the same signature
+    :return: the decorated constructor, with the same signature
     """
 
     @functools.wraps(constructor)

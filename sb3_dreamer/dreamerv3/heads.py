@@ -1,4 +1,4 @@
-"""Heads: features of a latent state to a distribution."""
+"""Heads: they map features of a latent state to a distribution."""
 
 import torch as th
 from gymnasium import spaces
@@ -12,10 +12,10 @@ from sb3_dreamer.dreamerv3.model_sizes import ModelSize
 
 class TwoHotHead(nn.Module):
     """
-    Reward and critic: a scalar as a two-hot distribution, which predicts exactly 0 at initialisation.
+    Two-hot distribution over a scalar, for reward and critic. It predicts exactly 0 at initialisation.
 
     :param size: model dimensions
-    :param n_layers: hidden layers
+    :param n_layers: number of hidden layers
     """
 
     bins: th.Tensor
@@ -36,7 +36,7 @@ class TwoHotHead(nn.Module):
 
 class ContinueHead(nn.Module):
     """
-    Probability that the episode goes on, times the discount, which is inside the training target.
+    Probability that the episode continues, times the discount factor, which is part of the training target.
 
     :param size: model dimensions
     """
@@ -56,7 +56,7 @@ class ContinueHead(nn.Module):
 
 class ActorHead(nn.Module):
     """
-    Policy: bounded normals for a Box, categoricals for all discrete spaces.
+    Actor: bounded normal distributions for a Box, categorical distributions for all discrete spaces.
 
     :param action_space: action space of the environment
     :param size: model dimensions
@@ -69,21 +69,21 @@ class ActorHead(nn.Module):
         width = encoded_dim(action_space)
         self.noise_dim = width if self.sizes is None else len(self.sizes)
         self.mlp = MLP(size.features_dim, size.units, size.actor_layers)
-        # Discrete: logits. Box: the mean; the standard deviation has a layer of its own.
+        # Discrete: logits. Box: mean, with a second layer for the standard deviation.
         self.output = Linear(size.units, width, outscale=0.01)
         self.output_std = Linear(size.units, width, outscale=0.01) if self.sizes is None else None
 
     def forward(self, features: th.Tensor) -> BoundedNormal | MultiCategorical:
         """
         :param features: (..., F)
-        :return: distribution over actions (..., action_dim); log-probability and entropy come per dimension
+        :return: distribution over actions (..., action_dim); log-probability and entropy are per dimension
         """
         return self.distribution(self.mlp(features))
 
     def distribution(self, x: th.Tensor) -> BoundedNormal | MultiCategorical:
         """
-        :param x: what the hidden layers made of features (..., U)
-        :return: as :meth:`forward`
+        :param x: output of the hidden layers (..., U)
+        :return: see :meth:`forward`
         """
         if self.sizes is None:
             assert self.output_std is not None
@@ -93,7 +93,7 @@ class ActorHead(nn.Module):
     def draw_noise(self, *shape: int) -> th.Tensor:
         """
         :param shape: leading axes
-        :return: what ``sample`` of the distribution asks for, (\\*shape, action_dim)
+        :return: noise for ``sample`` of the distribution, (\\*shape, action_dim)
         """
         draw = th.randn if self.sizes is None else th.rand
         return draw(*shape, self.noise_dim, device=self.output.weight.device)

@@ -1,4 +1,4 @@
-"""Imagination: roll the actor out inside the world model."""
+"""Imagination: rollouts of the actor in the world model."""
 
 import torch as th
 
@@ -11,28 +11,28 @@ from sb3_dreamer.dreamerv3.world_model import WorldModel
 @th.no_grad()
 def imagine(world_model: WorldModel, actor: ActorHead, state: LatentState, noise: ImaginationNoise) -> ImaginedTrajectory:
     """
-    Imagine H steps from each start. No gradient is needed: the actor learns by REINFORCE on the stored features.
+    Imagine H steps from each start. No gradient is needed, because the actor learns by REINFORCE on the stored features.
 
     .. code-block:: text
 
         states     s_0 ──▶ s_1 ──▶ ... ──▶ s_H        s_0 posterior, the rest imagined
-        actions    a_0     a_1     ...     a_H        a_k ~ actor(s_k); the last one leads nowhere
+        actions    a_0     a_1     ...     a_H        a_t ~ actor(s_t); a_H is not executed
 
-    :param world_model: gives the dynamics
-    :param actor: gives the actions
-    :param state: N starts
-    :param noise: of H steps, which sets the horizon
+    :param world_model: predicts the next states
+    :param actor: chooses the actions
+    :param state: N start states
+    :param noise: noise of H steps, which also determines the horizon
     :return: the imagined trajectory, (N, H + 1, ...)
     """
     rssm = world_model.rssm
     horizon = noise.stoch.shape[1]
     states, features, actions = [], [], []
-    for k in range(horizon + 1):
+    for t in range(horizon + 1):
         states.append(state)
         features.append(rssm.features(state))  # (N, F)
-        actions.append(actor(features[-1]).sample(noise.actions[:, k]))  # (N, action_dim)
-        if k < horizon:
+        actions.append(actor(features[-1]).sample(noise.actions[:, t]))  # (N, action_dim)
+        if t < horizon:
             action = encode_actions(actions[-1], world_model.action_space)  # (N, A)
-            state = rssm.img_step(state, action, noise.stoch[:, k])
+            state = rssm.img_step(state, action, noise.stoch[:, t])
     latents = LatentState(th.stack([s.deter for s in states], dim=1), th.stack([s.stoch for s in states], dim=1))
     return ImaginedTrajectory(th.stack(features, dim=1), th.stack(actions, dim=1), latents)

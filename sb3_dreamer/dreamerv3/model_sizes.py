@@ -1,4 +1,4 @@
-"""Model sizes: one line each. Number sizes are the official ones (2025), letters take RLlib's widths."""
+"""Model sizes. Sizes named by numbers are those of the official code (2025), sizes named by letters are those of RLlib."""
 
 from dataclasses import dataclass, fields, replace
 from numbers import Integral
@@ -14,23 +14,23 @@ class ModelSize:
     :param hidden: width of the RSSM's hidden layers
     :param stoch: S, groups of the stochastic state
     :param classes: K, classes per group
-    :param blocks: G, blocks of the recurrent core and of the image decoder's first layer
+    :param blocks: G, blocks of the GRU and of the image decoder's input layer
     :param units: U, width of the MLPs
     :param depth: base number of channels of the convolutions
-    :param cnn_multipliers: channels of each convolution stage in units of ``depth``; None: (2, 3, 4, 4), cut or its last
-        repeated to as many stages as the image needs. If given, there is one stage per entry.
+    :param cnn_multipliers: channels of each convolution stage in units of ``depth``, one entry per stage; None: (2, 3, 4, 4),
+        shortened, or with the last entry repeated, to match the image size
     :param encoder_layers: hidden layers of the vector encoder
     :param decoder_layers: hidden layers of the vector decoder
-    :param dynamics_layers: hidden block layers of the recurrent core
+    :param dynamics_layers: hidden block layers of the GRU
     :param prior_layers: hidden layers of the prior
     :param posterior_layers: hidden layers of the posterior
     :param reward_layers: hidden layers of the reward head
     :param continue_layers: hidden layers of the continue head
     :param actor_layers: hidden layers of the actor
     :param critic_layers: hidden layers of the critic
-    :param bins: bins of reward and value
-    :param unimix: uniform share in prior and posterior
-    :param actor_unimix: uniform share in discrete policies; 0 as in the official code
+    :param bins: bins of the two-hot distributions of reward and value
+    :param unimix: share of the uniform distribution in prior and posterior
+    :param actor_unimix: share of the uniform distribution in discrete policies; 0 as in the official code
     """
 
     deter: int = 8192
@@ -70,7 +70,7 @@ class ModelSize:
 
     @property
     def features_dim(self) -> int:
-        """F = D + S * K, width of what every head reads."""
+        """F = D + S * K, input width of all heads."""
         return self.deter + self.stoch * self.classes
 
     @property
@@ -109,9 +109,10 @@ SIZE_FIELDS = frozenset(field.name for field in fields(ModelSize))
 
 def resolve_model_size(name: str, has_images: bool = False, **overrides: Any) -> ModelSize:
     """
-    :param name: a key of ``MODEL_SIZES``, also spelt ``size12m``, or ``"auto"``: 1m without images, 12m with
-    :param has_images: decides ``"auto"``
-    :param overrides: single dimensions
+    :param name: a key of ``MODEL_SIZES``, optionally with the prefix ``size``, or ``"auto"``: 1m without images, 12m with
+        images
+    :param has_images: whether the model reads images, for ``"auto"``
+    :param overrides: values of single dimensions
     :return: the dimensions
     :raises ValueError: if the name is unknown or a dimension is out of range
     """

@@ -1,4 +1,4 @@
-"""Observation in, observation out: the encoder and its mirror, the decoder, for any mix of keys."""
+"""Encoder and decoder for observations of any mix of images and vectors."""
 
 import math
 from collections.abc import Callable
@@ -37,17 +37,18 @@ from sb3_dreamer.common.type_aliases import TensorObs
 from sb3_dreamer.dreamerv3.model_sizes import ModelSize
 
 MULTIPLIERS = (2, 3, 4, 4)
-# Sides of the coarsest feature map, as the official encoder asserts them.
+# Allowed height and width of the coarsest feature map, as asserted in the official encoder.
 MIN_SIDE, MAX_SIDE = 3, 16
-# Activations of one layer that are computed at a time on a CPU. Whole batches are slower there: the allocator fetches every
-# array of 32 MB from the system again, page by page.
+# Number of activations of one layer that are computed at a time on a CPU. Whole batches are slower: the allocator requests
+# arrays above 32 MB from the system each time, page by page.
 CHUNK_NUMEL = 2**22
 
 
 def n_cnn_stages(height: int, width: int) -> int:
     """
-    How often an image is halved: four times if that leaves sides of 3 to 16; else as often as the shorter side
-    allows, or, for large images, as often as the longer side needs. The lower bound wins.
+    How often an image is halved. The default is four times, which must leave sides of 3 to 16 pixels. Larger images are
+    halved more often until the longer side fits, smaller ones less often so that the shorter side fits. If both are
+    impossible, the lower bound wins.
 
     :param height: of the image in pixels
     :param width: of the image in pixels
@@ -68,10 +69,10 @@ def n_cnn_stages(height: int, width: int) -> int:
 
 class UnitPixels(nn.Module):
     """
-    Pixels in [0, 1] from the bounds of an image space, channels first.
+    Scale pixels to [0, 1] by the bounds of the image space, and move channels first.
 
-    :param space: an image
-    :param layout: how it is read
+    :param space: space of the image
+    :param layout: order of its axes
     """
 
     low: th.Tensor
@@ -81,10 +82,10 @@ class UnitPixels(nn.Module):
         super().__init__()
         self.layout = layout
         low, high = space.low.astype(np.float32), space.high.astype(np.float32)
-        is_same = np.ptp(low) == 0.0 and np.ptp(high) == 0.0  # for all pixels: keep one number
+        is_same = np.ptp(low) == 0.0 and np.ptp(high) == 0.0  # one number for all pixels
         for name, bound in (("low", low), ("span", high - low)):
-            whole = th.tensor(bound.flat[0]) if is_same else layout.channels_first(th.tensor(bound[None]))[0]  # (C, h, w)
-            self.register_buffer(name, whole, persistent=False)
+            value = th.tensor(bound.flat[0]) if is_same else layout.channels_first(th.tensor(bound[None]))[0]  # (C, h, w)
+            self.register_buffer(name, value, persistent=False)
 
     def forward(self, image: th.Tensor) -> th.Tensor:
         """
@@ -96,11 +97,11 @@ class UnitPixels(nn.Module):
 
 class ImageTower:
     """
-    Geometry of one stack of convolutions, shared by encoder and decoder: which keys it reads and in which sizes.
+    Keys and sizes of one stack of convolutions, shared by encoder and decoder.
 
     :param keys: image keys of equal height and width, sorted; their channels are concatenated
     :param image_spaces: their spaces
-    :param layouts: how they are read
+    :param layouts: order of their axes
     :param size: model dimensions
     """
 
@@ -129,15 +130,17 @@ class ImageTower:
 
 def chunked(function: Callable[..., th.Tensor], floats_per_row: int, *arguments: th.Tensor) -> th.Tensor:
     """
-    :param function: of N rows, which it treats each by itself
-    :param floats_per_row: of its largest layer
+    Call a function, in chunks of rows on a CPU.
+
+    :param function: a function that processes its N rows independently
+    :param floats_per_row: size of its largest layer
     :param arguments: (N, ...) each
-    :return: its result (N, ...), on a CPU computed in chunks
+    :return: result of the function (N, ...)
     """
     size = max(1, CHUNK_NUMEL // floats_per_row)
     if arguments[0].device.type != "cpu" or len(arguments[0]) <= size:
         return function(*arguments)
-    return th.cat([function(*piece) for piece in zip(*(argument.split(size) for argument in arguments), strict=True)])
+    return th.cat([function(*chunk) for chunk in zip(*(argument.split(size) for argument in arguments), strict=True)])
 
 
 def split_keys(
@@ -146,9 +149,9 @@ def split_keys(
     """
     :param observation_space: space of the environment
     :param size: model dimensions
-    :param layouts: of the keys that are images
-    :param keys: which keys are asked for, sorted
-    :return: one tower per image size, in the order of their first keys, and the keys that are no images; all sorted
+    :param layouts: layouts of the keys that are images
+    :param keys: the keys to read, sorted
+    :return: one tower per image size, in the order of their first keys, and the sorted keys that are not images
     """
     space_dict = as_space_dict(observation_space)
     by_size: dict[tuple[int, int], list[str]] = {}
@@ -166,7 +169,7 @@ class ConvEncoder(nn.Module):
     """
     Stages of 5x5 convolution, 2x2 max-pool, RMSNorm over channels, SiLU (pool before norm).
 
-    :param tower: geometry
+    :param tower: keys and sizes of the images
     """
 
     def __init__(self, tower: ImageTower):
@@ -180,7 +183,7 @@ class ConvEncoder(nn.Module):
 
     def forward(self, by_key: dict[str, th.Tensor]) -> th.Tensor:
         """
-        :param by_key: observations, of which this tower reads its own images (N, C, h, w)
+        :param by_key: observations, including the images of this tower (N, C, h, w)
         :return: features flattened in the order (h, w, channel), (N, tower.features_dim)
         """
         tower = self.tower
@@ -190,7 +193,7 @@ class ConvEncoder(nn.Module):
         units = [to_unit(image) for image, to_unit in zip(images, self.to_unit, strict=True)]
         x = th.cat(units, dim=1) - 0.5  # (N, C, h, w)
         if self.tower.pad_height or self.tower.pad_width:
-            # Edge values at bottom and right: no resize, and the decoder crops the same pixels off.
+            # Repeat the edge at bottom and right instead of resizing. The decoder crops the same pixels.
             x = F.pad(x, (0, self.tower.pad_width, 0, self.tower.pad_height), mode="replicate")
         x = self.stages(x.contiguous(memory_format=th.channels_last))  # (N, C', h', w')
         return x.permute(0, 2, 3, 1).flatten(1)  # (N, h' * w' * C')
@@ -198,12 +201,13 @@ class ConvEncoder(nn.Module):
 
 class MultiEncoder(BaseFeaturesExtractor):
     """
-    All keys of an observation to one embedding: an MLP over vectors (symlog values and one-hots), a tower per image size.
+    Encode all keys of an observation as one embedding: an MLP reads vectors (symlog values and one-hots), and one tower of
+    convolutions reads the images of each size.
 
     :param observation_space: space of the environment
     :param size: model dimensions
-    :param keys: which keys it reads, and how; None: all of them
-    :param symlog_inputs: if False, vectors enter as they are
+    :param keys: keys to read and their layouts; None: all keys
+    :param symlog_inputs: if False, vectors are encoded without symlog
     """
 
     def __init__(
@@ -222,7 +226,7 @@ class MultiEncoder(BaseFeaturesExtractor):
         self.symlog_inputs = symlog_inputs
         self.spaces = space_dict
         self.vector_keys = vector_keys
-        # Python's numbers, not the spaces' own: a compiler would take those of numpy for tensors.
+        # Python numbers, because torch.compile would treat numpy numbers as tensors.
         self.sizes = {key: class_counts(space_dict[key]) for key in vector_keys}
         self.starts = {key: class_starts(space_dict[key]) for key in vector_keys}
         self.mlp = MLP(vector_dim, size.units, size.encoder_layers) if vector_keys else None
@@ -253,16 +257,17 @@ class MultiEncoder(BaseFeaturesExtractor):
 
 class ConvDecoder(nn.Module):
     """
-    Mirror of :class:`ConvEncoder`: both latents are written to the coarsest map, then upsampled and convolved.
+    Mirror of :class:`ConvEncoder`: deter and stoch are projected to the coarsest feature map, which is then upsampled by
+    convolutions.
 
-    :param tower: geometry
+    :param tower: keys and sizes of the images
     :param size: model dimensions
     """
 
     def __init__(self, tower: ImageTower, size: ModelSize):
         super().__init__()
         self.tower = tower
-        # A map too thin for the blocks of the recurrent core takes as many of them as divide it.
+        # If the channels are not a multiple of the GRU's blocks, use the largest number of blocks that divides both.
         self.blocks = math.gcd(size.blocks, tower.channels[-1])
         self.from_deter = BlockLinear(size.deter, tower.features_dim, self.blocks)
         self.from_stoch = nn.Sequential(
@@ -279,7 +284,7 @@ class ConvDecoder(nn.Module):
         """
         :param deter: (N, D)
         :param stoch: (N, S * K)
-        :return: distribution over pixels in [0, 1] by key
+        :return: distribution over pixels in [0, 1] for each key
         """
         coarse = (self.tower.coarse_height, self.tower.coarse_width)
         from_deter = self.from_deter(deter).unflatten(-1, (self.blocks, *coarse, -1))  # (N, G, h', w', C'/G)
@@ -300,12 +305,12 @@ class ConvDecoder(nn.Module):
 
 class MultiDecoder(nn.Module):
     """
-    Latents to a distribution over each key of the observation.
+    Decode latents as a distribution over each key of the observation.
 
-    :param observation_space: as for :class:`MultiEncoder`
+    :param observation_space: space of the environment
     :param size: model dimensions
-    :param keys: which keys it reconstructs, and how; None: all of them
-    :param symlog_inputs: if False, vectors are predicted as they are
+    :param keys: keys to reconstruct and their layouts; None: all keys
+    :param symlog_inputs: if False, vectors are predicted without symlog
     """
 
     def __init__(
@@ -326,7 +331,7 @@ class MultiDecoder(nn.Module):
         self.image_keys = [key for tower in towers for key in tower.keys]
         self.to_unit = nn.ModuleList(to_unit for tower in towers for to_unit in map(UnitPixels, tower.spaces, tower.layouts))
         self.mlp = MLP(size.features_dim, size.units, size.decoder_layers) if self.vector_keys else None
-        # A list, not a dict by key: users choose the keys, and a ModuleDict refuses dots and names such as "values".
+        # A list, because users choose the keys, and a ModuleDict does not allow dots or names such as "values".
         widths = [encoded_dim(self.spaces[key]) for key in self.vector_keys]
         self.vector_outputs = nn.ModuleList(Linear(size.units, width) for width in widths)
 
@@ -334,7 +339,7 @@ class MultiDecoder(nn.Module):
         """
         :param deter: (N, D)
         :param stoch: (N, S, K)
-        :return: by key, a distribution with ``loss(target) -> (N,)`` and ``mode()``
+        :return: for each key, a distribution with ``loss(target) -> (N,)`` and ``mode()``
         """
         flat_stoch = stoch.flatten(-2)  # (N, S * K)
         distributions: dict[str, VectorMSE | MultiCategorical | ImageMSE] = {}
@@ -351,7 +356,7 @@ class MultiDecoder(nn.Module):
     def targets(self, observations: TensorObs) -> dict[str, th.Tensor]:
         """
         :param observations: (N, ...) per key in the dtype of its space
-        :return: by key, what ``loss`` of its distribution compares with
+        :return: for each key, the target for ``loss`` of its distribution
         """
         by_key = as_tensor_dict(observations)
         targets = {}
@@ -361,5 +366,5 @@ class MultiDecoder(nn.Module):
             if self.sizes[key] is None:
                 targets[key] = as_rows(by_key[key])  # (N, n)
             else:
-                targets[key] = class_indices(by_key[key], self.starts[key])  # (N, G)
+                targets[key] = class_indices(by_key[key], self.starts[key])  # (N, S)
         return targets

@@ -1,4 +1,4 @@
-"""The policy: owns every network and the optimiser, acts with a recurrent state."""
+"""Policies: they own all networks and the optimiser, and act with a recurrent state."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -29,16 +29,16 @@ from sb3_dreamer.dreamerv3.world_model import WorldModel
 
 SelfDreamerPolicy = TypeVar("SelfDreamerPolicy", bound="DreamerPolicy")
 
-# Parameters of the networks that read images.
+# Prefixes of the parameters of networks for images.
 TOWERS = ("world_model.encoder.towers.", "world_model.decoder.towers.")
 PRECISIONS = ("auto", "fp32", "bf16")
-STATELESS = """`predict` is called again without `state`, and plays every step as the first of an episode. Hand the state on:
-    action, state = model.predict(obs, state=state, episode_start=episode_start)  # at first None and True
-    obs, reward, episode_start, info = env.step(action)  # of a VecEnv; of gymnasium's, terminated or truncated"""
+STATELESS = """`predict` was called again without `state`, so each step counts as the first of an episode. Pass the state on:
+    action, state = model.predict(obs, state=state, episode_start=episode_start)  # initially None and True
+    obs, reward, episode_start, info = env.step(action)  # VecEnv; in gymnasium: episode_start = terminated or truncated"""
 
 
 def check_normalization(symlog_inputs: Any, decay: Any, percentiles: Any) -> None:
-    """:raises ValueError: if one is no switch, no decay, or no two increasing fractions"""
+    """:raises ValueError: if ``symlog_inputs`` is not a bool, or the decay or the percentiles are out of range"""
     if not isinstance(symlog_inputs, bool):
         raise ValueError(f"`symlog_inputs` must be True or False, got {symlog_inputs!r}")
     if not isinstance(decay, Real) or isinstance(decay, bool) or not 0 <= float(decay) < 1:
@@ -52,34 +52,35 @@ def check_normalization(symlog_inputs: Any, decay: Any, percentiles: Any) -> Non
 
 class DreamerPolicy(BasePolicy):
     """
-    World model, actor and critic of DreamerV3. One class serves vectors, images and Dicts: the encoder reads the space.
+    World model, actor and critic of DreamerV3. The same class is used for vectors, images and Dicts, because the encoder is
+    built from the observation space.
 
     :param observation_space: space of the environment, images channels first
     :param action_space: Box with finite bounds, Discrete, MultiDiscrete or MultiBinary
     :param lr_schedule: learning rate as a function of the remaining progress
     :param model_size: see :data:`~sb3_dreamer.dreamerv3.model_sizes.MODEL_SIZES`, or ``"auto"``
-    :param precision: ``"fp32"``, ``"bf16"`` (matrix products by autocast, parameters stay float32), or ``"auto"``:
-        bf16 on a CUDA device that has it, else fp32
-    :param normalize_images: when False, every Box of three axes is an image (its bounds give the scale)
-    :param image_keys: keys of the observation that are images, whatever their space looks like (``"obs"`` where it is no Dict)
-    :param vector_keys: keys that are vectors, whatever their space looks like; if ``image_keys`` is given as well, the model
-        sees the keys of these two lists and no other
-    :param decoder_keys: keys that are reconstructed; None: those that the model sees
+    :param precision: ``"fp32"``, ``"bf16"`` (autocast for matmuls, parameters stay float32), or ``"auto"``:
+        bf16 on a CUDA device that supports it, otherwise fp32
+    :param normalize_images: if False, every Box with three axes is an image; it is scaled by its bounds in any case
+    :param image_keys: keys to treat as images, regardless of their space (``"obs"`` if the space is not a Dict)
+    :param vector_keys: keys to treat as vectors, regardless of their space; if ``image_keys`` is given as well, the model
+        only reads the keys of these two lists
+    :param decoder_keys: keys to reconstruct; None: those that the model reads
     :param optimizer_class: optimiser of all networks
-    :param optimizer_kwargs: its keyword arguments besides the learning rate; ``lr_scale``, a dict with any of the keys
-        ``world_model``, ``actor``, ``critic``, multiplies the learning rate of these parts
-    :param encoder_class: a custom encoder, see :class:`~sb3_dreamer.dreamerv3.world_model.WorldModel`
-    :param encoder_kwargs: its keyword arguments
-    :param decoder_class: a custom decoder, see there
-    :param decoder_kwargs: its keyword arguments
-    :param symlog_inputs: encode and reconstruct the symlog of vector observations; if False, the values as they are
-    :param return_normalizer_decay: of the running percentiles of the returns, by whose distance advantages are divided
-    :param return_percentiles: lower and upper one, as fractions
-    :param dimensions: overrides of single fields of :class:`~sb3_dreamer.dreamerv3.model_sizes.ModelSize`
-    :raises ValueError: if a size, a precision or an observation space is not supported, or a setting is out of its range
+    :param optimizer_kwargs: keyword arguments of the optimiser, without the learning rate; ``lr_scale``, a dict with any of
+        the keys ``world_model``, ``actor``, ``critic``, multiplies the learning rate of these parts
+    :param encoder_class: custom encoder, see :class:`~sb3_dreamer.dreamerv3.world_model.WorldModel`
+    :param encoder_kwargs: keyword arguments of the encoder
+    :param decoder_class: custom decoder, see :class:`~sb3_dreamer.dreamerv3.world_model.WorldModel`
+    :param decoder_kwargs: keyword arguments of the decoder
+    :param symlog_inputs: encode and reconstruct the symlog of vector observations; if False, the raw values
+    :param return_normalizer_decay: decay of the running return percentiles; advantages are divided by their difference
+    :param return_percentiles: lower and upper percentile, as fractions
+    :param dimensions: values for single fields of :class:`~sb3_dreamer.dreamerv3.model_sizes.ModelSize`
+    :raises ValueError: if a size, a precision or an observation space is not supported, or a setting is out of range
     """
 
-    # Calls of ``predict`` in a row without a state.
+    # Number of consecutive calls of ``predict`` without a state.
     _n_stateless, _has_warned = 0, False
 
     def __init__(
@@ -146,7 +147,7 @@ class DreamerPolicy(BasePolicy):
         )
         if encoder_class is None:
             warn_if_flattened(observation_space, keys, vector_keys)
-        # Read as images by networks of ours, whose scale the bounds give.
+        # Keys that the default networks read as images. Their bounds give the scale.
         ours = set(keys.encoded if encoder_class is None else ()) | set(keys.decoded if decoder_class is None else ())
         self.image_keys = sorted(ours & keys.layouts.keys())
         self.check_observation = ObservationCheck(observation_space, self.image_keys, takes_floats=True)
@@ -157,7 +158,7 @@ class DreamerPolicy(BasePolicy):
         self.optimizer = self._make_optimizer(lr_schedule(1), **self.optimizer_kwargs)
 
     def _make_optimizer(self, lr: float, lr_scale: dict[str, float] | None = None, **kwargs: Any) -> th.optim.Optimizer:
-        """One optimiser; with ``lr_scale`` one group of parameters for each part, whose rate is scaled at each update."""
+        """Make the optimiser. With ``lr_scale`` each part has its own parameter group, whose learning rate is scaled."""
         if lr_scale is None:
             return self.optimizer_class(self.trainable_parameters(), lr=lr, **kwargs)  # type: ignore[call-arg]
         scales = {"world_model": 1.0, "actor": 1.0, "critic": 1.0, **lr_scale}
@@ -170,15 +171,15 @@ class DreamerPolicy(BasePolicy):
         return self.optimizer_class(groups, lr=lr, **kwargs)  # type: ignore[call-arg]
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """:return: every parameter that the one optimiser trains: all but those of the critic target"""
+        """:return: all parameters that the optimiser trains, which are all but those of the critic target"""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """
-        As torch's, with one line where torch lists every tensor.
+        Same as in torch, with a short error message instead of a list of all tensors.
 
-        :param state_dict: of a policy of the same size
-        :raises RuntimeError: if it is of another size, or of another algorithm
+        :param state_dict: state of a policy of the same size
+        :raises RuntimeError: if the state belongs to a policy of another size or of another algorithm
         """
         mine = self.state_dict()
         if not mine.keys() & state_dict.keys():
@@ -200,21 +201,21 @@ class DreamerPolicy(BasePolicy):
 
     @classmethod
     def load(cls: type[SelfDreamerPolicy], path: str, device: th.device | str = "auto") -> SelfDreamerPolicy:
-        """As SB3's. :raises ImportError: if the file needs a newer numpy than the installed one"""
+        """Same as in SB3. :raises ImportError: if the file needs a newer numpy than the installed one"""
         with name_newer_numpy():
             return super().load(path, device)
 
     def update_target(self, tau: float) -> None:
         """
-        Move the slow critic towards the critic.
+        Soft update of the critic target.
 
-        :param tau: share of the critic
+        :param tau: soft update coefficient
         """
         polyak_update(self.critic.parameters(), self.critic_target.parameters(), tau)
 
     def set_precision(self, precision: str) -> None:
         """
-        :param precision: one of :data:`PRECISIONS`, from now on
+        :param precision: one of :data:`PRECISIONS`
         :raises ValueError: if it is none of them
         """
         if precision not in PRECISIONS:
@@ -222,7 +223,7 @@ class DreamerPolicy(BasePolicy):
         self.precision = precision
 
     def autocast(self) -> AbstractContextManager:
-        """:return: the context in which all networks run, after ``precision`` and the device"""
+        """:return: the autocast context for all networks, which depends on ``precision`` and the device"""
         device_type = self.device.type
         on_cuda = device_type == "cuda"
         enabled = self.precision == "bf16" or (
@@ -231,7 +232,7 @@ class DreamerPolicy(BasePolicy):
         return th.autocast(device_type, dtype=th.bfloat16, enabled=enabled)
 
     def initial_state(self, batch_size: int) -> PolicyState:
-        """:return: zeros, (batch_size, ...): the state before the first step of an episode"""
+        """:return: the state before the first step of an episode, zeros (batch_size, ...)"""
         latent = self.world_model.rssm.initial(batch_size)
         return PolicyState(*latent, latent.deter.new_zeros(batch_size, encoded_dim(self.action_space)))
 
@@ -245,13 +246,13 @@ class DreamerPolicy(BasePolicy):
         noise: th.Tensor | None = None,
     ) -> tuple[th.Tensor, PolicyState]:
         """
-        One step of acting: filter the observation, then choose an action.
+        One step of acting: update the latent state with the observation, then choose an action.
 
-        :param observations: (n, ...) in the space's own dtype
-        :param state: (n, ...) from the last step; None begins an episode everywhere
-        :param episode_start: (n,) where to begin an episode; None: nowhere else
-        :param deterministic: take the posterior's and the actor's mode, and draw no random number
-        :param noise: (n, S) uniform for the posterior; if None, drawn, or the posterior's mode when ``deterministic``
+        :param observations: (n, ...) in the dtype of the space
+        :param state: (n, ...) from the last step; None: all environments start an episode
+        :param episode_start: (n,) whether an environment starts an episode; None: no environment does
+        :param deterministic: take the modes of posterior and actor, and draw no random numbers
+        :param noise: (n, S) uniform noise for the posterior; None: draw it, or take the mode if ``deterministic``
         :return: actions (n, action_dim), class indices or values around [-1, 1], and the next state
         """
         first = next(iter(observations.values())) if isinstance(observations, dict) else observations
@@ -272,11 +273,11 @@ class DreamerPolicy(BasePolicy):
 
     def obs_to_tensor(self, observation: NumpyObs) -> tuple[PyTorchObs, bool]:
         """
-        As SB3's, and every value is checked as the replay checks it.
+        Same as in SB3, but all values are checked, as in the replay buffer.
 
         :param observation: one observation or (n, ...)
-        :return: tensors (n, ...) on the device, and whether there was a batch axis
-        :raises ValueError: if a key, a shape or a value is not one of the observation space
+        :return: tensors (n, ...) on the device, and whether the observation had a batch axis
+        :raises ValueError: if a key, a shape or a value does not belong to the observation space
         """
         self.check_observation.check_numbers(observation)
         tensors, is_vectorized = super().obs_to_tensor(observation)
@@ -286,12 +287,12 @@ class DreamerPolicy(BasePolicy):
 
     def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """
-        Choose actions without a state, as at the first step of an episode: what SB3's recipes export. Within an episode use
-        :meth:`predict`, or :meth:`step` for tensors, which carry the state.
+        Choose actions without a state, as at the first step of an episode. This is what SB3's export recipes call. Within an
+        episode, use :meth:`predict`, or :meth:`step` for tensors, because they carry the state.
 
-        :param observation: (n, ...) in the space's own dtype; each is the first of an episode
-        :param deterministic: modes instead of samples
-        :return: (n, \\*action_space.shape): class indices, or values in [-1, 1], see ``unscale_action``, for a Box
+        :param observation: (n, ...) in the dtype of the space, each the first of an episode
+        :param deterministic: use modes instead of samples
+        :return: (n, \\*action_space.shape): class indices, or values in [-1, 1] for a Box, see ``unscale_action``
         """
         return self._predict(observation, deterministic)
 
@@ -309,19 +310,19 @@ class DreamerPolicy(BasePolicy):
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """
-        Choose actions; recurrent, as ``RecurrentPPO``: hand the returned state to the next call.
+        Choose actions. Pass the returned state to the next call, as with ``RecurrentPPO``.
 
         :param observation: one observation or (n, ...)
-        :param state: (deter (n, D), stoch (n, S, K), prev_action (n, A)) of the last call; None begins an episode
-        :param episode_start: (n,) where an episode begins
-        :param deterministic: modes instead of samples; no global random number is drawn
+        :param state: (deter (n, D), stoch (n, S, K), prev_action (n, A)) of the last call; None starts an episode
+        :param episode_start: (n,) whether an episode starts
+        :param deterministic: use modes instead of samples, and draw no random numbers
         :return: actions (n, \\*action_space.shape), or one action for one observation, and the next state
         :raises ValueError: if ``observation`` is a Gym ``(obs, info)`` tuple, or ``state`` or ``episode_start`` has the wrong
-            shape or holds what it must not
+            shape or invalid values
         """
         self.set_training_mode(False)
         if isinstance(observation, tuple):
-            # In SB3's words, which users search for.
+            # The same text as in SB3, because users search for it.
             raise ValueError(
                 "You have passed a tuple to the predict() function instead of a Numpy array or a Dict. You are probably "
                 "mixing Gym API with SB3 VecEnv API: `obs, info = env.reset()` (Gym) vs `obs = vec_env.reset()` (SB3 VecEnv)"
@@ -338,7 +339,7 @@ class DreamerPolicy(BasePolicy):
         return env_actions, tuple(part.cpu().numpy() for part in next_state)
 
     def _warn_if_stateless(self, is_stateless: bool) -> None:
-        """Warn once, at the second call in a row without a state: one such call alone may begin an episode."""
+        """Warn once, at the second consecutive call without a state, because a single call may start an episode."""
         self._n_stateless = self._n_stateless + 1 if is_stateless else 0
         if self._n_stateless == 2 and not self._has_warned:
             self._has_warned = True
@@ -371,7 +372,7 @@ class DreamerPolicy(BasePolicy):
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return dict(
             **super()._get_constructor_parameters(),
-            lr_schedule=self._dummy_schedule,  # not needed to load for inference
+            lr_schedule=self._dummy_schedule,  # not needed for inference after loading
             model_size=self.model_size,
             precision=self.precision,
             optimizer_class=self.optimizer_class,
@@ -384,7 +385,7 @@ class DreamerPolicy(BasePolicy):
 
 
 class CnnPolicy(DreamerPolicy):
-    """:class:`DreamerPolicy` that insists on an image, as SB3's policy of this name does."""
+    """:class:`DreamerPolicy` that requires an image, as the policy of this name in SB3 does."""
 
     def __init__(self, observation_space: spaces.Space, *args: Any, **kwargs: Any):
         is_named = SINGLE_KEY in (kwargs.get("image_keys") or ())

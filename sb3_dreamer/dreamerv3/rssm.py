@@ -1,4 +1,4 @@
-"""Recurrent state-space model of 2025: a block-diagonal GRU with a categorical latent (paper, world model learning)."""
+"""Recurrent state-space model (2025 version): a block-diagonal GRU with a categorical latent (paper, world model learning)."""
 
 from typing import cast
 
@@ -13,7 +13,7 @@ from sb3_dreamer.dreamerv3.model_sizes import ModelSize
 
 class BlockGRU(nn.Module):
     """
-    Deterministic core: deter' = core(deter, stoch, action).
+    Block-diagonal GRU, which computes the next deterministic state from deter, stoch and action.
 
     :param action_dim: A, width of encoded actions
     :param size: model dimensions
@@ -34,13 +34,13 @@ class BlockGRU(nn.Module):
         self.gates = BlockLinear(size.deter, 3 * size.deter, size.blocks)
 
     @property
-    def block(self) -> BlockLinear:
+    def first_block_layer(self) -> BlockLinear:
         """The first block layer."""
         return cast(BlockLinear, self.hidden[0])
 
     @property
-    def block_norm(self) -> RMSNorm:
-        """The norm behind it."""
+    def first_block_norm(self) -> RMSNorm:
+        """The norm after it."""
         return cast(RMSNorm, self.hidden[1])
 
     def forward(self, deter: th.Tensor, stoch: th.Tensor, action: th.Tensor) -> th.Tensor:
@@ -50,7 +50,7 @@ class BlockGRU(nn.Module):
         :param action: encoded action that led here, (N, A)
         :return: next deter (N, D)
         """
-        # Values beyond [-1, 1] become +-1: the sampled and the clipped action are the same to the model.
+        # Values beyond [-1, 1] become +-1, so that the model cannot distinguish a sampled action from its clipped version.
         action = (action / action.detach().abs().clamp_min(1.0)).to(deter.dtype)  # (N, A)
         inputs = th.cat([self.from_deter(deter), self.from_stoch(stoch.flatten(-2)), self.from_action(action)], dim=-1)
         # Every block reads its own slice of deter and all of the inputs (N, 3 * hidden).
@@ -67,11 +67,11 @@ class BlockGRU(nn.Module):
 
 class LatentNet(nn.Sequential):
     """
-    Hidden layers and the logits of a latent, (..., in_features) -> (..., n_logits).
+    Hidden layers and a linear layer for the logits of a latent, (..., in_features) -> (..., n_logits).
 
     :param in_features: width of the input
-    :param units: of the hidden layers
-    :param n_layers: hidden layers
+    :param units: width of the hidden layers
+    :param n_layers: number of hidden layers
     :param n_logits: S * K
     """
 
@@ -85,13 +85,13 @@ class LatentNet(nn.Sequential):
 
     @property
     def logits(self) -> Linear:
-        """The layer behind them."""
+        """The output layer."""
         return cast(Linear, self[1])
 
 
 class RSSM(nn.Module):
     """
-    The world model's memory. Six verbs: initial, obs_step, img_step, observe, prior, features.
+    Recurrent state-space model, the memory of the world model.
 
     :param embed_dim: E, width of the encoder's output
     :param action_dim: A, width of encoded actions
@@ -136,14 +136,14 @@ class RSSM(nn.Module):
         self, state: LatentState, prev_action: th.Tensor, embed: th.Tensor, is_first: th.Tensor, noise: th.Tensor | None
     ) -> tuple[LatentState, OneHotCategoricalST]:
         """
-        One step with an observation. Where an episode begins, state and previous action are zeroed before.
+        One step with an observation. At the start of an episode, state and previous action are set to zero first.
 
         :param state: (N, ...)
         :param prev_action: encoded (N, A)
         :param embed: (N, E)
         :param is_first: (N,)
-        :param noise: (N, S) uniform, or class indices; None takes the posterior's mode
-        :return: state (N, ...) with straight-through gradient, and the posterior it was drawn from
+        :param noise: (N, S) uniform, or class indices; None: take the mode of the posterior
+        :return: state (N, ...) with straight-through gradient, and its posterior
         """
         keep = 1.0 - is_first.to(state.deter.dtype)  # (N,)
         past = LatentState(state.deter * keep[:, None], state.stoch * keep[:, None, None])  # (N, ...)
@@ -168,11 +168,11 @@ class RSSM(nn.Module):
         self, embed: th.Tensor, prev_actions: th.Tensor, is_first: th.Tensor, initial: LatentState, noise: th.Tensor
     ) -> tuple[LatentState, OneHotCategoricalST]:
         """
-        Filter a sequence.
+        Compute the posterior states of a sequence.
 
         .. code-block:: text
 
-            rows       x_0, a_-1      x_1, a_0       x_2, a_1         what came with observation x_t
+            rows       x_0, a_-1      x_1, a_0       x_2, a_1         observation x_t and the action before it
             states     s_-1 = initial ──▶ s_0 ──▶ s_1 ──▶ s_2         s_t = obs_step(s_{t-1}, a_{t-1}, x_t)
 
         :param embed: (B, T, E)
@@ -195,21 +195,21 @@ class RSSM(nn.Module):
     def features(state: LatentState) -> th.Tensor:
         """
         :param state: (..., D) and (..., S, K)
-        :return: what every head reads, deter first, (..., F)
+        :return: features, the input of all heads, deter first (..., F)
         """
         return th.cat([state.deter, state.stoch.flatten(-2)], dim=-1)  # (..., D + S * K)
 
     @staticmethod
     def kl_loss(posterior: OneHotCategoricalST, prior: OneHotCategoricalST, free_nats: float) -> tuple[th.Tensor, th.Tensor]:
         """
-        Dynamics and representation loss (paper, eq. of the world model loss). The free nats apply to the sum over groups.
+        Dynamics and representation loss (paper, world model loss). The free nats apply to the sum over groups.
 
         :param posterior: logits (B, T, S, K)
         :param prior: logits (B, T, S, K)
-        :param free_nats: below this many nats there is no gradient
-        :return: both (B, T)
+        :param free_nats: losses below this number of nats have no gradient
+        :return: dynamics loss and representation loss, (B, T) each
         """
-        # As ``kl`` of two distributions, one of them detached, in turn: from the same probabilities.
+        # KL(posterior || prior) with the posterior detached, then with the prior detached. Both reuse the same probabilities.
         log_ratio = posterior.log_probs.detach() - prior.log_probs  # (B, T, S, K)
         dynamics = (posterior.probs.detach() * log_ratio).sum((-2, -1))  # (B, T)
         log_ratio = posterior.log_probs - prior.log_probs.detach()  # (B, T, S, K)

@@ -10,7 +10,7 @@ from sb3_dreamer.dreamerv3.losses import DreamerLoss, LossOutput
 
 
 class UpdateResult(NamedTuple):
-    """What an update leaves behind: posterior (B, T, ...) and metrics in the order of ``metric_names`` (M,)."""
+    """Result of an update: posterior (B, T, ...) and metrics in the order of ``metric_names`` (M,)."""
 
     posterior: LatentState
     metrics: th.Tensor
@@ -18,12 +18,12 @@ class UpdateResult(NamedTuple):
 
 class TrainingUpdate:
     """
-    Loss, gradient, clipping, optimizer step, critic target. No number leaves the device, all shapes are fixed by those of the
-    batch.
+    Loss, gradient, clipping, optimizer step and critic target. Nothing is copied to the host, and the shapes of the batch
+    determine all other shapes.
 
     :param loss_module: the objective; its policy owns networks and optimizer, changed in place
     :param agc_clip: see :func:`~sb3_dreamer.common.optimizers.clip_grad_agc_`
-    :param tau: share of the critic that its target takes
+    :param tau: soft update coefficient of the critic target
     """
 
     def __init__(self, loss_module: DreamerLoss, *, agc_clip: float, tau: float):
@@ -36,10 +36,10 @@ class TrainingUpdate:
     def __call__(self, batch: SequenceBatch, noise: UpdateNoise | None = None) -> UpdateResult:
         """
         :param batch: B windows of T rows
-        :param noise: drawn if None
-        :return: by-products, all detached
+        :param noise: all noise of the update; None: draw it
+        :return: posterior and metrics, detached
         """
-        # Not inside the objective, so that the numbers are the same where it is compiled.
+        # Drawn outside of the objective, so that the numbers do not change if the objective is compiled.
         noise = self.loss_module.draw_noise(*batch.rewards.shape) if noise is None else noise
         with self.policy.autocast():
             output = self.evaluate(batch, noise)
@@ -53,7 +53,7 @@ class TrainingUpdate:
         return UpdateResult(LatentState(*(part.detach() for part in output.posterior)), self.mean_over_ranks(values))
 
     def evaluate(self, batch: SequenceBatch, noise: UpdateNoise) -> LossOutput:
-        """:return: the objective, as :meth:`DreamerLoss.forward`"""
+        """:return: result of the objective, see :meth:`DreamerLoss.forward`"""
         return self.loss_module(batch, noise)
 
     def mean_over_ranks(self, metrics: th.Tensor) -> th.Tensor:
@@ -62,10 +62,10 @@ class TrainingUpdate:
 
     def compute_gradients(self, loss: th.Tensor) -> None:
         """
-        Fill ``grad`` of every trained parameter, laid out as the parameter is: otherwise the optimizer's foreach
-        operations fall back to one tensor at a time.
+        Fill ``grad`` of every trainable parameter, with the strides of the parameter. With other strides the optimizer's
+        foreach operations would fall back to one tensor at a time.
 
-        :param loss: to minimise
+        :param loss: the loss to minimise
         """
         self.policy.optimizer.zero_grad(set_to_none=True)  # drop stale gradients of parameters frozen since
         parameters = self.policy.trainable_parameters()
@@ -74,7 +74,7 @@ class TrainingUpdate:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if gradient is None:
                 continue
-            # Parameters that are added to each other may be handed one gradient, and it is clipped in place.
+            # Parameters that are summed may share one gradient tensor, but gradients are clipped in place.
             if gradient.stride() != parameter.stride() or gradient.data_ptr() in seen:
                 gradient = th.empty_like(parameter).copy_(gradient)
             seen.add(gradient.data_ptr())

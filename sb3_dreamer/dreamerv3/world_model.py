@@ -21,7 +21,7 @@ from sb3_dreamer.dreamerv3.rssm import RSSM
 
 def flatten_time(observations: TensorObs) -> TensorObs:
     """
-    :param observations: (B, T, ...), possibly by key
+    :param observations: (B, T, ...), or a dict of these
     :return: (B * T, ...)
     """
     if isinstance(observations, dict):
@@ -31,7 +31,7 @@ def flatten_time(observations: TensorObs) -> TensorObs:
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """A look at a module that leaves its running statistics and the mode of each of its parts as they are."""
+    """Context in evaluation mode. Afterwards each submodule is in its previous mode again."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -43,7 +43,7 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 @th.no_grad()
 def check_encoder(encoder: nn.Module, observation_space: spaces.Space) -> None:
-    """:raises ValueError: if a user's encoder lacks ``features_dim`` or returns another width for two observations"""
+    """:raises ValueError: if a custom encoder has no ``features_dim``, or returns another shape for two observations"""
     name, width = type(encoder).__name__, getattr(encoder, "features_dim", None)
     if not isinstance(width, int) or width < 1:
         raise ValueError(f"`encoder_class` {name} must have a positive integer `features_dim`, got {width!r}")
@@ -63,15 +63,15 @@ def check_encoder(encoder: nn.Module, observation_space: spaces.Space) -> None:
 @th.no_grad()
 def check_decoder(decoder: nn.Module, observation_space: spaces.Space, size: ModelSize) -> list[str]:
     """
-    :return: the keys that a user's decoder reconstructs, sorted
-    :raises ValueError: if it returns no dict of distributions over keys of the space
+    :return: the keys that a custom decoder reconstructs, sorted
+    :raises ValueError: if the decoder does not return a dict of distributions over keys of the space
     """
     name, keys = type(decoder).__name__, sorted(as_space_dict(observation_space))
     with eval_mode(decoder):
         result = decoder(th.zeros(2, size.deter), th.zeros(2, size.stoch, size.classes))
     if not isinstance(result, dict) or not result or not set(result) <= set(keys):
-        came = sorted(result) if isinstance(result, dict) else type(result).__name__
-        raise ValueError(f"`decoder_class` {name} must return a dict with keys among {keys}, got {came}")
+        got = sorted(result) if isinstance(result, dict) else type(result).__name__
+        raise ValueError(f"`decoder_class` {name} must return a dict with keys among {keys}, got {got}")
     for key, distribution in result.items():
         if not hasattr(distribution, "loss") or not hasattr(distribution, "mode"):
             raise ValueError(f"`decoder_class` {name} must return distributions with `loss` and `mode`, `{key}` has not")
@@ -80,21 +80,23 @@ def check_decoder(decoder: nn.Module, observation_space: spaces.Space, size: Mod
 
 class WorldModel(nn.Module):
     """
+    Encoder, RSSM, decoder, reward head and continue head.
+
     :param observation_space: space of the environment, images channels first
     :param action_space: action space of the environment
     :param size: model dimensions
-    :param keys: which keys are seen and reconstructed, and how; None: all of them
-    :param encoder_class: a custom encoder, ``encoder_class(observation_space, **encoder_kwargs)``: a module with
-        ``features_dim`` and ``forward(obs) -> (N, features_dim)``, on a tensor (N, ...) or a dict of them in the dtype of
-        the space (float64 comes out of the replay as float32)
-    :param encoder_kwargs: its keyword arguments
-    :param decoder_class: a custom decoder, ``decoder_class(observation_space, deter, stoch, classes,
-        **decoder_kwargs)``: a module with ``forward(deter (N, D), stoch (N, S, K)) -> {key: distribution}``, where a
-        distribution has ``loss(target) -> (N,)`` and ``mode()``; the target is the observation (N, ...) in the dtype of
-        its space, the key of a space that is no Dict is ``"obs"``, and a key that is not returned is not reconstructed
-    :param decoder_kwargs: its keyword arguments
-    :param symlog_inputs: if False, our own encoder and decoder take vectors as they are
-    :raises ValueError: if an own encoder or decoder does not return what it should
+    :param keys: keys to encode and to reconstruct, and their layouts; None: all keys
+    :param encoder_class: custom encoder, called as ``encoder_class(observation_space, **encoder_kwargs)``. A module with
+        ``features_dim`` and ``forward(obs) -> (N, features_dim)``, where ``obs`` is a tensor (N, ...) or a dict of tensors in
+        the dtype of the space (float64 is stored as float32 in the replay buffer)
+    :param encoder_kwargs: keyword arguments of the encoder
+    :param decoder_class: custom decoder, called as ``decoder_class(observation_space, deter, stoch, classes,
+        **decoder_kwargs)``. A module with ``forward(deter (N, D), stoch (N, S, K)) -> {key: distribution}``, where a
+        distribution has ``loss(target) -> (N,)`` and ``mode()``. The target is the observation (N, ...) in the dtype of its
+        space. If the space is not a Dict, the key is ``"obs"``. Keys that are not returned are not reconstructed.
+    :param decoder_kwargs: keyword arguments of the decoder
+    :param symlog_inputs: if False, the default encoder and decoder use vectors without symlog
+    :raises ValueError: if a custom encoder or decoder returns something else
     """
 
     def __init__(
@@ -130,7 +132,7 @@ class WorldModel(nn.Module):
 
     def encode(self, observations: TensorObs) -> th.Tensor:
         """
-        :param observations: (B, T, ...) per key, in the space's own dtype
+        :param observations: (B, T, ...) per key, in the dtype of the space
         :return: embed (B, T, E)
         """
         first = next(iter(observations.values())) if isinstance(observations, dict) else observations
@@ -140,7 +142,7 @@ class WorldModel(nn.Module):
         """
         :param batch: B windows of T rows
         :param noise: (B, T, S) uniform, or class indices
-        :return: posterior states (B, T, ...) and the distribution they were drawn from
+        :return: posterior states (B, T, ...) and their distribution
         """
         embed = self.encode(batch.observations)  # (B, T, E)
         prev_actions = encode_actions(batch.prev_actions, self.action_space)  # (B, T, A)
@@ -161,11 +163,11 @@ class WorldModel(nn.Module):
 
         :param batch: B windows of T rows
         :param states: posterior states (B, T, ...), see :meth:`observe`
-        :param posterior: the distribution they were drawn from, logits (B, T, S, K)
+        :param posterior: their distribution, logits (B, T, S, K)
         :param free_nats: see :meth:`RSSM.kl_loss`
-        :param gamma: discount, learnt inside the continue head: its target is gamma * (1 - is_terminal)
-        :param key_scales: weights of single keys in the reconstruction loss, 1 for all others
-        :return: losses (B, T) by name, and metrics
+        :param gamma: discount factor, which the continue head learns: its target is gamma * (1 - is_terminal)
+        :param key_scales: weights of single keys in the reconstruction loss; the default is 1
+        :return: losses by name (B, T), and metrics
         """
         prior = self.rssm.prior(states.deter)  # logits (B, T, S, K)
         features = self.rssm.features(states)  # (B, T, F)
@@ -191,11 +193,11 @@ class WorldModel(nn.Module):
         """
         :param states: (B, T, ...)
         :param observations: (B, T, ...)
-        :return: by key, (B, T)
+        :return: loss of each key (B, T)
         """
         lead = states.deter.shape[:2]
         distributions = self.decoder(states.deter.flatten(0, 1), states.stoch.flatten(0, 1))  # over (B * T, ...)
         observations = flatten_time(observations)
-        is_own = not isinstance(self.decoder, MultiDecoder)  # then its targets are the observations as they are
-        targets = as_tensor_dict(observations) if is_own else self.decoder.targets(observations)  # type: ignore[operator]
+        is_custom = not isinstance(self.decoder, MultiDecoder)  # a custom decoder gets the observations as targets
+        targets = as_tensor_dict(observations) if is_custom else self.decoder.targets(observations)  # type: ignore[operator]
         return {key: dist.loss(targets[key]).unflatten(0, lead) for key, dist in distributions.items()}

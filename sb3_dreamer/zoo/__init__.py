@@ -1,1 +1,1 @@
-"""DreamerV3 in RL Zoo: registration, the sampler of hyperparameters, and where the presets lie."""
+"""DreamerV3 in RL Zoo: registration, hyperparameter sampler and presets."""

@@ -1,5 +1,5 @@
 """
-RL Zoo's commands with DreamerV3, where start-up files are switched off or forbidden:
+RL Zoo's commands with DreamerV3, for Python installations that do not run ``.pth`` files:
 
     python -m sb3_dreamer.zoo train --algo dreamerv3 --env CartPole-v1
 """
@@ -28,11 +28,11 @@ COMMANDS = {
 
 def call_with_us(call: Callable[..., int], command: list[str], **kwargs: Any) -> int:
     """
-    Start one of RL Zoo's commands from another one, as ``record_training`` does, with DreamerV3 in it.
+    Run a command of RL Zoo as a subprocess of another one, as ``record_training`` does, with DreamerV3 registered.
 
     :param call: ``subprocess.call``
-    :param command: as RL Zoo writes it, ``python -m rl_zoo3.record_video ...``
-    :return: its exit status
+    :param command: command of RL Zoo, ``python -m rl_zoo3.record_video ...``
+    :return: exit status of the command
     """
     for name, module in COMMANDS.items():
         if command[:3] == ["python", "-m", module]:
@@ -41,7 +41,7 @@ def call_with_us(call: Callable[..., int], command: list[str], **kwargs: Any) ->
 
 
 def main() -> None:
-    """Run one of RL Zoo's commands; the arguments after its name are its own."""
+    """Run a command of RL Zoo with the arguments after its name."""
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
         sys.exit(f"Usage: python -m sb3_dreamer.zoo COMMAND ..., where COMMAND is one of {', '.join(COMMANDS)}")
     command = sys.argv.pop(1)

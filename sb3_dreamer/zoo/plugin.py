@@ -1,4 +1,4 @@
-"""What RL Zoo's modules get from us, each right after it has been imported (see ``startup/``), or by ``register_all``."""
+"""Registration with RL Zoo's modules, either when each of them is imported (see ``startup/``) or by ``register_all``."""
 
 import functools
 import inspect
@@ -15,7 +15,7 @@ NAME = "dreamerv3"
 
 
 def register_algorithm(utils: ModuleType) -> None:
-    """:param utils: ``rl_zoo3.utils``, whose table of algorithms all commands read"""
+    """:param utils: ``rl_zoo3.utils``, which holds the algorithms of all commands"""
     utils.ALGOS.setdefault(NAME, DreamerV3)
 
 
@@ -29,7 +29,7 @@ def register_sampler(hyperparams_opt: ModuleType) -> None:
 
 def register_presets(exp_manager: ModuleType) -> None:
     """
-    Let ``ExperimentManager`` find our YAML files for our algorithm, which RL Zoo would look for in its own package.
+    Make ``ExperimentManager`` find our YAML files for DreamerV3. RL Zoo would search for them in its own package.
 
     :param exp_manager: ``rl_zoo3.exp_manager``
     """
@@ -54,17 +54,17 @@ def register_presets(exp_manager: ModuleType) -> None:
     if is_launched():
         learn = manager.learn
 
-        def learn_beside_main_rank(self: Any, model: Any) -> None:
+        def learn_on_all_ranks(self: Any, model: Any) -> None:
             if self.algo == NAME:
-                # Each rank saves its own replay there. Agreed on now: after an interruption nobody may wait for another.
+                # Each rank saves its replay buffer there. Shared now, because ranks must not wait after an interruption.
                 self.save_path = model._ranks.share(self.save_path)
             learn(self, model)
 
-        manager.learn = learn_beside_main_rank
+        manager.learn = learn_on_all_ranks
 
 
 def register_all() -> None:
-    """Import RL Zoo and register everything, with or without the start-up files."""
+    """Import RL Zoo's modules and register DreamerV3."""
     register_algorithm(import_module("rl_zoo3.utils"))
     register_sampler(import_module("rl_zoo3.hyperparams_opt"))
     register_presets(import_module("rl_zoo3.exp_manager"))

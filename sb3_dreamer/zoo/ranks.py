@@ -1,4 +1,4 @@
-"""RL Zoo under torchrun: every rank runs the whole command; one folder, one evaluation."""
+"""RL Zoo with torchrun: all ranks run the same command, but only the main rank evaluates and writes to the log folder."""
 
 import atexit
 import os
@@ -9,13 +9,15 @@ from typing import Any
 
 def adapt_to_rank(arguments: dict[str, Any]) -> None:
     """
-    Evaluate and save after so many steps of all ranks, on the main one only; the others write into a folder that is dropped.
+    Evaluate and save on the main rank only, with frequencies in steps of all ranks. Other ranks write to a temporary folder.
 
-    :param arguments: those of ``ExperimentManager``, all of them; changed in place
-    :raises ValueError: if hyperparameters are to be searched
+    :param arguments: all arguments of ``ExperimentManager``, changed in place
+    :raises ValueError: if the command is a hyperparameter search
     """
     if arguments["optimize_hyperparameters"]:
-        raise ValueError("`-optimize` must run in one process, got ranks of a launcher: each would draw trials of its own")
+        raise ValueError(
+            "`-optimize` must run in one process, got several ranks of a launcher: each would draw its own trials"
+        )
     for name in ("eval_freq", "save_freq"):
         if arguments[name] > 0:
             arguments[name] = max(arguments[name] // int(os.environ["WORLD_SIZE"]), 1)

@@ -1,4 +1,4 @@
-"""What ``rl_zoo3 train -optimize`` draws for DreamerV3."""
+"""Hyperparameter sampler of DreamerV3 for ``rl_zoo3 train -optimize``."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ def sample_dreamerv3_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]  # noqa: ARG001
 ) -> dict[str, Any]:
     """
-    Size, ratio, learning rate, entropy, batch length and horizon, in the ranges in which small tasks are learnt.
+    Sample model size, training ratio, learning rate, entropy coefficient, batch length and horizon, in ranges for small tasks.
 
-    :param trial: asks and remembers
-    :param n_actions: of RL Zoo's signature, not needed
+    :param trial: trial of optuna
+    :param n_actions: not used
     :param n_envs: not used
     :param additional_args: not used
     :return: arguments of the constructor
@@ -31,8 +31,8 @@ def sample_dreamerv3_params(
 
 def convert_dreamerv3_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     """
-    :param sampled_params: as a trial remembers them
-    :return: arguments of the constructor; powers of two written out, and no dimensions besides the sampled size
+    :param sampled_params: parameters of a trial
+    :return: arguments of the constructor, with powers of two evaluated, and no dimensions other than the sampled size
     """
     params = sampled_params.copy()
     for name in ("training_ratio", "batch_length"):

@@ -1,4 +1,4 @@
-"""The processes that train one model together, as the training loop sees them. By itself a process is one of one."""
+"""Interface of the training loop to the processes that train one model together (ranks), and the case of a single process."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 class Agreement(NamedTuple):
     """
-    What holds for all ranks after a rollout: steps of all together, go on or not, windows on all, files to write, whether
-    any has changed a setting.
+    Result of synchronising the ranks after a rollout: steps of all ranks together, whether to continue, whether all ranks
+    can sample windows, replay files to write, and whether a rank has changed a setting.
     """
 
     n_steps: int
@@ -26,109 +26,113 @@ class Agreement(NamedTuple):
 
 
 class Ranks:
-    """A single process: every method does what one process needs, mostly nothing."""
+    """A single process. Most methods do nothing."""
 
     rank, size, is_main, is_launched = 0, 1, True, False
 
     def device(self, device: th.device | str) -> th.device | str:
         """
-        :param device: as a user gives it
-        :return: where this rank computes
+        :param device: device given by the user
+        :return: device of this rank
         """
         return device
 
     def seed(self, seed: int | None) -> int | None:
         """
-        :param seed: of the run
-        :return: of this rank
+        :param seed: seed of the run
+        :return: seed of this rank
         """
         return seed
 
     def silence(self, model: "BaseAlgorithm") -> None:
-        """:param model: logs and prints nothing from now on, but on the main rank"""
+        """:param model: a model that should only log and print on the main rank"""
 
     def callback(self, callback: MaybeCallback, progress_bar: bool) -> tuple[MaybeCallback, bool]:
         """
-        :param callback: a user's
-        :param progress_bar: whether to draw one
-        :return: both as they are to be on this rank
+        :param callback: callback of the user
+        :param progress_bar: whether the user wants a progress bar
+        :return: callback and progress bar of this rank
         """
         return callback, progress_bar
 
     @contextmanager
     def learning(self, facts: dict[str, Any]) -> Iterator[None]:  # noqa: ARG002
         """
-        Around ``learn``.
+        Context for ``learn``.
 
-        :param facts: must be equal on all ranks
+        :param facts: values that must be equal on all ranks
         :raises ValueError: if they are not
         """
         yield
 
     def sync_rollout(self, n_steps: int, goes_on: bool, can_sample: bool, has_changes: bool = False) -> Agreement:
         """
+        Synchronise the ranks after a rollout.
+
         :param n_steps: environment steps of this rank
-        :param goes_on: no callback of this rank has said stop
-        :param can_sample: this rank's buffer holds a window
-        :param has_changes: a callback of this rank has changed a setting
-        :return: what holds for all
+        :param goes_on: whether this rank continues, because no callback has stopped it
+        :param can_sample: whether the buffer of this rank holds a window
+        :param has_changes: whether a callback of this rank has changed a setting
+        :return: the result for all ranks
         """
         return Agreement(n_steps, goes_on, can_sample, [], has_changes)
 
     def check_equal(self, facts: dict[str, Any], hint: str = "") -> None:
         """
-        :param facts: must be equal on all ranks
-        :param hint: end of the message
-        :raises ValueError: on all ranks, if they are not
+        :param facts: values that must be equal on all ranks
+        :param hint: end of the error message
+        :raises ValueError: on all ranks, if they are not equal
         """
 
     def merge_statistics(self, vec_normalize: VecNormalize | None) -> None:
-        """:param vec_normalize: gets the statistics of what all ranks have seen"""
+        """:param vec_normalize: its statistics are replaced by those over all ranks"""
 
     def gather(self, tensor: th.Tensor) -> th.Tensor:
-        """:return: the tensors (N, ...) of all ranks, one after the other along the first axis"""
+        """:return: the tensors (N, ...) of all ranks, concatenated along the first axis"""
         return tensor
 
     def broadcast(self, tensors: Iterable[th.Tensor]) -> None:
-        """:param tensors: become those of the main rank"""
+        """:param tensors: overwritten by those of the main rank"""
 
     def mean(self, tensor: th.Tensor) -> th.Tensor:
-        """:return: over all ranks"""
+        """:return: mean over all ranks"""
         return tensor
 
     def file(self, path: Any) -> Any:
         """
-        :param path: of a file of which each rank has its own
-        :return: of this rank's
+        :param path: path of a file that each rank has
+        :return: path of the file of this rank
         """
         return path
 
     def request_buffer_save(self, path: Any) -> None:
-        """:param path: where the main rank has just written its replay buffer; the others write theirs, too"""
+        """:param path: file to which the main rank has just saved its replay buffer; the other ranks will save theirs, too"""
 
     def shared_paths(self) -> list[str]:
-        """:return: what :meth:`request_buffer_save` has asked for since the last time"""
+        """:return: paths passed to :meth:`request_buffer_save` since the last call"""
         return []
 
     def save_follower_buffers(self, paths: list[str], save: Callable[[str], None]) -> None:
         """
-        Do what :meth:`request_buffer_save` asks, and wait until all have done so.
+        Save the replay buffers requested by :meth:`request_buffer_save`, and wait for all ranks.
 
-        :param paths: of the main rank's files
-        :param save: writes this rank's
+        :param paths: files of the main rank
+        :param save: saves the buffer of this rank
         """
 
     def random_states(self) -> dict[str, Any] | None:
-        """:return: what a rank's replay file says of its random generators; None: nothing"""
+        """:return: states of the random generators, to be saved with the replay buffer; None: do not save them"""
         return None
 
     def restore_random_states(self, states: dict[str, Any] | None) -> None:
-        """:param states: from :meth:`random_states`; a process by itself leaves its generators alone"""
+        """:param states: from :meth:`random_states`; ignored in a single process"""
 
     def main_saves(self, save: Callable[[Any], None], path: Any, progress: tuple[int, int]) -> None:  # noqa: ARG002
         """
-        :param save: is called on the main rank only
-        :param path: of the file, which is there when this returns
-        :param progress: environment steps and updates of what is saved
+        Save a file on the main rank only. The file exists when this returns.
+
+        :param save: saves to a path
+        :param path: path of the file
+        :param progress: environment steps and updates of the saved model
         """
         save(path)

@@ -1,4 +1,4 @@
-"""Ranks of torchrun: what they agree on, share, and leave to the main one. Imported only where a launcher was at work."""
+"""Ranks started by torchrun: communication between them. Only imported if a launcher started this process."""
 
 import atexit
 import io
@@ -31,38 +31,38 @@ from sb3_dreamer.common.distributed.ranks import Agreement, Ranks
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
-# The main rank may evaluate for hours while the others wait for its word. Launchers notice a rank that has died at once.
+# The main rank may evaluate for hours while the others wait. A long timeout is fine, because launchers notice dead ranks.
 COLLECTIVE_TIMEOUT = timedelta(days=7)
 SAVE_TIMEOUT = timedelta(minutes=2)
 SEEDS_BETWEEN_RANKS = 1000
-# Seconds in which the launcher, which looks ten times a second, sees the rank that has ended, and not those that ended for it.
+# Grace period so that the launcher, which polls ten times per second, reports the first failure.
 FAILURE_GRACE_SECONDS = 1.0
-# Torch 2.13 renames it.
+# Renamed in torch 2.13.
 ALL_GATHER = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
 
 
 class RankLostError(RuntimeError):
-    """A rank that the others need has ended."""
+    """Another rank has ended."""
 
 
 @lru_cache
 def agreement_group() -> Any:
-    """:return: torch's group for what ranks agree on, one for all models of a process"""
+    """:return: process group to synchronise the ranks, shared by all models of a process"""
     return dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
 
 
 def report_uncaught(show: Callable[..., Any], kind: type[BaseException], error: BaseException, trace: Any) -> None:
     """
-    In the place of ``sys.excepthook``: torchrun's report shows the exception that ended a rank.
+    Replacement of ``sys.excepthook``, so that torchrun's report shows the exception that ended a rank.
 
-    :param show: the hook before
+    :param show: the previous hook
     :param kind: class of the exception
     :param error: the exception
     :param trace: its traceback
     """
     if isinstance(error, Exception) and not isinstance(error, RankLostError):
         try:
-            raise error.with_traceback(trace)  # it is written down as one that is being handled
+            raise error.with_traceback(trace)  # only an exception that is being handled can be recorded
         except Exception:
             get_error_handler().record_exception(error)
     show(kind, error, trace)
@@ -70,16 +70,16 @@ def report_uncaught(show: Callable[..., Any], kind: type[BaseException], error: 
 
 class ManyRanks(Ranks):
     """
-    The ranks of a launcher. Collectives of tensors go by torch's default group (NCCL on CUDA, gloo on a CPU); what is agreed
-    on once per rollout goes by a gloo group of its own, which waits as long as the main rank evaluates.
+    The ranks of a launcher. Collectives of tensors use torch's default group (NCCL on CUDA, gloo on a CPU). Synchronisation
+    once per rollout uses a separate gloo group, whose timeout is long enough for an evaluation on the main rank.
 
-    Every method but :meth:`device`, :meth:`silence`, :meth:`callback` and :meth:`file` must be called on all ranks, as often
-    and in the same order.
+    All methods except :meth:`device`, :meth:`silence`, :meth:`callback` and :meth:`file` must be called on all ranks, in the
+    same order.
     """
 
     is_launched = True
-    has_failed = False  # any model of this process
-    reports = False  # what ends this process
+    has_failed = False  # whether any model of this process has failed
+    reports = False  # whether the excepthook is installed
 
     def __init__(self) -> None:
         if not dist.is_initialized():
@@ -104,15 +104,15 @@ class ManyRanks(Ranks):
 
     @staticmethod
     def _leave() -> None:
-        # After an error others may be gone, and leaving would wait for them: the launcher could not see that we have ended.
+        # After an error, other ranks may have ended. Destroying the group would wait for them and hide the end of this rank.
         if not ManyRanks.has_failed and not hasattr(sys, "last_value") and dist.is_initialized():
             dist.destroy_process_group()
 
     def device(self, device: th.device | str) -> th.device | str:
         """
-        As :meth:`Ranks.device`: each rank of a machine has a GPU of its own.
+        See :meth:`Ranks.device`. Each rank of a machine has its own GPU.
 
-        :raises ValueError: if a GPU is named by its number, or there are fewer than ranks
+        :raises ValueError: if ``device`` names another GPU by its index, or if there are fewer GPUs than ranks
         """
         wanted = get_device(device)
         if wanted.type != "cuda":
@@ -127,7 +127,7 @@ class ManyRanks(Ranks):
         return th.device("cuda", self.local_rank)
 
     def seed(self, seed: int | None) -> int | None:
-        """As :meth:`Ranks.seed`: ``1000`` apart. Without a seed each draws one, for environments may all have the same."""
+        """See :meth:`Ranks.seed`. Seeds are 1000 apart. Without a seed each rank draws one, so that environments differ."""
         if self.size == 1:
             return seed
         if seed is None:
@@ -135,21 +135,21 @@ class ManyRanks(Ranks):
         return seed + SEEDS_BETWEEN_RANKS * self.rank
 
     def share(self, value: Any) -> Any:
-        """:return: the main rank's value, on all"""
+        """:return: the value of the main rank, on all ranks"""
         values = [value]
         dist.broadcast_object_list(values, src=0, group=self.agreement_group)
         return values[0]
 
-    # ---- what only the main rank does ----
+    # ---- only on the main rank ----
 
     def silence(self, model: "BaseAlgorithm") -> None:
-        """As :meth:`Ranks.silence`."""
+        """See :meth:`Ranks.silence`."""
         if not self.is_main:
             model.verbose, model.tensorboard_log = 0, None
             model.set_logger(Logger(None, []))
 
     def callback(self, callback: MaybeCallback, progress_bar: bool) -> tuple[MaybeCallback, bool]:
-        """As :meth:`Ranks.callback`: others than the main rank run those that say ``all_ranks = True``."""
+        """See :meth:`Ranks.callback`. Other ranks than the main rank only run callbacks with ``all_ranks = True``."""
         callbacks = flatten(callback) + ([ProgressBarCallback()] if progress_bar and self.is_main else [])
         if not self.is_main:
             callbacks = [one for one in callbacks if getattr(one, "all_ranks", False)]
@@ -160,18 +160,18 @@ class ManyRanks(Ranks):
 
     def main_saves(self, save: Callable[[Any], None], path: Any, progress: tuple[int, int]) -> None:
         """
-        As :meth:`Ranks.main_saves`, without a collective: a script may let the main rank alone save, and within ``learn`` its
-        callbacks do. Where the main rank saves to another path, the others wait in vain, and not for long.
+        See :meth:`Ranks.main_saves`. It uses no collective, because scripts, and callbacks in ``learn``, may save on the
+        main rank only. If the main rank saves to another path, the other ranks stop waiting after a timeout and warn.
         """
         if isinstance(path, io.IOBase):
             if self.is_main:
                 save(path)
             return
         if self.is_main:
-            target = Path(path) if Path(path).suffix else Path(f"{path}.zip")  # as SB3 names it
+            target = Path(path) if Path(path).suffix else Path(f"{path}.zip")  # the name in SB3
             unfinished = target.with_name(f"{target.name}.unfinished")
             save(unfinished)
-            unfinished.replace(target)  # at once: others may be reading the one before
+            unfinished.replace(target)  # atomic, because other ranks may be reading the previous file
         if self.is_learning or not dist.is_initialized():
             return
         key, store = f"saved {path} after {progress}", _get_default_store()
@@ -181,16 +181,16 @@ class ManyRanks(Ranks):
         try:
             store.wait([key], SAVE_TIMEOUT)
         except RuntimeError:
-            warnings.warn(f"The main rank, which alone writes, has not saved {path} within {SAVE_TIMEOUT.seconds} s")
+            warnings.warn(f"The main rank has not saved {path} within {SAVE_TIMEOUT.seconds} s, and other ranks do not save")
 
-    # ---- what all do together ----
+    # ---- collectives ----
 
     @contextmanager
     def learning(self, facts: dict[str, Any]) -> Iterator[None]:
         """
-        As :meth:`Ranks.learning`; an error goes into the launcher's report, which names the first one.
+        See :meth:`Ranks.learning`. The launcher reports the first error of all ranks.
 
-        :raises ValueError: if the ranks differ in a fact
+        :raises ValueError: if a fact differs between ranks
         :raises RankLostError: if another rank has ended
         """
         self.is_learning = True
@@ -202,7 +202,7 @@ class ManyRanks(Ranks):
             if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
                 time.sleep(FAILURE_GRACE_SECONDS)
                 message = (
-                    f"Rank {self.rank} ends because another rank has ended or is out of reach: that one's error came first"
+                    f"Rank {self.rank} ends because another rank has ended or is out of reach: see the error of that rank"
                 )
                 raise RankLostError(message) from error
             raise
@@ -210,7 +210,7 @@ class ManyRanks(Ranks):
             self.is_learning = False
 
     def check_equal(self, facts: dict[str, Any], hint: str = "") -> None:
-        """As :meth:`Ranks.check_equal`."""
+        """See :meth:`Ranks.check_equal`."""
         everyone: list[Any] = [None] * self.size
         dist.all_gather_object(everyone, facts, group=self.agreement_group)
         for name in facts:
@@ -219,7 +219,7 @@ class ManyRanks(Ranks):
                 raise ValueError(f"`{name}` must be the same on all ranks, got {values}{hint}")
 
     def sync_rollout(self, n_steps: int, goes_on: bool, can_sample: bool, has_changes: bool = False) -> Agreement:
-        """As :meth:`Ranks.sync_rollout`: one small all-reduce."""
+        """See :meth:`Ranks.sync_rollout`. It is one small all-reduce."""
         mine = [n_steps, int(not goes_on), int(not can_sample), len(self._buffer_paths), int(has_changes)]
         sums = th.tensor(mine)  # (5,)
         dist.all_reduce(sums, group=self.agreement_group)
@@ -227,12 +227,12 @@ class ManyRanks(Ranks):
         return Agreement(total, stops == 0, empty == 0, self.shared_paths() if n_paths else [], n_changed > 0)
 
     def shared_paths(self) -> list[str]:
-        """As :meth:`Ranks.shared_paths`."""
+        """See :meth:`Ranks.shared_paths`."""
         paths, self._buffer_paths = self.share(self._buffer_paths), []
         return list(paths)
 
     def save_follower_buffers(self, paths: list[str], save: Callable[[str], None]) -> None:
-        """As :meth:`Ranks.save_follower_buffers`. The barrier waits long, because writing a large buffer takes long."""
+        """See :meth:`Ranks.save_follower_buffers`. The barrier has a long timeout, because large buffers take long to save."""
         for path in paths:
             if not self.is_main:
                 save(path)
@@ -240,14 +240,14 @@ class ManyRanks(Ranks):
             dist.barrier(group=self.agreement_group)
 
     def merge_statistics(self, vec_normalize: VecNormalize | None) -> None:
-        """As :meth:`Ranks.merge_statistics`: what came since the last time is summed over the ranks, as counts and moments."""
+        """See :meth:`Ranks.merge_statistics`. Counts and moments since the last call are summed over the ranks."""
         if vec_normalize is None:
             return
         observations = getattr(vec_normalize, "obs_rms", {})
         statistics = [*(observations.values() if isinstance(observations, dict) else [observations]), vec_normalize.ret_rms]
         sums = [to_sums(one) for one in statistics]
         if self._merged is None or self._merged[0] is not vec_normalize:
-            merged = self.share(sums)  # all begin with the main rank's
+            merged = self.share(sums)  # all ranks start with those of the main rank
         else:
             news = [th.from_numpy(mine - old) for mine, old in zip(sums, self._merged[1], strict=True)]
             for part in news:
@@ -258,44 +258,44 @@ class ManyRanks(Ranks):
         self._merged = vec_normalize, [to_sums(one) for one in statistics]
 
     def gather(self, tensor: th.Tensor) -> th.Tensor:
-        """As :meth:`Ranks.gather`."""
+        """See :meth:`Ranks.gather`."""
         everyone = tensor.new_empty(self.size * tensor.shape[0], *tensor.shape[1:])
         ALL_GATHER(everyone, tensor.contiguous())
         return everyone
 
     def broadcast(self, tensors: Iterable[th.Tensor]) -> None:
-        """As :meth:`Ranks.broadcast`."""
+        """See :meth:`Ranks.broadcast`."""
         for tensor in tensors:
             dist.broadcast(tensor.detach(), src=0)
 
     def mean(self, tensor: th.Tensor) -> th.Tensor:
-        """As :meth:`Ranks.mean`."""
+        """See :meth:`Ranks.mean`."""
         dist.all_reduce(tensor)
         return tensor / self.size
 
-    # ---- files that every rank has ----
+    # ---- files of each rank ----
 
     def file(self, path: Any) -> Any:
-        """As :meth:`Ranks.file`: ``replay.pkl`` is the main rank's, ``replay_rank1.pkl`` that of rank 1."""
+        """See :meth:`Ranks.file`. ``replay.pkl`` belongs to the main rank, ``replay_rank1.pkl`` to rank 1."""
         if self.is_main or isinstance(path, io.IOBase):
             return path
         path = Path(path)
         return path.with_name(f"{path.stem}_rank{self.rank}{path.suffix}")
 
     def request_buffer_save(self, path: Any) -> None:
-        """As :meth:`Ranks.request_buffer_save`, after the rollout. A file object that is open belongs to one rank alone."""
+        """See :meth:`Ranks.request_buffer_save`. Open file objects are ignored, because they belong to one rank only."""
         if self.is_main and self.is_learning and not isinstance(path, io.IOBase):
             self._buffer_paths.append(str(path))
 
     def random_states(self) -> dict[str, Any]:
-        """:return: of all generators of this rank, to be kept with its rows"""
+        """:return: states of all random generators of this rank, to be saved with its replay buffer"""
         states: dict[str, Any] = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": th.get_rng_state()}
         if th.cuda.is_available():
             states["cuda"] = th.cuda.get_rng_state()
         return states
 
     def restore_random_states(self, states: dict[str, Any] | None) -> None:
-        """As :meth:`Ranks.restore_random_states`."""
+        """See :meth:`Ranks.restore_random_states`."""
         if states is None:
             return
         random.setstate(states["python"])
@@ -307,12 +307,12 @@ class ManyRanks(Ranks):
 
 def flatten(callback: MaybeCallback) -> list[BaseCallback]:
     """
-    :param callback: as a user gives it: nothing, a callback, a function, or lists of these
-    :return: single callbacks; a function keeps what it says about ``all_ranks``
+    :param callback: callback argument of a user: None, a callback, a function, or a list of these
+    :return: flat list of callbacks; a function keeps its attribute ``all_ranks``
     """
     if callback is None:
         return []
-    if type(callback) is CallbackList:  # one of a class of its own may do more than call its parts
+    if type(callback) is CallbackList:  # a subclass may do more than call its callbacks
         return flatten(callback.callbacks)
     if isinstance(callback, list):
         return [one for part in callback for one in flatten(part)]
@@ -324,13 +324,13 @@ def flatten(callback: MaybeCallback) -> list[BaseCallback]:
 
 
 def draw_all_ranks_steps(bar: ProgressBarCallback, n_ranks: int) -> bool:
-    """A progress bar's step: the total that it draws against counts the steps of all ranks."""
+    """Replacement of the progress bar's ``_on_step``, because its total counts the steps of all ranks."""
     bar.pbar.update(bar.training_env.num_envs * n_ranks)
     return True
 
 
 def to_sums(statistics: RunningMeanStd) -> np.ndarray:
-    """:return: what adds up over ranks: count, sum and sum of squares, each flat (1 + 2 n,)"""
+    """:return: values that can be summed over ranks: count, sum and sum of squares, flattened (1 + 2 n,)"""
     mean, square = np.ravel(statistics.mean), np.ravel(statistics.var + np.square(statistics.mean))
     return np.concatenate([[1.0], mean, square]).astype(np.float64) * statistics.count
 

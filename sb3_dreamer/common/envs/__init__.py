@@ -1,4 +1,4 @@
-"""Small worlds with known answers, registered with gymnasium when ``sb3_dreamer`` is imported."""
+"""Small environments with known optimal returns, registered with gymnasium when ``sb3_dreamer`` is imported."""
 
 from gymnasium.envs.registration import register
 
@@ -11,18 +11,18 @@ __all__ = ["CounterEnv", "PixelCatchEnv", "PixelReachEnv", "TMazeEnv", "register
 
 
 def register_envs() -> None:
-    """Make the worlds known to gymnasium, with their options as keyword arguments of ``gymnasium.make``."""
+    """Register the environments. Their options are keyword arguments of ``gymnasium.make``."""
     here = "sb3_dreamer.common.envs"
     register("sb3_dreamer/PixelCatch-v0", f"{here}.pixel_catch:PixelCatchEnv")
     register("sb3_dreamer/PixelReach-v0", f"{here}.pixel_reach:PixelReachEnv")
     register("sb3_dreamer/Counter-v0", f"{here}.counter:CounterEnv")
     register("sb3_dreamer/TMaze-v0", f"{here}.t_maze:TMazeEnv")
-    # The same with other options, under ids of their own, so that each can have its preset.
+    # Variants with other options have their own ids, so that each can have a preset.
     register("sb3_dreamer/PixelCatch16-v0", f"{here}.pixel_catch:PixelCatchEnv", kwargs=dict(image_size=16))
     register("sb3_dreamer/PixelReachDict-v0", f"{here}.pixel_reach:PixelReachEnv", kwargs=dict(observations="dict"))
     register("sb3_dreamer/TMaze10-v0", f"{here}.t_maze:TMazeEnv", kwargs=dict(length=10))
-    # Worlds of others, for the same reason. They are imported when made.
-    register("sb3_dreamer/Crafter-v0", entry_point="sb3_dreamer.common.wrappers:CrafterEnv")
+    # Environments of other packages, for the same reason. They are only imported by `gymnasium.make`.
+    register("sb3_dreamer/Crafter-v0", entry_point=f"{here}.crafter:CrafterEnv")
     frozen_lake = "gymnasium.envs.toy_text.frozen_lake:FrozenLakeEnv"
     for name, desc, steps in (("2x2", ["SF", "HG"], 100), ("4x4", None, 100), ("8x8", None, 200)):
         kwargs = dict(map_name=name) if desc is None else dict(desc=desc)

@@ -1,4 +1,4 @@
-"""A world in which every number says where it belongs."""
+"""Environment whose observations and rewards count steps, for tests of the replay buffer."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ from gymnasium import spaces
 
 class CounterEnv(gym.Env):
     """
-    The observation is ``[episode, step, last action]``, the reward on arrival is ``1000 * episode + step``: whatever is
-    off by one row, one episode or one environment shows as a wrong number.
+    The observation is ``[episode, step, last action]``, the reward on arrival is ``1000 * episode + step``. An error
+    by one row, one episode or one environment therefore shows up as a wrong number.
 
     :param episode_length: steps of an episode
     :param truncates: end episodes by truncation instead of termination
-    :param n_actions: number of actions, which change nothing else
-    :param first_episode: number of the first episode; sets environments apart
+    :param n_actions: number of actions; they only appear in the observation
+    :param first_episode: number of the first episode, to distinguish environments
     :param render_mode: ``"rgb_array"`` or None
     """
 
@@ -41,13 +41,13 @@ class CounterEnv(gym.Env):
         return np.array([self.episode, self.steps, action], dtype=np.float32)
 
     def render(self) -> np.ndarray:
-        """:return: a bar that grows with the steps, 16 pixels a cell"""
+        """:return: a bar that grows with the steps, 16 pixels per step"""
         cells = np.zeros((1, self.episode_length, 3), dtype=np.uint8)
         cells[:, : self.steps] = 255
         return cells.repeat(16, axis=0).repeat(16, axis=1)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin the next episode; the last action reads -1."""
+        """Start the next episode. The last action is -1."""
         super().reset(seed=seed, options=options)
         self.episode += 1
         self.steps = 0

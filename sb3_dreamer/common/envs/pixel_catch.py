@@ -1,4 +1,4 @@
-"""Catch a falling ball, seen as pixels."""
+"""Catch a falling ball, with image observations."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ class PixelCatchEnv(gym.Env):
     """
     A red ball falls one row per step from a random column; a green paddle in the bottom row, which starts in the middle,
     moves left, stays or moves right. After ``grid - 1`` steps the episode terminates with reward +1 if the paddle is
-    under the ball, else -1; all other rewards are 0.
+    under the ball, otherwise -1. All other rewards are 0.
 
-    The best return is 1; an agent that sees nothing scores at most -0.75 on average (grid of 8).
+    The best return is 1. An agent that does not use the observation scores at most -0.75 on average (grid of 8).
 
     :param image_size: height and width of the image in pixels, a multiple of ``grid``
     :param grid: number of rows and columns
     :param render_mode: ``"rgb_array"`` or None
-    :raises ValueError: if ``image_size`` is no multiple of ``grid``
+    :raises ValueError: if ``image_size`` is not a multiple of ``grid``
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012

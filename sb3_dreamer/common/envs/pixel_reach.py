@@ -1,4 +1,4 @@
-"""Move a point to a goal, seen as pixels, or as pixels and numbers."""
+"""Move a point to a goal, with image observations, or with a Dict of image and vector."""
 
 from typing import Any
 
@@ -11,17 +11,17 @@ OBSERVATIONS = ("image", "dict")
 
 class PixelReachEnv(gym.Env):
     """
-    A point in [-1, 1] x [-1, 1] moves by ``0.2 * action``; the reward is minus its distance to a goal. Point and goal are
-    drawn at random; an episode is truncated after 25 steps and never terminates.
+    A point in [-1, 1] x [-1, 1] moves by ``0.2 * action``. The reward is the negative distance to a goal. Point and goal are
+    random. An episode is truncated after 25 steps and never terminates.
 
     With ``observations="image"`` the point is red and the goal green in one image. With ``"dict"`` the image shows the point
-    only, and the goal is a vector next to it. Going straight to the goal scores -2.33 on average; an agent that does not
-    know the goal at most -19.4 (in the middle).
+    only, and the goal is a vector next to it. Moving straight to the goal scores -2.33 on average. An agent that does
+    not see the goal scores at most -19.4 (by staying in the middle).
 
     :param observations: ``"image"`` or ``"dict"``
     :param image_size: height and width of the image in pixels, at least 16
     :param render_mode: ``"rgb_array"`` or None
-    :raises ValueError: if ``observations`` or ``image_size`` is none of these
+    :raises ValueError: if ``observations`` or ``image_size`` is not allowed
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012
@@ -54,18 +54,18 @@ class PixelReachEnv(gym.Env):
         return {"image": self._draw(with_goal=False), "goal": self.goal.astype(np.float32)}
 
     def render(self) -> np.ndarray:
-        """:return: point and goal"""
+        """:return: image of point and goal"""
         return self._draw(with_goal=True)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Draw a point and a goal."""
+        """Draw random positions of point and goal."""
         super().reset(seed=seed, options=options)
         self.point, self.goal = self.np_random.uniform(-1.0, 1.0, (2, 2))
         self.steps = 0
         return self._observation(), {}
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Move, then measure the distance."""
+        """Move the point, then compute the distance to the goal."""
         move = self.STEP * np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
         self.point = np.clip(self.point + move, -1.0, 1.0)
         self.steps += 1

@@ -1,1 +1,1 @@
-"""The parts of the replay buffer: rows in memory, rows on the device, latents on their way back."""
+"""Parts of the replay buffer: storage on the host, a copy on the device, and writing latents back."""

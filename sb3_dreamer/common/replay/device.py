@@ -1,4 +1,4 @@
-"""From replay rows in host memory to tensors on the device, without making the device wait."""
+"""Copy replay rows from host memory to the device without making the device wait."""
 
 from functools import lru_cache
 
@@ -10,9 +10,9 @@ STORAGES = ("host", "device")
 
 def to_device(array: np.ndarray, device: th.device) -> th.Tensor:
     """
-    :param array: a copy that is not used elsewhere; on the CPU it is not copied again
-    :param device: where the tensor goes; to CUDA through pinned memory, so that the host does not wait
-    :return: the tensor
+    :param array: an array that nothing else uses; on the CPU the tensor shares its memory
+    :param device: target device; CUDA copies use pinned memory, so that the host does not wait
+    :return: tensor on the device
     """
     tensor = th.as_tensor(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
@@ -26,11 +26,11 @@ def side_stream(device: th.device) -> "th.cuda.Stream":
 
 class DeviceMirror:
     """
-    A copy of the replay's observations on the device: written row by row and gathered there, so that a batch of images is not
-    copied from the host. The arrays on the host stay what is saved.
+    Copy of the replay buffer's observations on the device. Batches are gathered there, so that images are not copied from the
+    host for each batch. Only the arrays on the host are saved.
 
     :param arrays: observations by key (rows, n_envs, ...)
-    :param device: where the copy is
+    :param device: device of the copy
     """
 
     def __init__(self, arrays: dict[str, np.ndarray], device: th.device):
@@ -39,9 +39,11 @@ class DeviceMirror:
 
     def write(self, rows: np.ndarray, envs: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
         """
+        Copy new rows to the device.
+
         :param rows: (n,)
         :param envs: (n,)
-        :param arrays: the hosts' arrays, of which these rows are new
+        :param arrays: the arrays on the host, with these rows already written
         """
         where = to_device(rows, self.device), to_device(envs, self.device)
         for key, tensor in self.tensors.items():
@@ -51,7 +53,7 @@ class DeviceMirror:
         """
         :param rows: (B, T)
         :param envs: (B, 1)
-        :return: by key (B, T, ...)
+        :return: observations by key (B, T, ...)
         """
         where = to_device(rows, self.device), to_device(envs, self.device)
         return {key: tensor[where] for key, tensor in self.tensors.items()}

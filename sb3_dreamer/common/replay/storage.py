@@ -1,4 +1,4 @@
-"""The memory of the sequence replay: rows in arrays, allocated late, pickled as far as filled, mirrored on the device."""
+"""Storage of the sequence replay buffer: arrays that are allocated lazily, pickled up to the last row in use, and mirrored."""
 
 import warnings
 from typing import Any
@@ -17,19 +17,19 @@ try:
 except ImportError:  # pragma: no cover
     psutil = None
 
-# Everything a row holds; all arrays are (rows, n_envs, ...).
+# All arrays except observations; their shapes are (rows, n_envs, ...).
 ROW_ARRAYS = ("actions", "rewards", "is_first", "dones", "timeouts", "deter", "stoch", "has_latent")
 
 
 class RowStorage(ReplayBuffer):
     """
-    What rows hold, for :class:`~sb3_dreamer.common.buffers.SequenceReplayBuffer`, which says what the rows mean and sets the
-    attributes that are read here.
+    Arrays of :class:`~sb3_dreamer.common.buffers.SequenceReplayBuffer`, which documents their meaning and sets the attributes
+    that are used here.
     """
 
     latent_shape: tuple[int, int, int] | None
     replay_context: bool
-    storage: str = "host"  # buffers that were pickled by older versions have none
+    storage: str = "host"  # missing in buffers pickled by older versions
     is_allocated: bool
     counts: np.ndarray
     _device_mirror: DeviceMirror | None = None
@@ -39,15 +39,15 @@ class RowStorage(ReplayBuffer):
     stoch: np.ndarray
 
     def _make_arrays(self, rows: int) -> None:
-        """(Re)create all arrays with so many rows of zeros, which the system commits only when they are written."""
+        """(Re)create all arrays with zeros. The system only commits their memory when rows are written."""
         lead = (rows, self.n_envs)
         self.observations = self._make_observations(lead)  # type: ignore[assignment]
-        # Actions of a Box are stored scaled to [-1, 1], whatever its own dtype.
+        # Actions of a Box are stored scaled to [-1, 1], regardless of the dtype of the Box.
         is_box = isinstance(self.action_space, spaces.Box)
         self.actions = np.zeros((*lead, self.action_dim), dtype=np.float32 if is_box else self.action_space.dtype)
         self.rewards = np.zeros(lead, dtype=np.float32)
         self.is_first, self.dones, self.timeouts, self.has_latent = (np.zeros(lead, dtype=bool) for _ in range(4))
-        # Latents are what fills the memory: the deterministic state in 16 bits, the one-hots as indices.
+        # Latents need most of the memory, so deter is stored in 16 bits and stoch as class indices.
         deter, stoch, classes = self.latent_shape if self.latent_shape and self.replay_context else (0, 0, 1)
         self.deter = np.zeros((*lead, deter), dtype=np.float16)
         self.stoch = np.zeros((*lead, stoch), dtype=np.uint8 if classes <= 256 else np.uint16)
@@ -67,10 +67,10 @@ class RowStorage(ReplayBuffer):
 
     def _move_rows(self, old_size: int, gone: np.ndarray) -> None:
         """
-        Arrays of another length with the newest rows of each stream.
+        Resize the arrays and keep the newest rows of each stream.
 
-        :param old_size: rows of each stream until now
-        :param gone: rows of each stream that are counted no longer (n_envs,)
+        :param old_size: previous number of rows of each stream
+        :param gone: number of rows by which the counts of each stream have decreased (n_envs,)
         """
         n_rows = int(np.minimum(self.counts, min(old_size, self.buffer_size)).max())
         steps = self.counts - 1 - np.arange(n_rows)[:, None]  # (n_rows, n_envs), newest first
@@ -88,7 +88,7 @@ class RowStorage(ReplayBuffer):
         return bytes_per_row * self.buffer_size
 
     def _allocate(self) -> None:
-        self._make_arrays(0)  # the latent shape may have been set meanwhile
+        self._make_arrays(0)  # the latent shape may have been set since
         available = psutil.virtual_memory().available if psutil is not None else np.inf
         if self.nbytes > available:
             warnings.warn(
@@ -100,7 +100,7 @@ class RowStorage(ReplayBuffer):
         self._device_mirror = None
 
     def _mirror(self) -> DeviceMirror:
-        """:return: the observations on the device, made when they are first asked for there"""
+        """:return: copy of the observations on the device, made at the first call"""
         if self._device_mirror is None or self._device_mirror.device != self.device:
             self._device_mirror = DeviceMirror(as_array_dict(self.observations), self.device)
         return self._device_mirror
@@ -115,9 +115,9 @@ class RowStorage(ReplayBuffer):
         replay_context: bool,
     ) -> None:
         """
-        All arguments are those of the model that this buffer, from a file, is to serve.
+        Check that a buffer loaded from a file fits a model. All arguments are those of the model.
 
-        :raises ValueError: names the first one that differs
+        :raises ValueError: if one of them differs from that of the buffer
         """
         for name, wanted, meaning in (
             ("n_envs", n_envs, "rows of another number of environments"),
@@ -130,7 +130,7 @@ class RowStorage(ReplayBuffer):
                 raise ValueError(f"The replay buffer holds {meaning}: {getattr(self, name)}, the model has {wanted}")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Only rows in use are pickled."""
+        """Pickle only the rows in use."""
         state = self.__dict__ | {"_device_mirror": None}
         used = min(int(self.counts.max()), self.buffer_size) if self.is_allocated else 0
         state |= {name: getattr(self, name)[:used].copy() for name in ROW_ARRAYS}

@@ -12,42 +12,42 @@ from sb3_dreamer.common.type_aliases import LatentState, SequenceIndices
 
 
 class Event(Protocol):
-    """What ``th.cuda.Event`` offers."""
+    """The part of ``th.cuda.Event`` that is used here."""
 
     def query(self) -> bool:
-        """:return: whether it has happened"""
+        """:return: whether the event has completed"""
         ...
 
     def synchronize(self) -> None:
-        """Wait until it has happened."""
+        """Wait until the event has completed."""
 
 
 class LatentStore(Protocol):
-    """What :class:`~sb3_dreamer.common.buffers.SequenceReplayBuffer` offers for latents."""
+    """The part of :class:`~sb3_dreamer.common.buffers.SequenceReplayBuffer` that is used here."""
 
     def write_latents(self, indices: SequenceIndices, deter: np.ndarray, stoch: np.ndarray) -> None:
-        """Write latents next to their rows."""
+        """Write latents to their rows."""
 
 
-# Starts to copy tensors to the host; the copies are whole once the event has happened.
+# Starts copying tensors to the host. The copies are complete once the event has completed.
 Transfer = Callable[[list[th.Tensor]], tuple[list[np.ndarray], Event]]
 
 
 @lru_cache
-def way_back(device: th.device) -> "th.cuda.Stream":
-    """:return: the stream on which latents travel; not that of the batches, which need not wait for them"""
+def write_back_stream(device: th.device) -> "th.cuda.Stream":
+    """:return: the stream on which latents are copied; separate, so that copies of batches do not wait for them"""
     return th.cuda.Stream(device)
 
 
 def pinned_transfer(tensors: list[th.Tensor]) -> tuple[list[np.ndarray], Event]:
     """
-    Copy to pinned memory on a side stream, while the device goes on.
+    Copy to pinned memory on a side stream, while the device continues to compute.
 
-    :param tensors: on one CUDA device, not to be changed in place
-    :return: copies, and the event after which they are whole
+    :param tensors: tensors on one CUDA device, which must not be changed in place
+    :return: copies, and the event after which they are complete
     """
     device = tensors[0].device
-    stream = way_back(device)  # made here, where there is something on the device: not where a model or buffer is loaded
+    stream = write_back_stream(device)  # created at the first copy, so that loading a model or buffer needs no stream
     stream.wait_stream(th.cuda.current_stream(device))
     with th.cuda.stream(stream):
         copies = [th.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
@@ -60,7 +60,7 @@ def pinned_transfer(tensors: list[th.Tensor]) -> tuple[list[np.ndarray], Event]:
 
 
 class Pending(NamedTuple):
-    """Latents on their way to the host."""
+    """Latents that are being copied to the host."""
 
     indices: SequenceIndices
     copies: list[np.ndarray]
@@ -69,14 +69,14 @@ class Pending(NamedTuple):
 
 class LatentWriteBack:
     """
-    After an update, its posterior replaces the latents stored with the replayed rows.
+    Replaces the latents of replayed rows by the posterior of the update.
 
-    The copy travels while the device goes on. It is written before the next batch is gathered, if it has arrived by then; it
-    lags by one update at most, and :meth:`flush` ends the lag. Rows carry running numbers, so rows that were overwritten
-    meanwhile are skipped.
+    Latents are copied to the host while the device continues to compute. They are written before the next batch is gathered
+    if the copy is complete by then, and before the batch after that in any case. :meth:`flush` writes all of them. Rows that
+    have been overwritten since are recognised by their step numbers and skipped.
 
-    :param buffer: gets the latents
-    :param transfer: brings tensors to the host
+    :param buffer: buffer to write to
+    :param transfer: copies tensors to the host
     """
 
     MAX_LAG = 1
@@ -88,7 +88,9 @@ class LatentWriteBack:
 
     def enqueue(self, indices: SequenceIndices, posterior: LatentState) -> None:
         """
-        :param indices: rows of an update
+        Start copying the latents of an update.
+
+        :param indices: rows of the update
         :param posterior: their latents (B, T, ...)
         """
         # New tensors: the next update may overwrite its outputs in place.
@@ -97,12 +99,12 @@ class LatentWriteBack:
         self.pending.append(Pending(indices, *self.transfer([deter, stoch])))
 
     def write_ready(self) -> None:
-        """Before a batch is gathered: write what has arrived, and wait for what is older than the last update."""
+        """Write all complete copies, and wait for those older than the last update. Call it before a batch is gathered."""
         while self.pending and (len(self.pending) > self.MAX_LAG or self.pending[0].event.query()):
             self._write()
 
     def flush(self) -> None:
-        """Write everything: before rows are saved or loaded, and when a run ends."""
+        """Write everything. Call it before rows are saved or loaded, and at the end of a run."""
         while self.pending:
             self._write()
 

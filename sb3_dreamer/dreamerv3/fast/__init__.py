@@ -1,1 +1,1 @@
-"""The same numbers in less time. A reader of the algorithm may leave this folder closed."""
+"""Faster implementations with the same results. They are not needed to understand the algorithm."""

@@ -1,4 +1,4 @@
-"""The training update and the step of acting, captured as CUDA graphs and replayed."""
+"""The training update and the acting step, captured as CUDA graphs and replayed."""
 
 import time
 import warnings
@@ -18,15 +18,15 @@ from sb3_dreamer.dreamerv3.update import TrainingUpdate, UpdateResult
 
 class GraphCapture:
     """
-    Calls a function once for its inputs' shapes, then replays its operations on the same memory. It is captured again where
-    shapes change, or where a tensor of its state has moved in memory (``.to()``, a file loaded into the optimizer). Where
-    capturing fails, there is one warning, and the function is called from then on.
+    Captures a function for the shapes of its inputs, then replays its operations on the same memory. The function is captured
+    again if the shapes change, or if a tensor of its state has moved in memory (after ``.to()``, or after a file was loaded
+    into the optimizer). If capturing fails, there is one warning, and the function is called directly from then on.
 
-    :param name: what the warning calls it
-    :param function: of nests of tensors
+    :param name: name of the function in the warning
+    :param function: takes nested tuples and dicts of tensors
     :param make_graph: makes a new graph
-    :param state: the tensors that the function reads and writes besides its inputs
-    :param keeps_state: give the state its values back after capturing, for a function that changes it
+    :param state: returns the tensors that the function reads and writes in addition to its inputs
+    :param keeps_state: restore the values of the state after capturing; needed if the function changes it
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class GraphCapture:
 
     def prepare(self, inputs: tuple[Any, ...], before: Callable[[], None] = lambda: None) -> bool:
         """
-        Capture the function where that has not been done for these inputs.
+        Capture the function, unless it has been captured for such inputs already.
 
-        :param inputs: of the next call
+        :param inputs: inputs of the next call
         :param before: called before capturing
-        :return: whether the next call replays
+        :return: whether the next call can be replayed
         """
         if self.is_possible and (self.key is None or self.key != self._key(inputs)):
             try:
@@ -64,7 +64,9 @@ class GraphCapture:
 
     def replay(self, inputs: tuple[Any, ...]) -> Any:
         """
-        :param inputs: copied to the memory of the captured ones
+        Run the captured function.
+
+        :param inputs: copied to the memory of the captured inputs
         :return: the result, valid until the next call
         """
         for mine, theirs in zip(tensors_of(self.inputs), tensors_of(inputs), strict=True):
@@ -93,12 +95,12 @@ class GraphCapture:
 
 class CapturedUpdate:
     """
-    A training update that is captured at its first batch and replayed from then on. Parameters, optimizer and random state
-    are the same after capturing.
+    A training update that is captured at its first batch and replayed from then on. Capturing leaves parameters, optimizer
+    and random state unchanged.
 
-    :param update: what is captured; its optimizer is :class:`LaProp`
+    :param update: the update to capture; its optimizer must be :class:`LaProp`
     :param make_graph: makes a new graph
-    :param verbose: 1 prints one line about it
+    :param verbose: 1 prints how long capturing took
     """
 
     def __init__(self, update: TrainingUpdate, make_graph: Callable[[], Graph], verbose: int = 0):
@@ -108,32 +110,32 @@ class CapturedUpdate:
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """As those of the update."""
+        """Names of the metrics, see :class:`TrainingUpdate`."""
         return self.update.metric_names
 
     @property
     def optimizer(self) -> LaProp:
-        """Of the policy."""
+        """Optimizer of the policy."""
         assert isinstance(self.update.policy.optimizer, LaProp)
         return self.update.policy.optimizer
 
     def __call__(self, batch: SequenceBatch) -> UpdateResult:
         """
         :param batch: B windows of T rows
-        :return: by-products, valid until the next call
+        :return: result of the update, valid until the next call
         """
         start, key, was_possible = time.perf_counter(), self.capture.key, self.capture.is_possible
         if not self.capture.prepare((batch,), before=self.optimizer.make_capturable):
-            if was_possible:  # it has just failed
+            if was_possible:  # capturing has just failed
                 self.optimizer.make_eager()
             return self.update(batch)
         if self.verbose >= 1 and self.capture.key is not key:
-            print(f"Captured the training update, it is replayed from now on: {time.perf_counter() - start:.0f} s")
+            print(f"Captured the training update in {time.perf_counter() - start:.0f} s. It is replayed from now on.")
         self.optimizer.sync_lr()
         return self.capture.replay((batch,))
 
     def _state(self) -> list[th.Tensor]:
-        """Everything that an update reads and changes."""
+        """:return: all tensors that an update reads and writes"""
         policy = self.update.policy
         tensors = [*policy.parameters(), *policy.buffers()]
         for state in self.optimizer.state.values():
@@ -145,22 +147,22 @@ class CapturedUpdate:
 
 class CapturedStep:
     """
-    :meth:`DreamerPolicy.step` for acting, captured once for each number of environments and replayed. Parameters are read
-    where they are, so updates in place are seen.
+    :meth:`DreamerPolicy.step` for acting, captured once for each number of environments and replayed. The graph reads the
+    parameters from their memory, so in-place updates take effect.
 
-    :param policy: acts
+    :param policy: the policy that acts
     :param make_graph: makes a new graph
     """
 
     def __init__(self, policy: DreamerPolicy, make_graph: Callable[[], Graph]):
         self.policy = policy
         state = lambda: [*policy.parameters(), *policy.buffers()]  # noqa: E731
-        self.capture = GraphCapture("the step of acting", policy.step, make_graph, state, keeps_state=False)
+        self.capture = GraphCapture("the acting step", policy.step, make_graph, state, keeps_state=False)
 
     def __call__(
         self, observations: PyTorchObs, state: PolicyState | None, episode_start: th.Tensor
     ) -> tuple[th.Tensor, PolicyState]:
-        """As :meth:`DreamerPolicy.step`; the result is valid until the next call, which may be given its state."""
+        """Same as :meth:`DreamerPolicy.step`. The result is valid until the next call, which may take the returned state."""
         state = self.policy.initial_state(len(episode_start)) if state is None else state
         inputs = (observations, state, episode_start.float())
         return self.capture.replay(inputs) if self.capture.prepare(inputs) else self.policy.step(*inputs)

@@ -1,4 +1,4 @@
-"""Pieces of a recurrent step as pure functions of tensors and weights, for the loops of observing and dreaming."""
+"""Operations of a recurrent step as pure functions of tensors and weights, shared by the observe and the imagination loop."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from sb3_dreamer.common.functional import block_linear, linear, one_hot, use_conv_matmul
 from sb3_dreamer.common.torch_layers import NORM_EPS
-from sb3_dreamer.dreamerv3.fast.weights import CoreWeights
+from sb3_dreamer.dreamerv3.fast.weights import GRUWeights
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -24,11 +24,13 @@ def maybe_compiled(function: Function, is_compiled: bool) -> Function:
     return cast(Function, th.compile(function, dynamic=False)) if is_compiled else function
 
 
-def affine(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
+def addmm(bias: th.Tensor, x: th.Tensor, weight: th.Tensor) -> th.Tensor:
     """
+    Like ``torch.addmm``, but the matmul may run in a lower precision than the sum.
+
+    :param bias: (O,) or (N, O), in the dtype of the result
     :param x: (N, I)
-    :param weight: (I, O), its dtype is that of the product
-    :param bias: (O,) or (N, O), its dtype is that of the result
+    :param weight: (I, O), in the dtype of the matmul
     :return: (N, O)
     """
     if weight.dtype != bias.dtype:
@@ -38,8 +40,12 @@ def affine(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
     return th.addmm(bias, x, weight)
 
 
-def product(x: th.Tensor, weight: th.Tensor) -> th.Tensor:
-    """(N, I) times (I, O), computed in the dtype of the weight and returned in that of ``x``."""
+def matmul(x: th.Tensor, weight: th.Tensor) -> th.Tensor:
+    """
+    :param x: (N, I)
+    :param weight: (I, O), in the dtype of the matmul
+    :return: (N, O), in the dtype of ``x``
+    """
     rows = x.to(weight.dtype)  # (N, I)
     result = linear(rows, weight.t()) if use_conv_matmul(rows, len(x), weight.shape[1]) else rows @ weight  # (N, O)
     return result.to(x.dtype)
@@ -56,49 +62,53 @@ def from_blocks(x: th.Tensor) -> th.Tensor:
 
 
 def block_matmul(x: th.Tensor, weight: th.Tensor) -> th.Tensor:
-    """(G, N, I/G) times (G, I/G, O/G), computed in the dtype of the weight and returned in that of ``x``."""
+    """
+    One matmul for each block.
+
+    :param x: (G, N, I/G)
+    :param weight: (G, I/G, O/G), in the dtype of the matmul
+    :return: (G, N, O/G), in the dtype of ``x``
+    """
     return block_linear(x.to(weight.dtype), weight).to(x.dtype)
 
 
 def norm_silu(x: th.Tensor, scale: th.Tensor) -> th.Tensor:
-    """RMSNorm over the last axis, then SiLU; ``scale`` may have leading axes."""
+    """RMSNorm over the last axis, then SiLU. ``scale`` may have leading axes."""
     return F.silu(F.rms_norm(x, x.shape[-1:], None, NORM_EPS) * scale)
 
 
 def tanh_(x: th.Tensor) -> th.Tensor:
-    """In place, by way of the library's sigmoid, which takes a quarter of the time of its tanh."""
+    """Tanh in place, computed from torch's sigmoid, which takes a quarter of the time of torch's tanh."""
     return x.mul_(2.0).sigmoid_().mul_(2.0).sub_(1.0)
 
 
-def core_step(
-    deter: th.Tensor, inputs: th.Tensor, bias: th.Tensor, core: CoreWeights
-) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+def gru_step(deter: th.Tensor, inputs: th.Tensor, bias: th.Tensor, gru: GRUWeights) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
     """
-    The recurrent core behind its first layers: hidden block layer and gates.
+    The GRU after its input layers: hidden block layer and gates.
 
     :param deter: (N, D)
-    :param inputs: pre-activations of the first layers (N, I, R)
-    :param bias: of the hidden layer, (D,) or, with the shares of other inputs, (N, D)
-    :param core: weights
+    :param inputs: pre-activations of the n input layers (N, n, R)
+    :param bias: of the hidden layer (D,), or (N, D) with contributions of other inputs added
+    :param gru: weights of the GRU
     :return: next deter (N, D), pre-activations of the hidden layer (N, D) and of the gates (G, N, 3 D/G)
     """
-    blocks = core.blocks.shape[0]
-    by_block = to_blocks(deter, blocks)  # (G, N, D/G)
-    hidden = affine(norm_silu(inputs, core.input_scale).flatten(1), core.inputs, bias)  # (N, D)
-    hidden = hidden + from_blocks(block_matmul(by_block, core.blocks))  # (N, D)
-    active = to_blocks(norm_silu(hidden, core.scale), blocks)  # (G, N, D/G)
-    if core.gates.dtype == deter.dtype:
-        gates = block_linear(active, core.gates, core.gates_bias)  # (G, N, 3 D/G)
+    blocks = gru.blocks.shape[0]
+    deter_blocks = to_blocks(deter, blocks)  # (G, N, D/G)
+    hidden = addmm(bias, norm_silu(inputs, gru.input_scale).flatten(1), gru.inputs)  # (N, D)
+    hidden = hidden + from_blocks(block_matmul(deter_blocks, gru.blocks))  # (N, D)
+    active = to_blocks(norm_silu(hidden, gru.scale), blocks)  # (G, N, D/G)
+    if gru.gates.dtype == deter.dtype:
+        gates = block_linear(active, gru.gates, gru.gates_bias)  # (G, N, 3 D/G)
     else:
-        gates = block_matmul(active, core.gates) + core.gates_bias
+        gates = block_matmul(active, gru.gates) + gru.gates_bias
     reset, candidate, update = gates.unflatten(-1, (3, -1)).unbind(2)  # 3 x (G, N, D/G)
     candidate = tanh_(th.sigmoid(reset).mul_(candidate))  # (G, N, D/G)
-    return from_blocks(th.lerp(by_block, candidate, th.sigmoid(update))), hidden, gates
+    return from_blocks(th.lerp(deter_blocks, candidate, th.sigmoid(update))), hidden, gates
 
 
 def softmax(logits: th.Tensor) -> th.Tensor:
     """
-    Over the last axis, without gradient. Written out, for the library's kernel is slow where classes are few.
+    Softmax over the last axis, without gradient. Written out because torch's kernel is slow for few classes.
 
     :param logits: (N, S, K)
     :return: (N, S, K)
@@ -109,26 +119,26 @@ def softmax(logits: th.Tensor) -> th.Tensor:
 
 def sample_one_hot(probs: th.Tensor, noise: th.Tensor) -> th.Tensor:
     """
-    :param probs: before mixing with the uniform (N, S, K)
+    :param probs: before mixing with the uniform distribution (N, S, K)
     :param noise: from :func:`sampling_thresholds`, (N, S, K) or class indices (N, S)
     :return: one-hot (N, S, K)
     """
     indices = noise
     if noise.is_floating_point():
-        # The cumulative sum may end a rounding error below 1.
+        # Rounding may leave the cumulative sum just below 1.
         indices = (probs.cumsum(-1) <= noise).sum(-1).clamp_(max=probs.shape[-1] - 1)  # (N, S)
     return one_hot(indices, probs.shape[-1], probs.dtype)
 
 
 def sampling_thresholds(noise: th.Tensor, classes: int, unimix: float) -> th.Tensor:
     """
-    Inverse CDF sampling from the mixture asks where its cumulative sum passes the noise; solved here, for a whole sequence,
-    for the cumulative sum of the unmixed probabilities.
+    Inverse CDF sampling takes the first class at which the cumulative sum of the mixed probabilities exceeds the noise. The
+    thresholds are the same condition for the unmixed probabilities, computed for a whole sequence at once.
 
-    :param noise: uniform (..., S), or class indices, which are returned as they are
+    :param noise: uniform (..., S), or class indices (..., S), which are returned unchanged
     :param classes: K
     :param unimix: share of the uniform distribution
-    :return: (..., S, K)
+    :return: (..., S, K), or the class indices (..., S)
     """
     if not noise.is_floating_point():
         return noise.long()

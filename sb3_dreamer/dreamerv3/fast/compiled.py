@@ -12,19 +12,19 @@ from sb3_dreamer.dreamerv3.fast.loss import FusedDreamerLoss
 from sb3_dreamer.dreamerv3.losses import DreamerLoss, LossOutput
 from sb3_dreamer.dreamerv3.update import TrainingUpdate
 
-# Settings such as gamma are constants of compiled code, and all models of a process count together.
+# Settings such as gamma are constants in compiled code, and torch counts the variants of all models of a process together.
 MAX_VARIANTS = 64
 
 
 class CompiledUpdate(TrainingUpdate):
     """
-    As :class:`~sb3_dreamer.dreamerv3.update.TrainingUpdate`. Where compiling fails, it goes on in eager mode with a warning.
+    A compiled :class:`~sb3_dreamer.dreamerv3.update.TrainingUpdate`. If compiling fails, it warns and continues in eager mode.
 
-    :param loss_module: as for the base
+    :param loss_module: see :class:`~sb3_dreamer.dreamerv3.update.TrainingUpdate`
     :param compile_steps: compile the steps of the fused loops
-    :param compile_objective: compile everything around them, too
-    :param verbose: 1 prints one line about it
-    :param settings: as for the base
+    :param compile_objective: compile everything around these steps, too
+    :param verbose: 1 prints how long compiling took
+    :param settings: other arguments of :class:`~sb3_dreamer.dreamerv3.update.TrainingUpdate`
     """
 
     def __init__(
@@ -44,18 +44,18 @@ class CompiledUpdate(TrainingUpdate):
         self.verbose = verbose
 
     def __call__(self, batch: SequenceBatch, noise: UpdateNoise | None = None) -> Any:
-        """As the base."""
+        """Same as :meth:`TrainingUpdate.__call__`, but compile at the first call."""
         if self.needs_compile:
             self.needs_compile = False
             self._compile(batch)
         return super().__call__(batch, noise)
 
     def evaluate(self, batch: SequenceBatch, noise: UpdateNoise) -> LossOutput:
-        """As the base."""
+        """Same as :meth:`TrainingUpdate.evaluate`, with the objective compiled."""
         return self.objective(batch, noise)
 
     def _compile(self, batch: SequenceBatch) -> None:
-        """For the shapes of this batch. Buffers and the random state are the same after it."""
+        """Compile for the shapes of this batch. Buffers and the random state are unchanged afterwards."""
         policy, start = self.policy, time.perf_counter()
         kept = [buffer.clone() for buffer in policy.buffers()]
         self._set_compiled(True)
@@ -65,7 +65,7 @@ class CompiledUpdate(TrainingUpdate):
                 loss = self.objective(batch, self.loss_module.draw_noise(*batch.rewards.shape)).loss
             th.autograd.grad(loss, policy.trainable_parameters(), allow_unused=True)  # outside of autocast, as in an update
             if self.verbose >= 1:
-                steps = "one step of observing, of its backward pass and of imagining"
+                steps = "one step of the observe scan, of its backward pass and of imagination"
                 print(f"Compiled {'the objective' if self.compile_objective else steps}: {time.perf_counter() - start:.0f} s")
         except Exception as error:
             self._set_compiled(False)

@@ -1,4 +1,4 @@
-"""CUDA graphs behind a small interface: capture the operations of a function, then replay them on the same memory."""
+"""Small interface to CUDA graphs: capture the operations of a function, then replay them on the same memory."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -11,32 +11,32 @@ WARM_UPS = 3
 
 
 class Graph(Protocol):
-    """A way to run a function once and then its operations again and again, on the same memory."""
+    """Captures the operations of a function once and replays them any number of times on the same memory."""
 
     def warm_up(self) -> AbstractContextManager[Any]:
-        """:return: a context for runs before the capture, on its stream"""
+        """:return: a context for warm-up runs before the capture, on the same stream"""
         ...
 
     def capture(self, function: Callable[[], Result]) -> Result:
-        """:return: what the function returned; the memory is the same after each replay"""
+        """:return: what the function returned; each replay writes its result to the same memory"""
         ...
 
     def replay(self) -> None:
-        """Do it again: what the memory holds now is read, and the result overwritten."""
+        """Run the captured operations again: they read the current content of the inputs and overwrite the result."""
 
     def fork_rng(self) -> AbstractContextManager[Any]:
-        """:return: a context that leaves the random state as it was"""
+        """:return: a context that restores the random state at its end"""
         ...
 
     def synchronize(self) -> None:
-        """What follows waits for the warm-up, also where the capture failed."""
+        """Make all later operations wait for the warm-up, also after a failed capture."""
 
 
 class CudaGraph:
     """
-    A CUDA graph. Random numbers are new at each replay: the graph moves the state of the device's generator along.
+    A CUDA graph. Each replay draws new random numbers, because the graph advances the state of the device's generator.
 
-    :param device: of the update
+    :param device: CUDA device of the captured function
     """
 
     def __init__(self, device: th.device):
@@ -45,12 +45,12 @@ class CudaGraph:
         self.graph = th.cuda.CUDAGraph()
 
     def warm_up(self) -> AbstractContextManager[Any]:
-        """On a side stream, the one that captures: what libraries set up at first use belongs to a stream."""
+        """Warm up on the stream that will capture, because libraries allocate their workspaces per stream at first use."""
         self.stream.wait_stream(th.cuda.current_stream(self.device))
         return th.cuda.stream(self.stream)
 
     def capture(self, function: Callable[[], Result]) -> Result:
-        """As :class:`Graph` says."""
+        """See :class:`Graph`."""
         th.cuda.current_stream(self.device).wait_stream(self.stream)
         th.cuda.synchronize(self.device)
         with th.cuda.graph(self.graph, stream=self.stream):
@@ -58,23 +58,25 @@ class CudaGraph:
         return result
 
     def replay(self) -> None:
-        """As :class:`Graph` says."""
+        """See :class:`Graph`."""
         self.graph.replay()
 
     def fork_rng(self) -> AbstractContextManager[Any]:
-        """As :class:`Graph` says."""
+        """See :class:`Graph`."""
         return th.random.fork_rng([self.device])
 
     def synchronize(self) -> None:
-        """As :class:`Graph` says."""
+        """See :class:`Graph`."""
         th.cuda.current_stream(self.device).wait_stream(self.stream)
 
 
 def capture_warm(graph: Graph, function: Callable[[], Result]) -> Result:
     """
-    :param graph: new
-    :param function: runs a few times before it is captured
-    :return: what the captured run returned; the random state is as before
+    Run a function a few times, then capture it. The random state is unchanged afterwards.
+
+    :param graph: a new graph
+    :param function: the function to capture
+    :return: what the captured run returned
     """
     with graph.fork_rng():
         with graph.warm_up():

@@ -1,11 +1,11 @@
-"""The objective with fused loops: the same numbers as :class:`DreamerLoss`, in less time."""
+"""The objective with fused loops: the same result as :class:`DreamerLoss`, in less time."""
 
 from typing import Any
 
 import torch as th
 
 from sb3_dreamer.common.distributions import BoundedNormal, MultiCategorical, OneHotCategoricalST
-from sb3_dreamer.common.functional import never_compiled, weight_gradient
+from sb3_dreamer.common.functional import linear_weight_grad, never_compiled
 from sb3_dreamer.common.preprocessing import encode_actions
 from sb3_dreamer.common.torch_layers import compute_dtype
 from sb3_dreamer.common.type_aliases import ImaginationNoise, ImaginedTrajectory, LatentState, SequenceBatch
@@ -13,19 +13,19 @@ from sb3_dreamer.dreamerv3.fast.dream import imagine_fused
 from sb3_dreamer.dreamerv3.fast.scan import observe_fused
 from sb3_dreamer.dreamerv3.losses import DreamerLoss
 
-# Rows of a dream that the heads read at a time on a CPU: they stay in its cache.
+# Number of imagined states that the heads process at a time on a CPU, so that they fit in its cache.
 CHUNK_ROWS = 1024
 
 
 class FusedDreamerLoss(DreamerLoss):
     """
-    As :class:`DreamerLoss`, for models that :func:`~sb3_dreamer.dreamerv3.fast.weights.supports_fused` names.
+    Fast :class:`DreamerLoss` for models that :func:`~sb3_dreamer.dreamerv3.fast.weights.supports_fused`.
     """
 
     is_compiled = False  # whether the loops run compiled steps
 
     def observe(self, batch: SequenceBatch, noise: th.Tensor) -> tuple[LatentState, OneHotCategoricalST]:
-        """As :meth:`DreamerLoss.observe`."""
+        """Same as :meth:`DreamerLoss.observe`."""
         return self._scan(batch, self.policy.world_model.encode(batch.observations), noise)
 
     @never_compiled  # the loop compiles its own step
@@ -36,11 +36,11 @@ class FusedDreamerLoss(DreamerLoss):
 
     @never_compiled  # the loop compiles its own step
     def imagine(self, start: LatentState, noise: ImaginationNoise) -> ImaginedTrajectory:
-        """As :meth:`DreamerLoss.imagine`."""
+        """Same as :meth:`DreamerLoss.imagine`."""
         return imagine_fused(self.policy.world_model, self.policy.actor, start, noise, self.is_compiled)
 
     def actor_distribution(self, trajectory: ImaginedTrajectory) -> BoundedNormal | MultiCategorical:
-        """As :meth:`DreamerLoss.actor_distribution`: the largest matmul was computed in the dream already."""
+        """Same as :meth:`DreamerLoss.actor_distribution`, with the input layer's matmul reused from imagination."""
         assert trajectory.actor_preact is not None
         mlp = self.policy.actor.mlp
         linear = mlp.first.linear
@@ -51,7 +51,7 @@ class FusedDreamerLoss(DreamerLoss):
         return self.policy.actor.distribution(x)
 
     def predict(self, features: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """As :meth:`DreamerLoss.predict`, on a CPU in chunks."""
+        """Same as :meth:`DreamerLoss.predict`, in chunks on a CPU."""
         if features.is_cuda:
             return super().predict(features)
         chunks = [
@@ -62,14 +62,14 @@ class FusedDreamerLoss(DreamerLoss):
 
 
 class PrecomputedLinear(th.autograd.Function):
-    """A linear layer whose result is known: forward returns it, backward is the layer's."""
+    """A linear layer whose output is given: forward returns it, backward is that of the layer."""
 
     @staticmethod
     def forward(ctx: Any, result: th.Tensor, x: th.Tensor, _weight: th.Tensor, _bias: th.Tensor) -> th.Tensor:
         """
         :param ctx: for the backward pass
-        :param result: of the layer for ``x`` (..., O)
-        :param x: takes no gradient (..., I)
+        :param result: output of the layer for ``x`` (..., O)
+        :param x: input of the layer, gets no gradient (..., I)
         :param _weight: (O, I)
         :param _bias: (O,)
         :return: the result (..., O)
@@ -82,5 +82,5 @@ class PrecomputedLinear(th.autograd.Function):
     def backward(ctx: Any, grad: th.Tensor) -> tuple[None, None, th.Tensor, th.Tensor]:
         (x,) = ctx.saved_tensors
         grad = grad.flatten(0, -2)  # (N, O)
-        weight = weight_gradient(x.flatten(0, -2).to(ctx.dtype), grad.to(ctx.dtype))  # (O, I)
+        weight = linear_weight_grad(x.flatten(0, -2).to(ctx.dtype), grad.to(ctx.dtype))  # (O, I)
         return None, None, weight.to(grad.dtype), grad.sum(0)

@@ -1,4 +1,4 @@
-"""Which objective, training update and step of acting a model gets on its device: the door of this folder."""
+"""Choose objective, training update and acting step for a model and its device. All other modules here are used from here."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,9 +25,9 @@ Acting = Callable[[PyTorchObs, PolicyState | None, th.Tensor], tuple[th.Tensor, 
 def make_loss(policy: DreamerPolicy, fused: bool | str = "auto", verbose: int = 0, **settings: Any) -> DreamerLoss:
     """
     :param policy: owns the networks
-    :param fused: ``"auto"``: fused loops where the model allows them; False: the step-by-step model
-    :param verbose: 1 says if a model takes the slower one
-    :param settings: of :class:`DreamerLoss`
+    :param fused: ``"auto"``: fused loops if the model supports them; False: the step-by-step model
+    :param verbose: 1 prints a line if the model does not support the fused loops
+    :param settings: arguments of :class:`DreamerLoss`
     :return: the objective
     """
     if fused and supports_fused(policy.world_model.rssm, policy.actor):
@@ -44,17 +44,17 @@ def make_update(
     :param loss_module: the objective; its policy owns networks and optimizer
     :param agc_clip: see :class:`TrainingUpdate`
     :param tau: see :class:`TrainingUpdate`
-    :param compile: compile the steps of the fused loops; ``"auto"``: on CUDA. There, unless False, the whole objective is
-        compiled and the update is captured, too.
-    :param verbose: 1 prints what is done
-    :param ranks: where a launcher started several, gradients are those of all of them
+    :param compile: compile the steps of the fused loops; ``"auto"``: only on CUDA. On CUDA, unless it is False, the whole
+        objective is compiled and the update is captured, too.
+    :param verbose: 1 prints how long compiling and capturing took
+    :param ranks: if a launcher has started several, gradients are averaged over them
     :return: the fastest update for this model and device
     """
     policy = loss_module.policy
     on_cuda = policy.device.type == "cuda"
     is_wanted = on_cuda if compile == "auto" else bool(compile)
     if isinstance(policy.optimizer, LaProp):
-        policy.optimizer.make_eager()  # an earlier update is not replayed any more
+        policy.optimizer.make_eager()  # an update that was captured earlier is no longer used
     settings: dict[str, Any] = dict(agc_clip=agc_clip, tau=tau, verbose=verbose, compile_steps=is_wanted)
     if ranks is not None and ranks.is_launched:
         from sb3_dreamer.dreamerv3.fast.ddp import ParallelUpdate
@@ -70,9 +70,9 @@ def make_update(
 
 def make_acting(policy: DreamerPolicy, compile: bool | str) -> Acting:
     """
-    :param policy: acts
-    :param compile: as for :func:`make_update`
-    :return: :meth:`DreamerPolicy.step`; on CUDA, unless ``compile`` is False, captured
+    :param policy: the policy that acts
+    :param compile: see :func:`make_update`
+    :return: :meth:`DreamerPolicy.step`, captured on CUDA unless ``compile`` is False
     """
     if policy.device.type == "cuda" and compile is not False:
         return CapturedStep(policy, lambda: CudaGraph(policy.device))

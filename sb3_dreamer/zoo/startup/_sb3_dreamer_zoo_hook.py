@@ -1,15 +1,16 @@
 """
-Makes ``rl_zoo3`` know DreamerV3. Python runs ``install`` when it starts, through ``sb3_dreamer_zoo.pth``.
+Registers DreamerV3 with ``rl_zoo3``. Python runs ``install`` when it starts, through ``sb3_dreamer_zoo.pth``.
 
-Nothing is imported then. When, later, the program itself imports one of three modules of RL Zoo, our part is added to it;
-if that fails, a warning says so and RL Zoo goes on without us. ``SB3_DREAMER_ZOO=0`` in the environment switches it off.
+This does not import anything yet. When the program later imports one of three modules of RL Zoo, DreamerV3 is registered with
+it. If that fails, a message is printed and RL Zoo continues without DreamerV3. ``SB3_DREAMER_ZOO=0`` in the environment
+switches it off.
 
-This file stands outside of the package, because importing anything inside would import torch.
+This file is outside of the package, because importing the package would import torch.
 """
 
 import sys
 
-# Module of RL Zoo: the function of our plugin that is called with it, once it has been imported.
+# Modules of RL Zoo, and the function of our plugin to call with each after its import.
 REGISTRATIONS = {
     "rl_zoo3.utils": "register_algorithm",
     "rl_zoo3.hyperparams_opt": "register_sampler",
@@ -18,7 +19,7 @@ REGISTRATIONS = {
 
 
 def register(module):
-    """:param module: just imported; some loaders serve other modules than RL Zoo's three as well"""
+    """:param module: module that has just been imported; some loaders also load modules other than these three"""
     if module.__name__ not in REGISTRATIONS:
         return
     try:
@@ -26,16 +27,16 @@ def register(module):
 
         getattr(import_module("sb3_dreamer.zoo.plugin"), REGISTRATIONS[module.__name__])(module)
     except Exception as error:
-        # No warning, which a program may have turned into an error.
-        print(f"RL Zoo goes on without DreamerV3: {error!r}", file=sys.stderr)
+        # Not a warning, because programs may turn warnings into errors.
+        print(f"RL Zoo continues without DreamerV3: {error!r}", file=sys.stderr)
 
 
 class PostImportFinder:
-    """A finder that finds nothing itself, but lets ``register`` run after the modules that others find."""
+    """A finder that delegates to the other finders, and calls ``register`` after the import of RL Zoo's modules."""
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        """:return: what the other finders return, for our three names; else None"""
+        """:return: the spec of another finder for the three modules, otherwise None"""
         if name not in REGISTRATIONS:
             return None
         for finder in sys.meta_path:
@@ -47,7 +48,7 @@ class PostImportFinder:
 
 
 def with_registration(spec):
-    """:return: the same spec, whose loader calls ``register`` after running the module"""
+    """:return: the same spec, with a loader that calls ``register`` after running the module"""
     run = getattr(spec.loader, "exec_module", None)
     if run is not None:
 
@@ -57,13 +58,13 @@ def with_registration(spec):
 
         try:
             spec.loader.exec_module = run_and_register
-        except AttributeError:  # a loader that cannot be changed: RL Zoo goes on without us
+        except AttributeError:  # the loader cannot be changed: RL Zoo continues without DreamerV3
             pass
     return spec
 
 
 def install():
-    """Done once, unless switched off."""
+    """Install the finder once, unless it is switched off."""
     import os
 
     if os.environ.get("SB3_DREAMER_ZOO") != "0" and PostImportFinder not in sys.meta_path:
