@@ -116,7 +116,7 @@ def test_keys_left_out_are_not_reconstructed():
     model.learn(60)
     batch = model.replay_buffer.sample(4)
     output = model.loss_module(batch)
-    per_key = model.policy.world_model.reconstruction_losses(output.posterior, batch.observations)
+    per_key = model.policy.world_model.reconstruction_losses(output.states, batch.observations)
     assert set(per_key) == {"position"} and th.equal(per_key["position"], output.terms["reconstruction"])
     noise = model.loss_module.draw_noise(*batch.rewards.shape)
     losses = [

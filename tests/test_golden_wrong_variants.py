@@ -79,13 +79,13 @@ def learning_rate_inside_momentum(patch):
 
 
 def no_root_continue(patch):
-    right = DreamerLoss.dream_returns
+    right = DreamerLoss.imagined_returns
 
-    def dream_returns(self, trajectory, value):
+    def imagined_returns(self, trajectory, value):
         dream = right(self, trajectory, value)
         return dream._replace(weights=dream.weights / dream.continues[:, :1])
 
-    patch.setattr(DreamerLoss, "dream_returns", dream_returns)
+    patch.setattr(DreamerLoss, "imagined_returns", imagined_returns)
 
 
 def stopped_replay_value_gradient(patch):

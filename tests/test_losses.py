@@ -64,8 +64,8 @@ def test_initial_values():
     output = make_loss(policy)(batch)
     ln255 = th.log(th.tensor(255.0))
     assert th.allclose(output.terms["reward"], ln255.expand(4, 8))
-    assert not output.dream.rewards.any() and not output.dream.values.any() and not output.dream.returns.any()
-    weights = output.dream.weights[:, :-1]
+    assert not output.imagined.rewards.any() and not output.imagined.values.any() and not output.imagined.returns.any()
+    weights = output.imagined.weights[:, :-1]
     assert th.allclose(output.terms["critic"], 2 * ln255 * weights)
     kept = 1.0 - batch.is_last[:, :-1].float()
     assert th.allclose(output.terms["replay_critic"], 2 * ln255 * kept)
@@ -91,7 +91,7 @@ def test_imagine_last_uses_the_last_rows():
     assert short.imagination.stoch.shape == (12, 3, 2) and noise.imagination.stoch.shape == (32, 3, 2)
     short = short._replace(posterior=noise.posterior)
     full_output, last_output = everything(batch, noise), last(batch, short)
-    starts = full_output.posterior.deter[:, -3:].flatten(0, 1)
+    starts = full_output.states.deter[:, -3:].flatten(0, 1)
     assert th.equal(last_output.trajectory.latents.deter[:, 0], starts)
     assert last_output.terms["replay_critic"].shape == (4, 2)
     assert th.equal(last_output.terms["reconstruction"], full_output.terms["reconstruction"])
@@ -103,7 +103,7 @@ def test_dreams_from_terminal_states_weigh_nothing():
         policy.world_model.continue_head.output.weight.zero_()
         policy.world_model.continue_head.output.bias.fill_(-30.0)
     output = make_loss(policy)(random_batch(policy))
-    assert output.dream.weights.max() < 1e-12
+    assert output.imagined.weights.max() < 1e-12
     assert output.terms["actor"].abs().max() < 1e-10 and output.terms["critic"].max() < 1e-10
 
 

@@ -44,7 +44,7 @@ def forced_noise(policy, loss, batch) -> UpdateNoise:
     if policy.actor.sizes is not None:
         actions = output.trajectory.actions
     return UpdateNoise(
-        output.posterior.stoch.argmax(-1),
+        output.states.stoch.argmax(-1),
         ImaginationNoise(output.trajectory.latents.stoch[:, 1:].argmax(-1), actions),
     )
 
@@ -148,7 +148,7 @@ def test_float32_islands(bf16, monkeypatch):
         "return normaliser": policy.return_normalizer.low,
         "loss": output.loss,
         **{f"loss term {name}": term for name, term in output.terms.items()},
-        **{f"dream {name}": part for name, part in output.dream._asdict().items()},
+        **{f"dream {name}": part for name, part in output.imagined._asdict().items()},
         **{f"reconstruction of {key}": distribution.mode() for key, distribution in reconstruction.items()},
         **{f"metric {name}": metric for name, metric in output.metrics.items()},
     }

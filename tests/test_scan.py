@@ -152,7 +152,7 @@ def test_class_indices_as_noise_are_taken_as_they_are():
     posterior = th.randint(size.classes, (BATCH, LENGTH, size.stoch))
     dream = th.randint(size.classes, (BATCH * LENGTH, 3, size.stoch))
     output = p.loss(p.batch, UpdateNoise(posterior, ImaginationNoise(dream, p.noise.imagination.actions)))
-    assert th.equal(output.posterior.stoch.argmax(-1), posterior)
+    assert th.equal(output.states.stoch.argmax(-1), posterior)
     assert th.equal(output.trajectory.latents.stoch[:, 1:].argmax(-1), dream)
 
 

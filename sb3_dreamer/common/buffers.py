@@ -1,4 +1,4 @@
-"""Sequence replay: one row per observation, one stream and cursor per environment, latents stored with the rows."""
+"""Sequence replay: one row per observation, one stream of rows per environment; latents are stored with the rows."""
 
 import warnings
 from collections import deque
@@ -20,16 +20,17 @@ from sb3_dreamer.common.replay.write_back import LatentWriteBack
 from sb3_dreamer.common.type_aliases import LatentState, NumpyObs, SequenceBatch, SequenceIndices, TensorObs
 from sb3_dreamer.common.value_checks import ObservationCheck, RangeCheck, action_check, reward_check, warn_if_codes
 
-# Rows after which images are examined once: do they hold codes of classes rather than colours?
-ROWS_BEFORE_LOOK = 1000
+# After this many rows, images are checked once: a warning is given if they seem to hold class codes (as MiniGrid's).
+ROWS_BEFORE_IMAGE_CHECK = 1000
+# Attributes that are not pickled. `_make_unsaved` creates them again.
 NOT_IN_FILES = (
     "_envs",
-    "_nowhere",
+    "_no_env",
     "_check_obs",
     "_check_action",
     "_check_reward",
     "_check_range",
-    "_steps_until_look",
+    "_steps_until_image_check",
     "_write_back",
 )
 
@@ -41,13 +42,16 @@ class SequenceReplayBuffer(RowStorage):
 
     .. code-block:: text
 
-        rows     | x_0  first | x_1      | x_2      | x_3  last | x_0  first | ...     N steps make N + 1 rows
+        rows     | x_0  first | x_1      | x_2      | x_3  last | x_0  first | ...     an episode of n steps has n + 1 rows
         actions  | 0          | a_0      | a_1      | a_2       | 0          |         the action that led here
         rewards  | 0          | r_1      | r_2      | r_3       | 0          |
-        dones    |                         ``timeouts`` too if cut, not ended  |
+        dones    | 0          | 0        | 0        | 1         | 0          |         timeouts: 1 too if truncated
 
-    Each environment has its own stream. Final observations of episodes are rows, too. Rows are numbered by a running count
-    per stream; row ``step`` is stored at ``step % buffer_size``. Memory is allocated at the first ``add``.
+    Each environment has its own stream of rows. Final observations of episodes are rows, too. Each row has a number, counted
+    from 0 in its stream (``step`` in the code). It is stored at position ``step % self.buffer_size`` (``rows`` in the code),
+    where the attribute is the number of rows per environment. A sampled window has T rows. With ``replay_context`` it also
+    needs the row before them, the context row, whose latent is the state that the window starts from. Memory is allocated
+    at the first ``add``.
 
     :param buffer_size: rows over all environments
     :param observation_space: Box, Discrete, MultiDiscrete, MultiBinary or a Dict of these
@@ -58,15 +62,16 @@ class SequenceReplayBuffer(RowStorage):
     :param handle_timeout_termination: distinguish truncations from terminations
     :param batch_length: T, rows of a sampled window
     :param latent_shape: (D, S, K) of the latents stored with each row; may be set until the first ``add``
-    :param replay_context: start windows from the latent stored with the row before them; if False, from zeros as in a new
-        episode
-    :param online_queue: sample each new, non-overlapping window once before drawing uniformly
-    :param storage: ``"device"`` keeps a copy of all observations on the device, so that batches are not copied from the host
+    :param replay_context: start each window from the latent of its context row; if False, from zeros as in a new episode
+    :param online_queue: divide new rows into windows that do not overlap and sample each of these once; the rest of a batch
+        is drawn uniformly
+    :param storage: ``"device"`` keeps a copy of all observations on the device, so that they are not copied from the host for
+        each batch; it has no effect with VecNormalize
     :raises ValueError: if ``optimize_memory_usage`` is set or ``storage`` is unknown
     """
 
-    random_states: dict[str, Any] | None = None  # in a file: those of the rank that saved it
-    image_keys: list[str] | None = None  # keys that the model treats as images, whose values must be within their bounds
+    random_states: dict[str, Any] | None = None  # of the random generators of the rank that saves the buffer
+    image_keys: list[str] | None = None  # treated as images, with values within the bounds of the space; None: by their spaces
 
     def __init__(
         self,
@@ -107,11 +112,11 @@ class SequenceReplayBuffer(RowStorage):
 
     def _make_unsaved(self) -> None:
         """Create what is not saved, because it follows from the spaces or belongs to a device."""
-        self._envs, self._nowhere = np.arange(self.n_envs), np.zeros(self.n_envs, dtype=bool)
+        self._envs, self._no_env = np.arange(self.n_envs), np.zeros(self.n_envs, dtype=bool)
         self._check_obs = ObservationCheck(self.observation_space, self.image_keys)
         self._check_action, self._check_reward = action_check(self.action_space), reward_check()
         self._check_range = RangeCheck("reward")
-        self._steps_until_look = max(1, min(ROWS_BEFORE_LOOK // self.n_envs, self.buffer_size))
+        self._steps_until_image_check = max(1, min(ROWS_BEFORE_IMAGE_CHECK // self.n_envs, self.buffer_size))
         self._write_back = LatentWriteBack(self)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -121,10 +126,10 @@ class SequenceReplayBuffer(RowStorage):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({**state, "_newest": None})
         self._make_unsaved()
-        if self.counts.sum() >= ROWS_BEFORE_LOOK:
-            self._steps_until_look = 0  # they were examined before
+        if self.counts.sum() >= ROWS_BEFORE_IMAGE_CHECK:
+            self._steps_until_image_check = 0  # images were checked before; the counter never reaches 0 again
 
-    def _look_at_images(self) -> None:
+    def _check_for_codes(self) -> None:
         image_keys = choose_keys(self.observation_space).layouts if self.image_keys is None else self.image_keys
         for key in image_keys:
             rows = as_array_dict(self.observations)[key][: self.size()]
@@ -135,28 +140,30 @@ class SequenceReplayBuffer(RowStorage):
     def _clear_streams(self) -> None:
         self.counts = np.zeros(self.n_envs, dtype=np.int64)  # rows ever written, per environment
         self._opens_episode = np.ones(self.n_envs, dtype=bool)
-        self._newest: np.ndarray | None = None  # the newest row of each stream, if the last step wrote to all of them
+        # Position of the newest row of each stream (n_envs,); None: to be computed from `counts`.
+        self._newest: np.ndarray | None = None
         self._queue = self._new_queue()
         self._write_back.pending.clear()
 
     def _new_queue(self, windows: Iterable[tuple[int, int]] = ()) -> deque[tuple[int, int]]:
+        """:return: queue of new windows (environment, number of the first row), no more than fit into the buffer"""
         return deque(windows, maxlen=max(1, self.n_envs * self.buffer_size // self.window_length))
 
     # ---- writing ----
 
     @property
     def filled(self) -> np.ndarray:
-        """Rows in each stream, (n_envs,)."""
+        """Number of rows that are stored now in each stream (n_envs,)."""
         return np.minimum(self.counts, self.buffer_size)
 
     @property
     def window_length(self) -> int:
-        """Rows that a window needs, including the context row."""
+        """Rows that a window needs: T, and the context row with ``replay_context``."""
         return self.batch_length + int(self.replay_context)
 
     def set_image_keys(self, image_keys: list[str]) -> None:
         """
-        :param image_keys: keys that the model treats as images; before this call, the spaces decide
+        :param image_keys: keys that the model treats as images; until this call, images are recognised by their spaces
         """
         self.image_keys = image_keys
         self._check_obs = ObservationCheck(self.observation_space, image_keys)
@@ -171,7 +178,7 @@ class SequenceReplayBuffer(RowStorage):
 
     @property
     def pos(self) -> int:
-        """Where the longest stream writes its next row. Derived from ``counts``, as ``full`` is."""
+        """Largest write position of all streams. Derived from ``counts``, as ``full`` is."""
         return int((self.counts % self.buffer_size).max())
 
     @pos.setter
@@ -180,7 +187,7 @@ class SequenceReplayBuffer(RowStorage):
 
     @property
     def full(self) -> bool:
-        """Whether every stream has begun to overwrite its oldest rows."""
+        """Whether every stream is full, so that its next row overwrites its oldest one."""
         return bool((self.counts >= self.buffer_size).all())
 
     @full.setter
@@ -198,7 +205,7 @@ class SequenceReplayBuffer(RowStorage):
             return
         self._write_back.flush()
         if self.is_allocated:
-            # A larger buffer would seem to hold rows that were overwritten: count the remaining ones from zero.
+            # In a larger buffer `filled` would include rows that are overwritten already: subtract them from `counts`.
             gone = np.maximum(self.counts - old_size, 0) * (buffer_size > old_size)  # (n_envs,)
             self._move_rows(old_size, gone)
             self.counts -= gone
@@ -218,8 +225,8 @@ class SequenceReplayBuffer(RowStorage):
 
     def mark_starts(self, starts: np.ndarray) -> None:
         """
-        Call before ``add`` if its ``obs`` begins an episode. It is not needed after a ``done``, nor where ``obs`` differs from
-        the last row: these are recognised.
+        Call before ``add`` if its ``obs`` begins an episode. After a ``done``, and where ``obs`` differs from the last row,
+        ``add`` detects this itself.
 
         :param starts: where an episode begins (n_envs,)
         """
@@ -237,38 +244,43 @@ class SequenceReplayBuffer(RowStorage):
         """
         Append one step of all environments. With one environment the first axis may be missing.
 
-        :param obs: observation from which the action was chosen (n_envs, ...); stored only where it begins an episode. Where
-            it differs from the last row, it begins one, and the episode before it counts as truncated.
+        Normally ``obs`` equals the last stored row, so only the row of ``next_obs`` is appended. If an episode begins (after a
+        ``done``, after :meth:`mark_starts`, or because ``obs`` differs from the last row), a row of ``obs`` with zero action
+        and zero reward is appended first, and an unfinished episode before it is marked as truncated.
+
+        :param obs: observation from which the action was chosen (n_envs, ...)
         :param next_obs: (n_envs, ...) true next observation, the final one where an episode ended
         :param action: (n_envs, ...) index, or value scaled to [-1, 1]
         :param reward: (n_envs,)
         :param done: (n_envs,) terminated or truncated
         :param infos: ``TimeLimit.truncated`` marks truncations
-        :raises ValueError: names the first value that cannot be stored unchanged; nothing is stored then
+        :raises ValueError: if a shape or a value is not allowed; the message names the first one, and nothing is stored
         """
         n = self.n_envs
         obs_rows, next_rows = self._check_obs.rows(obs, n), self._check_obs(next_obs, n)
         flat = np.asarray(action).reshape(n, -1) if np.size(action) == n * self.action_dim else action
         actions, rewards = self._check_action(flat, n), self._check_reward(reward, n)
         is_last, is_cut = np.asarray(done, dtype=bool).reshape(n), self._truncated(infos)
-        opening = np.flatnonzero(self._opens_episode | self._is_elsewhere(obs_rows))
-        if len(opening):  # elsewhere `obs` is the last row already
+        opening = np.flatnonzero(self._opens_episode | self._differs_from_last_row(obs_rows))
+        if len(opening):  # in all other environments `obs` is the last row, which was checked when it was stored
             self._check_obs(obs_rows, n)
         if not self.is_allocated:
             self._allocate()
         if len(opening):
-            self._cut_before(opening)
-            zeros, nowhere = np.zeros((n, self.action_dim)), self._nowhere
+            self._truncate_before(opening)
+            zeros, nowhere = np.zeros((n, self.action_dim)), self._no_env
             self._append(opening, obs_rows, zeros, np.zeros(n), ~nowhere, nowhere, nowhere)
-        self._append(self._envs, next_rows, actions, rewards, self._nowhere, is_last, is_last & is_cut)
+        self._append(self._envs, next_rows, actions, rewards, self._no_env, is_last, is_last & is_cut)
         self._opens_episode = is_last.copy()
-        self._steps_until_look -= 1
-        if self._steps_until_look == 0:
-            self._look_at_images()
+        self._steps_until_image_check -= 1
+        if self._steps_until_image_check == 0:
+            self._check_for_codes()
 
     def extend(self, *args: Any, **kwargs: Any) -> None:
         """
-        :param args: as those of :meth:`add`, with an additional first axis: one entry per step
+        Append several steps.
+
+        :param args: as those of :meth:`add`, with an additional first axis (n_steps, n_envs, ...)
         :param kwargs: the same, by name
         """
         names = list(kwargs)
@@ -278,17 +290,17 @@ class SequenceReplayBuffer(RowStorage):
     def _truncated(self, infos: list[dict[str, Any]] | dict[str, Any]) -> np.ndarray:
         """:return: where the episode was truncated (n_envs,)"""
         if not self.handle_timeout_termination:
-            return self._nowhere
+            return self._no_env
         per_env = [infos] if isinstance(infos, dict) else infos
         if len(per_env) != self.n_envs:
             raise ValueError(f"`infos` must hold one dict per environment, {self.n_envs} in all, got {len(per_env)}")
         return np.array([bool(info.get("TimeLimit.truncated", False)) for info in per_env])
 
-    def _is_elsewhere(self, observations: dict[str, np.ndarray]) -> np.ndarray:
-        """:return: where an observation differs from the last row of its stream (n_envs,); False where there is none"""
+    def _differs_from_last_row(self, observations: dict[str, np.ndarray]) -> np.ndarray:
+        """:return: where an observation differs from the last row of its stream (n_envs,); False where the stream is empty"""
         if not self.is_allocated:
-            return self._nowhere
-        differs = self._nowhere
+            return self._no_env
+        differs = self._no_env
         rows = (self.counts - 1) % self.buffer_size if self._newest is None else self._newest
         at = self._index(rows, self._envs)
         for key, array in as_array_dict(self.observations).items():
@@ -296,14 +308,14 @@ class SequenceReplayBuffer(RowStorage):
             values = observations[key].reshape(last.shape)
             if values.dtype != last.dtype and last.dtype.kind == "f":
                 with np.errstate(over="ignore"):
-                    values = values.astype(last.dtype)  # rounded like the row
+                    values = values.astype(last.dtype)  # round to the dtype of the row before comparing
             is_other = values != last
             if np.logical_or.reduce(is_other, axis=None):
                 differs = differs | is_other.reshape(self.n_envs, -1).any(axis=1)
-        return differs if differs is self._nowhere else differs & (self.counts > 0)
+        return differs if differs is self._no_env else differs & (self.counts > 0)
 
-    def _cut_before(self, envs: np.ndarray) -> None:
-        """Mark the last row as truncated where an episode was abandoned by a reset."""
+    def _truncate_before(self, envs: np.ndarray) -> None:
+        """If the last row of a stream does not end its episode, mark it as truncated, because a new episode begins."""
         envs = envs[self.counts[envs] > 0]
         rows = (self.counts[envs] - 1) % self.buffer_size
         abandoned = ~self.dones[rows, envs]
@@ -311,7 +323,7 @@ class SequenceReplayBuffer(RowStorage):
         self.timeouts[rows[abandoned], envs[abandoned]] = True
 
     def _index(self, rows: np.ndarray, envs: np.ndarray) -> Any:
-        """:return: index of these rows in an array (rows, n_envs, ...); an int is faster than two arrays"""
+        """:return: index of these rows in an array (rows, n_envs, ...): two arrays, or with one environment an int (faster)"""
         return int(rows[0]) if self.n_envs == 1 else (rows, envs)
 
     def _append(
@@ -324,13 +336,13 @@ class SequenceReplayBuffer(RowStorage):
         dones: np.ndarray,
         timeouts: np.ndarray,
     ) -> None:
-        """Append one row to each stream of ``envs``; all other arguments hold all environments."""
-        new = slice(None) if envs is self._envs else envs  # a view if all get a row
+        """Append one row to each stream of ``envs``; all other arguments have one entry for every environment."""
+        new = slice(None) if envs is self._envs else envs  # a slice avoids copies if all get a row
         rows = self.counts[new] % self.buffer_size
         at = self._index(rows, envs)
         for key, array in as_array_dict(self.observations).items():
             array[at] = observations[key].reshape(self.n_envs, *array.shape[2:])[new]
-        if self._device_mirror is not None:  # otherwise it is made of all rows when it is first read
+        if self._device_mirror is not None:  # otherwise it is created from all rows at its first use
             self._device_mirror.write(rows, envs, as_array_dict(self.observations))
         self.actions[at] = actions.reshape(self.n_envs, self.action_dim)[new]
         self.rewards[at] = rewards[new]
@@ -338,7 +350,7 @@ class SequenceReplayBuffer(RowStorage):
         self.dones[at] = dones[new]
         self.timeouts[at] = timeouts[new]
         self.has_latent[at] = False
-        # Last, so that an interrupt leaves no half-written row in the stream.
+        # Last, so that an interrupted write does not count as a new row.
         self.counts[new] += 1
         self._newest = rows if envs is self._envs else None
         if self.online_queue:
@@ -349,12 +361,15 @@ class SequenceReplayBuffer(RowStorage):
 
     @property
     def acting_indices(self) -> SequenceIndices:
-        """The rows before the newest ones: the observations from which the last stored actions were chosen."""
+        """
+        The row before the newest one of each stream, whose observation the last stored action was chosen from: steps
+        (n_envs, 1), envs (n_envs,).
+        """
         return SequenceIndices(self.counts[:, None] - 2, self._envs)
 
     def update_latents(self, indices: SequenceIndices, latents: LatentState) -> None:
         """
-        Write latents to their rows immediately.
+        Write latents to their rows immediately, as after each step of acting.
 
         :param indices: steps (B, T) and envs (B,)
         :param latents: deter (B, T, D), stoch one-hot (B, T, S, K)
@@ -365,8 +380,8 @@ class SequenceReplayBuffer(RowStorage):
 
     def refresh_latents(self, indices: SequenceIndices, posterior: LatentState) -> None:
         """
-        Write the posterior of an update to its rows. From a CUDA device it is copied asynchronously, and written before the
-        next but one batch is sampled at the latest, and before the buffer is saved.
+        Write the posterior of an update to its rows. The copy from a CUDA device is asynchronous: rows are written when the
+        second batch after this update is sampled at the latest, and always before the buffer is saved.
 
         :param indices: steps (B, T) and envs (B,)
         :param posterior: deter (B, T, D), stoch one-hot (B, T, S, K)
@@ -378,8 +393,8 @@ class SequenceReplayBuffer(RowStorage):
 
     def write_latents(self, indices: SequenceIndices, deter: np.ndarray, stoch: np.ndarray) -> None:
         """
-        Write latents in host memory to their rows. Rows that were overwritten in the meantime are skipped; of duplicates the
-        last one is kept.
+        Write latents in host memory to their rows. Rows that were overwritten in the meantime are skipped. If a row occurs more
+        than once (overlapping windows), its last latent is kept.
 
         :param indices: steps (B, T) and envs (B,)
         :param deter: (B, T, D) in float16
@@ -393,13 +408,18 @@ class SequenceReplayBuffer(RowStorage):
         self.has_latent[where] = True
 
     def _initial_latents(self, steps: np.ndarray, envs: np.ndarray) -> LatentState:
-        assert self.latent_shape is not None, "the buffer was not told the `latent_shape`"
+        """
+        :param steps: numbers of the context rows (B,)
+        :param envs: (B,)
+        :return: state that each window starts from, deter (B, D), stoch (B, S, K)
+        """
+        assert self.latent_shape is not None, "`latent_shape` must be set before the first `add`"
         deter_dim, groups, classes = self.latent_shape
         if not self.replay_context:
             zeros = th.zeros(len(envs), deter_dim, device=self.device)
             return LatentState(zeros, zeros.new_zeros(len(envs), groups, classes))
         rows = steps % self.buffer_size
-        # A row without a latent gives zeros, for the one-hots as well: class 0 would be a state.
+        # A row without a stored latent gives zeros, also for stoch: its class index 0 would become a valid one-hot.
         known = self._to_device(self.has_latent[rows, envs]).float()  # (B,)
         deter = self._to_device(self.deter[rows, envs]).float() * known[:, None]  # (B, D)
         stoch = one_hot(self._to_device(self.stoch[rows, envs]), classes)  # (B, S, K)
@@ -409,7 +429,7 @@ class SequenceReplayBuffer(RowStorage):
 
     @property
     def n_windows(self) -> np.ndarray:
-        """Complete windows in each stream (n_envs,)."""
+        """Number of windows that can be drawn from each stream, overlapping ones included (n_envs,)."""
         return np.maximum(self.filled - self.window_length + 1, 0)
 
     def check_range(self, env: VecNormalize | None = None) -> None:
@@ -422,12 +442,17 @@ class SequenceReplayBuffer(RowStorage):
         self._check_range(self._normalize_reward(ends, env))
 
     def warn_if_small(self) -> bool:
-        """:return: whether the buffer can never hold a window, so that no update can be made; if so, it warns"""
+        """
+        Warn if the buffer is too small for a window, so that no update can be made.
+
+        :return: whether it is
+        """
         is_small = self.buffer_size < self.window_length
         if is_small:
             warnings.warn(
                 f"`buffer_size` gives each of {self.n_envs} environments {self.buffer_size} rows, but a window needs "
-                f"{self.window_length}: no update will be made"
+                f"{self.window_length} (`batch_length`, and with `replay_context` the row before): no update will be made. "
+                "Increase `buffer_size` or decrease `batch_length`"
             )
         return is_small
 
@@ -447,7 +472,7 @@ class SequenceReplayBuffer(RowStorage):
         windows = self._draw_windows(batch_size)
         if self.device.type != "cuda" or self.storage == "device":
             return self._gather(*windows, env)
-        # Copy while the device computes: the device waits for the copies, but the copies do not wait for the device.
+        # Copy on a side stream while the main stream computes. The main stream waits for the copies, not the reverse.
         side, main = side_stream(self.device), th.cuda.current_stream(self.device)
         with th.cuda.stream(side):
             batch = self._gather(*windows, env)
@@ -458,12 +483,12 @@ class SequenceReplayBuffer(RowStorage):
 
     def _gather(self, envs: np.ndarray, first: np.ndarray, env: VecNormalize | None) -> SequenceBatch:
         """:return: the windows of ``envs`` (B,) that begin at row ``first`` (B,), which is the context row if there is one"""
-        context = first if self.replay_context else first - 1
+        context = first if self.replay_context else first - 1  # (B,); without a context row only context + 1 is used
         steps = (context + 1)[:, None] + np.arange(self.batch_length)  # (B, T)
         where = steps % self.buffer_size, envs[:, None]
         is_first = self.is_first[where]
         if not self.replay_context:
-            is_first[:, 0] = True
+            is_first[:, 0] = True  # the model then starts from zeros, as in a new episode
         rewards = self._normalize_reward(self.rewards[where], env)
         dones, timeouts = self.dones[where], self.timeouts[where]
         return SequenceBatch(
@@ -478,6 +503,11 @@ class SequenceReplayBuffer(RowStorage):
         )
 
     def _observations(self, where: tuple[np.ndarray, np.ndarray], env: VecNormalize | None) -> TensorObs:
+        """
+        :param where: positions (B, T) and environments (B, 1)
+        :param env: normalises
+        :return: observations (B, T, ...) on the device
+        """
         if self.storage == "device" and env is None:
             by_key = self._mirror().gather(*where)
         else:
@@ -492,8 +522,9 @@ class SequenceReplayBuffer(RowStorage):
         n_windows = self.n_windows
         if not n_windows.any():
             raise ValueError(
-                f"No window of {self.window_length} rows is complete: the longest stream has {self.filled.max()} rows "
-                f"of {self.buffer_size} (batch_length={self.batch_length}, buffer_size over {self.n_envs} environments)"
+                f"No window of {self.window_length} rows is complete (batch_length={self.batch_length}, and with "
+                f"`replay_context` the row before): the longest stream has {self.filled.max()} rows of at most "
+                f"{self.buffer_size} (`buffer_size` over {self.n_envs} environments). Collect more steps"
             )
         oldest = self.counts - self.filled
         fresh: list[tuple[int, int]] = []
@@ -501,6 +532,7 @@ class SequenceReplayBuffer(RowStorage):
             window = env, step = self._queue.popleft()
             if step >= oldest[env]:  # otherwise some of its rows were overwritten
                 fresh.append(window)
+        # Number all windows of all streams, draw numbers, then find the stream and the first row of each.
         ends = n_windows.cumsum()
         draws = np.random.randint(0, ends[-1], size=batch_size - len(fresh))
         envs = np.searchsorted(ends, draws, side="right")
@@ -511,5 +543,5 @@ class SequenceReplayBuffer(RowStorage):
         return envs, first
 
     def _to_device(self, array: np.ndarray) -> th.Tensor:
-        # Fancy indexing has already made a copy.
+        # Fancy indexing has already made a copy, so on the CPU the tensor can share its memory.
         return th.as_tensor(array) if self.device.type == "cpu" else to_device(array, self.device)

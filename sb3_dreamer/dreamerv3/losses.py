@@ -37,7 +37,7 @@ LossScales = Mapping[str, float | Mapping[str, float]]
 def split_loss_scales(loss_scales: LossScales | None) -> tuple[dict[str, float], dict[str, float]]:
     """
     :param loss_scales: as a user gives them
-    :return: weights of single keys in the reconstruction loss, and the weight of every loss
+    :return: weight of each observation key in the reconstruction loss, and weight of each loss
     """
     scales = {**LOSS_SCALES, **(loss_scales or {})}
     reconstruction = scales["reconstruction"]
@@ -57,27 +57,28 @@ def check_key_scales(key_scales: Mapping[str, float], decoded: list[str]) -> Non
 def actor_loss(
     log_prob: th.Tensor, entropy: th.Tensor, advantage: th.Tensor, weight: th.Tensor, *, ent_coef: float
 ) -> th.Tensor:
-    """REINFORCE with an entropy bonus (paper, actor learning). All arguments and the result are (N, H)."""
+    """REINFORCE with an entropy bonus (paper, actor learning). All tensors are (N, H)."""
     return -weight.detach() * (log_prob * advantage.detach() + ent_coef * entropy)
 
 
 def critic_loss(value: SymexpTwoHot, returns: th.Tensor, target_value: th.Tensor) -> th.Tensor:
     """
-    Cross-entropy with the lambda returns, plus cross-entropy with the slow critic's values as a regulariser (paper, critic
-    learning).
+    Cross-entropy with the lambda returns, plus cross-entropy with the values of the slow critic (the target network: a moving
+    average of the critic) as a regulariser (paper, critic learning).
 
-    :param value: the critic's distribution over (N, L)
-    :param returns: (N, L)
-    :param target_value: (N, L)
+    :param value: the critic's distributions, one per state (N, L)
+    :param returns: lambda returns (N, L)
+    :param target_value: means of the slow critic (N, L)
     :return: (N, L)
     """
     return value.loss(returns, target_value)
 
 
-class DreamReturns(NamedTuple):
+class ImaginedReturns(NamedTuple):
     """
-    Predictions along imagined trajectories: rewards, continue probabilities, values of the critic and of the slow critic,
-    weights of the losses (N, H + 1), and lambda returns (N, H).
+    Predictions along imagined trajectories: rewards, discounts (the continue head's output: probability that the episode
+    continues, times gamma), values of the critic and of the slow critic, weights of the losses (N, H + 1), and lambda returns
+    (N, H).
     """
 
     rewards: th.Tensor
@@ -89,13 +90,16 @@ class DreamReturns(NamedTuple):
 
 
 class LossOutput(NamedTuple):
-    """One evaluation of the objective: the scalar to minimise, its terms by name, and intermediate results."""
+    """
+    One evaluation of the objective: the scalar to minimise, its terms by name before mean and weight ((B, T), (N, H) or
+    (B, L - 1)), the posterior states (B, T, ...), and intermediate results.
+    """
 
     loss: th.Tensor
     terms: dict[str, th.Tensor]
-    posterior: LatentState
+    states: LatentState
     trajectory: ImaginedTrajectory
-    dream: DreamReturns
+    imagined: ImaginedReturns
     metrics: dict[str, th.Tensor]
 
 
@@ -103,7 +107,7 @@ class DreamerLoss(nn.Module):
     """
     The objective of one update. It is one module so that ``torch.compile`` and DDP can wrap it.
 
-    A subclass may override four methods by faster ones with the same results: :meth:`observe`, :meth:`imagine`,
+    A subclass may replace four methods with faster ones that return the same results: :meth:`observe`, :meth:`imagine`,
     :meth:`actor_distribution` and :meth:`predict`.
 
     :param policy: owns the networks
@@ -111,8 +115,8 @@ class DreamerLoss(nn.Module):
     :param gamma: discount
     :param return_lambda: lambda of the returns
     :param ent_coef: weight of the actor's entropy
-    :param free_nats: of dynamics and representation loss
-    :param imagine_last: imagine from the last so many rows of each window only, 0: from all rows
+    :param free_nats: lower limit of dynamics and representation loss, in nats
+    :param imagine_last: L, start imagination from only the last L rows of each window; 0: from all T rows
     :param loss_scales: replaces values of :data:`LOSS_SCALES`; ``"reconstruction"`` may be a dict of weights by observation
         key, 1 for keys that are not named
     """
@@ -149,7 +153,7 @@ class DreamerLoss(nn.Module):
         :return: all random numbers of one update, drawn on the device
         """
         policy, horizon = self.policy, self.imagination_horizon
-        n = batch_size * (self.imagine_last or batch_length)
+        n = batch_size * (self.imagine_last or batch_length)  # N = B * L starts
         return UpdateNoise(
             posterior=th.rand(batch_size, batch_length, policy.size.stoch, device=policy.device),
             imagination=ImaginationNoise(
@@ -173,25 +177,25 @@ class DreamerLoss(nn.Module):
         states, posterior = self.observe(batch, noise.posterior)  # (B, T, ...)
         terms, metrics = world_model.loss(batch, states, posterior, **settings)  # (B, T) each
 
-        # ---- imagine from the posterior, cut from the graph ----
-        recent = LatentState(*(part[:, -self.imagine_last :] for part in states))  # (B, L, ...); L = T for 0
+        # ---- imagine from the detached posterior states ----
+        recent = LatentState(*(part[:, -self.imagine_last :] for part in states))  # (B, L, ...); the slice -0: takes all
         start = LatentState(*(part.flatten(0, 1).detach() for part in recent))  # (N, ...)
         trajectory = self.imagine(start, noise.imagination)  # (N, H + 1, ...)
-        value = self.policy.critic(trajectory.features)  # distribution over (N, H + 1)
-        dream = self.dream_returns(trajectory, value)
+        value = self.policy.critic(trajectory.features)  # distributions (N, H + 1)
+        imagined = self.imagined_returns(trajectory, value)
 
         # ---- actor and critic ----
-        self.policy.return_normalizer.update(self.gather(dream.returns))
-        terms["actor"], actor_metrics = self.actor_terms(trajectory, dream)
-        # The last state has no return. Slice after the loss: slicing the logits would copy them.
-        padded = F.pad(dream.returns, (0, 1))  # (N, H + 1)
-        terms["critic"] = dream.weights[:, :-1] * critic_loss(value, padded, dream.target_values)[:, :-1]  # (N, H)
-        terms["replay_critic"] = self.replay_critic_term(batch, recent, dream.returns[:, 0])
+        self.policy.return_normalizer.update(self.gather(imagined.returns))
+        terms["actor"], actor_metrics = self.actor_terms(trajectory, imagined)
+        # The last state has no return: append a zero, and drop its loss. Dropping its logits instead would copy all logits.
+        padded = F.pad(imagined.returns, (0, 1))  # (N, H + 1)
+        terms["critic"] = imagined.weights[:, :-1] * critic_loss(value, padded, imagined.target_values)[:, :-1]  # (N, H)
+        terms["replay_critic"] = self.replay_critic_term(batch, recent, imagined.returns[:, 0])
 
-        self._check_shapes(terms, batch.rewards.shape, dream.returns.shape, len(batch.rewards))
+        self._check_shapes(terms, batch.rewards.shape, imagined.returns.shape, len(batch.rewards))
         loss = th.stack([scale * terms[name].mean() for name, scale in self.loss_scales.items()]).sum()
         metrics |= actor_metrics | self._loss_metrics(loss, terms)
-        return LossOutput(loss, terms, states, trajectory, dream, metrics)
+        return LossOutput(loss, terms, states, trajectory, imagined, metrics)
 
     # ---- four methods that a faster subclass may override ----
 
@@ -205,15 +209,15 @@ class DreamerLoss(nn.Module):
 
     def actor_distribution(self, trajectory: ImaginedTrajectory) -> BoundedNormal | MultiCategorical:
         """
-        :param trajectory: imagined
-        :return: the actor's distribution over (N, H + 1), with gradient
+        :param trajectory: imagined trajectories (N, H + 1, ...)
+        :return: the actor's distributions (N, H + 1), with gradient
         """
         return self.policy.actor(trajectory.features)
 
     def predict(self, features: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
         :param features: of the imagined trajectories (N, H + 1, F)
-        :return: rewards, continue probabilities and the slow critic's values (N, H + 1)
+        :return: rewards, discounts and the slow critic's values (N, H + 1)
         """
         world_model = self.policy.world_model
         heads = world_model.reward_head, world_model.continue_head, self.policy.critic_target
@@ -223,42 +227,43 @@ class DreamerLoss(nn.Module):
     # ---- terms ----
 
     @th.no_grad()
-    def dream_returns(self, trajectory: ImaginedTrajectory, value: SymexpTwoHot) -> DreamReturns:
+    def imagined_returns(self, trajectory: ImaginedTrajectory, value: SymexpTwoHot) -> ImaginedReturns:
         """
         .. code-block:: text
 
             states    s_0   s_1   s_2  ...  s_H
-            weights   w_k = c_0 c_1 ... c_k             zero for a trajectory that starts in a terminal state
+            heads     r_k, c_k, v_k: reward, discount and value (of the critic) predicted in s_k; c_k contains gamma
+            weights   w_k = c_0 c_1 ... c_k             about zero if the trajectory starts in a terminal state
             returns   R_k = r_{k+1} + c_{k+1} ((1 - lambda) v_{k+1} + lambda R_{k+1}),  R_H = v_H
 
-        :param trajectory: imagined
-        :param value: the critic's distribution over (N, H + 1)
+        :param trajectory: imagined trajectories (N, H + 1, ...)
+        :param value: the critic's distributions (N, H + 1)
         :return: predictions and lambda returns
         """
         rewards, continues, target_values = self.predict(trajectory.features)  # 3 x (N, H + 1)
         values = value.mean()
         returns = lambda_return(rewards, continues, values, return_lambda=self.return_lambda)  # (N, H)
-        return DreamReturns(rewards, continues, values, target_values, continues.cumprod(dim=1), returns)
+        return ImaginedReturns(rewards, continues, values, target_values, continues.cumprod(dim=1), returns)
 
-    def actor_terms(self, trajectory: ImaginedTrajectory, dream: DreamReturns) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+    def actor_terms(self, trajectory: ImaginedTrajectory, imagined: ImaginedReturns) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         """
-        :param trajectory: imagined
-        :param dream: its predictions and returns
+        :param trajectory: imagined trajectories (N, H + 1, ...)
+        :param imagined: their predictions and returns
         :return: actor loss (N, H) and metrics
         """
-        distribution = self.actor_distribution(trajectory)  # over (N, H + 1)
+        distribution = self.actor_distribution(trajectory)  # (N, H + 1)
         # The last action has no advantage. Slice here, after the distribution: slicing the features would copy them.
         log_prob = distribution.log_prob(trajectory.actions).sum(-1)[:, :-1]  # (N, H)
         entropy = distribution.entropy().sum(-1)[:, :-1]  # (N, H)
         normalizer = self.policy.return_normalizer
-        advantage = (dream.returns - dream.values[:, :-1]) / normalizer.scale  # (N, H)
-        loss = actor_loss(log_prob, entropy, advantage, dream.weights[:, :-1], ent_coef=self.ent_coef)
+        advantage = (imagined.returns - imagined.values[:, :-1]) / normalizer.scale  # (N, H)
+        loss = actor_loss(log_prob, entropy, advantage, imagined.weights[:, :-1], ent_coef=self.ent_coef)
         metrics = {
             "actor_critic/entropy": entropy.mean().detach(),
             "actor_critic/advantage_abs": advantage.abs().mean(),
-            "actor_critic/return": dream.returns.mean(),
-            "actor_critic/value": dream.values.mean(),
-            "actor_critic/reward": dream.rewards.mean(),
+            "actor_critic/return": imagined.returns.mean(),
+            "actor_critic/value": imagined.values.mean(),
+            "actor_critic/reward": imagined.rewards.mean(),
             # Clones: the normaliser's buffers change in place while metrics wait for the logger.
             "actor_critic/return_low": normalizer.low.clone(),
             "actor_critic/return_high": normalizer.high.clone(),
@@ -267,8 +272,8 @@ class DreamerLoss(nn.Module):
 
     def replay_critic_term(self, batch: SequenceBatch, states: LatentState, bootstrap: th.Tensor) -> th.Tensor:
         """
-        Train the critic on replayed rewards, too. Returns are bootstrapped by those imagined from the same states. The
-        gradient reaches the world model (2025 release).
+        Train the critic on replayed rewards, too. The bootstrap value of each state is the return imagined from it. As in the
+        2025 release, the states are not detached, so this loss also trains the world model.
 
         :param batch: B windows of T rows
         :param states: posterior of the last L rows, not detached (B, L, ...)
@@ -302,9 +307,9 @@ class DreamerLoss(nn.Module):
 
     @staticmethod
     def _loss_metrics(loss: th.Tensor, terms: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
-        in_dream = ("actor", "critic", "replay_critic")
+        of_actor_critic = ("actor", "critic", "replay_critic")
         metrics = {
-            f"{'actor_critic' if name in in_dream else 'world_model'}/{name}_loss": term.detach().mean()
+            f"{'actor_critic' if name in of_actor_critic else 'world_model'}/{name}_loss": term.detach().mean()
             for name, term in terms.items()
         }
         return {**metrics, "train/loss": loss.detach()}

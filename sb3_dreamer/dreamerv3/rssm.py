@@ -1,4 +1,7 @@
-"""Recurrent state-space model (2025 version): a block-diagonal GRU with a categorical latent (paper, world model learning)."""
+"""
+Recurrent state-space model of the authors' 2025 release (paper, section "World model learning"): a block-diagonal GRU with a
+categorical latent.
+"""
 
 from typing import cast
 
@@ -13,9 +16,9 @@ from sb3_dreamer.dreamerv3.model_sizes import ModelSize
 
 class BlockGRU(nn.Module):
     """
-    Block-diagonal GRU, which computes the next deterministic state from deter, stoch and action.
+    Block-diagonal GRU: deter (h in the paper), stoch (z) and action (a) to the next deter.
 
-    :param action_dim: A, width of encoded actions
+    :param action_dim: A, width of encoded actions: one-hot for discrete actions, values in [-1, 1] for a Box
     :param size: model dimensions
     """
 
@@ -26,7 +29,7 @@ class BlockGRU(nn.Module):
         self.from_stoch = HiddenLayer(size.stoch * size.classes, size.hidden)
         self.from_action = HiddenLayer(action_dim, size.hidden)
         layers: list[nn.Module] = []
-        width = size.deter + 3 * size.hidden * size.blocks
+        width = size.deter + 3 * size.hidden * size.blocks  # every block reads D/G values of deter and all 3 * hidden inputs
         for _ in range(size.dynamics_layers):
             layers += [BlockLinear(width, size.deter, size.blocks), RMSNorm(size.deter), nn.SiLU()]
             width = size.deter
@@ -35,33 +38,33 @@ class BlockGRU(nn.Module):
 
     @property
     def first_block_layer(self) -> BlockLinear:
-        """The first block layer."""
+        """The first block layer, which the fused loops read."""
         return cast(BlockLinear, self.hidden[0])
 
     @property
     def first_block_norm(self) -> RMSNorm:
-        """The norm after it."""
+        """The norm after the first block layer."""
         return cast(RMSNorm, self.hidden[1])
 
     def forward(self, deter: th.Tensor, stoch: th.Tensor, action: th.Tensor) -> th.Tensor:
         """
-        :param deter: (N, D)
-        :param stoch: (N, S, K)
-        :param action: encoded action that led here, (N, A)
+        :param deter: previous state (N, D)
+        :param stoch: previous state (N, S, K)
+        :param action: encoded action taken in the previous state (N, A)
         :return: next deter (N, D)
         """
         # Values beyond [-1, 1] become +-1, so that the model cannot distinguish a sampled action from its clipped version.
         action = (action / action.detach().abs().clamp_min(1.0)).to(deter.dtype)  # (N, A)
         inputs = th.cat([self.from_deter(deter), self.from_stoch(stoch.flatten(-2)), self.from_action(action)], dim=-1)
-        # Every block reads its own slice of deter and all of the inputs (N, 3 * hidden).
+        # Every block reads its own slice of deter, and the projections of deter, stoch and action (N, 3 * hidden).
         per_block = inputs.unsqueeze(1).expand(-1, self.blocks, -1)  # (N, G, 3 * hidden)
         deter_blocks = deter.to(inputs.dtype).unflatten(-1, (self.blocks, -1))  # (N, G, D/G)
         x = self.hidden(th.cat([deter_blocks, per_block], dim=-1).flatten(1))  # (N, D)
-        # The three gates interleave per block; splitting the flat vector would mix them.
+        # The output holds reset, candidate and update of block 1, then those of block 2, and so on.
         gates = self.gates(x).unflatten(-1, (self.blocks, 3, -1))  # (N, G, 3, D/G)
         reset, candidate, update = (gate.flatten(1) for gate in at_least_float32(gates).unbind(2))  # 3 x (N, D)
         candidate = th.tanh(th.sigmoid(reset) * candidate)  # (N, D)
-        update = th.sigmoid(update - 1.0)  # (N, D)
+        update = th.sigmoid(update - 1.0)  # (N, D); -1: a new GRU keeps most of its state
         return update * candidate + (1.0 - update) * deter  # (N, D)
 
 
@@ -107,7 +110,7 @@ class RSSM(nn.Module):
         self.posterior_net = LatentNet(size.deter + embed_dim, size.hidden, size.posterior_layers, n_logits)
 
     def initial(self, batch_size: int) -> LatentState:
-        """:return: zeros, (batch_size, ...)"""
+        """:return: state before the first step: deter and stoch are zeros (batch_size, ...)"""
         weight = self.core.gates.weight
         return LatentState(
             weight.new_zeros(batch_size, self.size.deter),
@@ -142,7 +145,8 @@ class RSSM(nn.Module):
         :param prev_action: encoded (N, A)
         :param embed: (N, E)
         :param is_first: (N,)
-        :param noise: (N, S) uniform, or class indices; None: take the mode of the posterior
+        :param noise: uniform random numbers in [0, 1) (N, S), or class indices to take instead of a sample (for tests);
+            None: take the mode of the posterior
         :return: state (N, ...) with straight-through gradient, and its posterior
         """
         keep = 1.0 - is_first.to(state.deter.dtype)  # (N,)
@@ -158,7 +162,7 @@ class RSSM(nn.Module):
 
         :param state: (N, ...)
         :param action: encoded (N, A)
-        :param noise: (N, S) uniform, or class indices
+        :param noise: as in :meth:`obs_step` (N, S)
         :return: (N, ...)
         """
         deter = self.core(state.deter, state.stoch, action)  # (N, D)
@@ -172,14 +176,14 @@ class RSSM(nn.Module):
 
         .. code-block:: text
 
-            rows       x_0, a_-1      x_1, a_0       x_2, a_1         observation x_t and the action before it
-            states     s_-1 = initial ──▶ s_0 ──▶ s_1 ──▶ s_2         s_t = obs_step(s_{t-1}, a_{t-1}, x_t)
+            rows                 x_0, a_-1    x_1, a_0    x_2, a_1    observation x_t and the action before it
+            states    initial ──▶   s_0   ──▶   s_1   ──▶   s_2       s_t = obs_step(s_{t-1}, a_{t-1}, x_t), s_-1 = initial
 
         :param embed: (B, T, E)
         :param prev_actions: encoded (B, T, A)
         :param is_first: (B, T)
         :param initial: (B, ...)
-        :param noise: (B, T, S) uniform, or class indices
+        :param noise: as in :meth:`obs_step` (B, T, S)
         :return: states (B, T, ...) and their posterior, logits (B, T, S, K)
         """
         state, states, logits = initial, [], []
@@ -195,7 +199,7 @@ class RSSM(nn.Module):
     def features(state: LatentState) -> th.Tensor:
         """
         :param state: (..., D) and (..., S, K)
-        :return: features, the input of all heads, deter first (..., F)
+        :return: deter and flattened stoch, concatenated in this order: the input of all heads (..., F)
         """
         return th.cat([state.deter, state.stoch.flatten(-2)], dim=-1)  # (..., D + S * K)
 

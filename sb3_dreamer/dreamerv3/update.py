@@ -50,7 +50,7 @@ class TrainingUpdate:
         metrics = {**output.metrics, "train/grad_norm": grad_norm}
         self.metric_names = tuple(metrics)
         values = th.stack([value.detach().float() for value in metrics.values()])  # (M,)
-        return UpdateResult(LatentState(*(part.detach() for part in output.posterior)), self.mean_over_ranks(values))
+        return UpdateResult(LatentState(*(part.detach() for part in output.states)), self.mean_over_ranks(values))
 
     def evaluate(self, batch: SequenceBatch, noise: UpdateNoise) -> LossOutput:
         """:return: result of the objective, see :meth:`DreamerLoss.forward`"""

@@ -105,27 +105,27 @@ def check_full_loss_values(
     states, posterior = world_model.rssm.observe(
         world_model.encode(batch.observations), encoded, batch.is_first, batch.initial, forced
     )
-    th.testing.assert_close(states.deter, output.posterior.deter)
-    g.expect("post_deter", output.posterior.deter)
+    th.testing.assert_close(states.deter, output.states.deter)
+    g.expect("post_deter", output.states.deter)
     g.expect("post_logits", posterior.logits)
-    g.expect("post_stoch_sample", output.posterior.stoch)
+    g.expect("post_stoch_sample", output.states.stoch)
 
     latents, features = output.trajectory.latents, output.trajectory.features
     g.expect("imag_deter", latents.deter[:, 1:])
     g.expect("imag_stoch", latents.stoch[:, 1:])
     g.expect("imag_prior_logits", world_model.rssm.prior(latents.deter[:, 1:]).logits)
     g.expect("imag_action:action", output.trajectory.actions.reshape(g.arrays["imag_action:action"].shape))
-    g.expect("imag_reward", output.dream.rewards)
-    g.expect("imag_con", output.dream.continues)
+    g.expect("imag_reward", output.imagined.rewards)
+    g.expect("imag_con", output.imagined.continues)
     g.expect("imag_value_logits", policy.critic(features).logits)
     g.expect("imag_slow_value_logits", policy.critic_target(features).logits)
-    g.expect("imag_ret", output.dream.returns)
+    g.expect("imag_ret", output.imagined.returns)
     g.expect("retnorm_lo_after", policy.return_normalizer.low)
     g.expect("retnorm_hi_after", policy.return_normalizer.high)
 
-    boot = output.dream.returns[:, 0].unflatten(0, lead)
+    boot = output.imagined.returns[:, 0].unflatten(0, lead)
     g.expect("repl_boot", boot)
-    g.expect("repl_value_logits", policy.critic(world_model.rssm.features(output.posterior)).logits)
+    g.expect("repl_value_logits", policy.critic(world_model.rssm.features(output.states)).logits)
     g.expect(
         "repl_ret",
         lambda_return(
@@ -140,7 +140,7 @@ def check_full_loss_values(
         term = output.terms[ours]
         g.expect(f"loss:{official}", term.mean(1).unflatten(0, lead) if ours in ("actor", "critic") else term)
         g.expect(f"scale:{official}", loss_module.loss_scales[ours], rtol=1e-6)
-    for key, term in world_model.reconstruction_losses(output.posterior, batch.observations).items():
+    for key, term in world_model.reconstruction_losses(output.states, batch.observations).items():
         rtol = SUM_RTOL if key in [k for tower in world_model.encoder.towers for k in tower.tower.keys] else 1e-4
         g.expect(f"loss:{key}", term, rtol=rtol)
         g.expect(f"scale:{key}", loss_module.loss_scales["reconstruction"], rtol=1e-6)
@@ -169,7 +169,7 @@ def check_full_loss_gradients(g: Golden, policy: DreamerPolicy, batch: SequenceB
         g.expect(f"gradnorm:{module}", norm, rtol=SUM_RTOL)
     g.expect("gradnorm_all", float(np.sqrt(sum(norm**2 for norm in norms.values()))), rtol=SUM_RTOL)
     terms = {official: output.terms[ours] for official, ours in TERMS.items()}
-    terms |= policy.world_model.reconstruction_losses(output.posterior, batch.observations)
+    terms |= policy.world_model.reconstruction_losses(output.states, batch.observations)
     for official, term in terms.items():
         for module, norm in module_norms(term.mean())[0].items():
             g.expect(f"termgrad:{official}:{module}", norm, rtol=SUM_RTOL, atol=1e-7)
