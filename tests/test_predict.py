@@ -14,7 +14,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.type_aliases import PolicyState
 from sb3_dreamer.dreamerv3.policies import CnnPolicy
-from tests.support.helpers import ACTION_SPACES, IMAGE, MIXED, TINY, VECTOR, counter_model, make_policy, randomize_outputs
+from tests.support.helpers import ACTION_SPACES, IMAGE, MIXED, TINY, VECTOR, make_policy, randomize_outputs
 
 ARRAYS = {name: space for name, space in (("vector", VECTOR), ("image", IMAGE), ("dict", MIXED))}
 
@@ -51,24 +51,6 @@ def test_box_actions_reach_the_bounds_and_stay_inside():
     assert double.predict(np.zeros(5, np.float32))[0].dtype == np.float64
 
 
-def test_the_state_carries_the_past():
-    policy = make_policy(VECTOR, ACTION_SPACES["discrete"], deter=32, hidden=16)
-    observations = np.random.default_rng(0).normal(size=(4, 3, 5)).astype(np.float32)
-
-    def run(state, episode_start, t):
-        return policy.predict(observations[t], state, episode_start, deterministic=True)[1]
-
-    first = run(None, None, 0)
-    carried = run(first, np.array([False, False, True]), 1)
-    fresh = run(None, None, 1)
-    for part, new in zip(carried, fresh, strict=True):
-        np.testing.assert_array_equal(part[2], new[2])  # an episode start forgets
-    assert np.abs(carried[0][:2] - fresh[0][:2]).max() > 1e-4  # otherwise it does not
-    np.testing.assert_array_equal(carried[0], run(first, np.array([0.0, 0.0, 1.0]), 1)[0])  # floats will do
-    # state=None wins over episode_start=False
-    np.testing.assert_array_equal(run(None, np.zeros(3, bool), 1)[0], fresh[0])
-
-
 def test_predict_does_not_touch_its_arguments():
     policy = make_policy(VECTOR, ACTION_SPACES["discrete"])
     _, state = policy.predict(np.ones((2, 5), np.float32))
@@ -77,35 +59,6 @@ def test_predict_does_not_touch_its_arguments():
     for part, copy in zip(state, copies, strict=True):
         np.testing.assert_array_equal(part, copy)
     assert starts.tolist() == [True, False]
-
-
-def test_acting_in_training_equals_predict():
-    """What ``_sample_action`` does is ``predict`` with the carried state."""
-    model = counter_model(learning_starts=0)
-    model._setup_learn(30)
-    state, starts, obs = None, np.ones(3, bool), model._last_obs
-    for _ in range(20):
-        rng = th.get_rng_state()
-        actions, buffer_actions = model._sample_action(0, None, 3)
-        th.set_rng_state(rng)
-        expected, state = model.predict(obs, state, starts)
-        np.testing.assert_array_equal(actions, expected)
-        for ours, theirs in zip(model._last_state, state, strict=True):
-            np.testing.assert_array_equal(ours, theirs)
-        obs, rewards, dones, infos = model.env.step(actions)
-        model._store_transition(model.replay_buffer, buffer_actions, obs, rewards, dones, infos)
-        starts = dones
-
-
-def test_warm_up_actions_enter_the_state():
-    model = counter_model(learning_starts=1000)
-    model._setup_learn(30)
-    drawn = []
-    for _ in range(5):
-        actions, _ = model._sample_action(1000, None, 3)
-        np.testing.assert_array_equal(model._last_state.prev_action.argmax(-1), actions)
-        drawn.append(actions)
-    assert len(np.unique(drawn)) > 1
 
 
 @pytest.mark.parametrize("action_space", ACTION_SPACES.values(), ids=ACTION_SPACES)
