@@ -34,7 +34,7 @@ def test_actions_belong_to_the_space(space, action_space, deterministic):
     action, state = policy.predict(sample_observation(space, None), deterministic=deterministic)
     assert action_space.contains(action) and action.dtype == action_space.dtype
     assert [part.shape[0] for part in state] == [1, 1, 1] and all(part.dtype == np.float32 for part in state)
-    actions, state = policy.predict(sample_observation(space, 6), deterministic=deterministic)
+    actions, state = policy.predict(sample_observation(space, 6), None, np.ones(6), deterministic=deterministic)
     assert actions.shape == (6, *action_space.shape)
     assert all(action_space.contains(a) for a in actions)
     again, _ = policy.predict(sample_observation(space, 6), state, np.zeros(6), deterministic=deterministic)
@@ -64,13 +64,13 @@ def test_predict_does_not_touch_its_arguments():
 @pytest.mark.parametrize("action_space", ACTION_SPACES.values(), ids=ACTION_SPACES)
 def test_deterministic_draws_no_global_random_number(action_space):
     policy = make_policy(VECTOR, action_space)
-    observation = np.ones((2, 5), np.float32)
-    first, _ = policy.predict(observation, deterministic=True)
+    observation, starts = np.ones((2, 5), np.float32), np.ones(2)
+    first, _ = policy.predict(observation, None, starts, deterministic=True)
     torch_state, numpy_state = th.get_rng_state(), np.random.get_state()[1].copy()
-    second, _ = policy.predict(observation, deterministic=True)
+    second, _ = policy.predict(observation, None, starts, deterministic=True)
     np.testing.assert_array_equal(first, second)
     assert th.equal(th.get_rng_state(), torch_state) and (np.random.get_state()[1] == numpy_state).all()
-    policy.predict(observation)
+    policy.predict(observation, None, starts)
     assert not th.equal(th.get_rng_state(), torch_state)
 
 
@@ -189,7 +189,7 @@ def test_channels_last_observations_are_turned():
     assert model.observation_space.shape == (3, 16, 16)
     obs, _ = env.reset(seed=0)
     action, _ = model.predict(obs, deterministic=True)
-    same, _ = model.predict(obs.transpose(2, 0, 1), deterministic=True)
+    same, _ = model.predict(obs.transpose(2, 0, 1), episode_start=np.ones(1), deterministic=True)
     assert action == same and action.shape == ()
 
 

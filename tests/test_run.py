@@ -98,7 +98,8 @@ def test_vec_normalize():
     with pytest.raises(ValueError, match=r"`obs` is one"):
         DreamerV3("CnnPolicy", float_images, **TINY, policy_kwargs=dict(normalize_images=False))
     values = spaces.Box(-10.0, 10.0, (2, 3, 4), np.float32)  # no image, though of three dimensions
-    DreamerV3("MlpPolicy", VecNormalize(DummyVecEnv([lambda: NoiseEnv(values, ACTION_SPACES["discrete"])])), **TINY)
+    with pytest.warns(UserWarning, match="is read as 24 numbers, not as an image"):
+        DreamerV3("MlpPolicy", VecNormalize(DummyVecEnv([lambda: NoiseEnv(values, ACTION_SPACES["discrete"])])), **TINY)
     fresh = spaces.Dict({"camera": IMAGE, "position": VECTOR})
     rest = VecNormalize(DummyVecEnv([lambda: NoiseEnv(fresh, ACTION_SPACES["discrete"])]), norm_obs_keys=["position"])
     assert DreamerV3("MultiInputPolicy", rest, **TINY).learn(60)._n_updates > 0
