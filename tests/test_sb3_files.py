@@ -18,8 +18,6 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
-import sb3_dreamer  # on rank 1 this silences the writers
-
 folder = Path(sys.argv[1])
 
 
@@ -31,6 +29,8 @@ def step(env):
 
 
 if __name__ == "__main__":
+    import sb3_dreamer  # on rank 1 this silences the writers; workers do not run this line
+
     env = Monitor(gym.make("CartPole-v1"), str(folder / "here"))
     step(env)
     assert env.get_episode_lengths() and env.get_episode_rewards()[0] == env.get_episode_lengths()[0]
