@@ -1,4 +1,4 @@
-"""Imports run downwards only: no file imports one that stands above it, and `common` knows nothing of `dreamerv3`."""
+"""Imports run downwards only, `common` knows nothing of `dreamerv3`, files are short, and each has its tests."""
 
 import ast
 from pathlib import Path
@@ -74,6 +74,17 @@ PACKAGE_AND_ZOO = [
 ]
 FLOORS = COMMON + READABLE + FAST + ALGORITHM + PACKAGE_AND_ZOO
 FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
+# Where the tests of a module, or of a folder, lie, if not in `test_MODULE.py` or `test_FOLDER_MODULE.py` (two modules have one
+# name: in the latter).
+TESTS = {
+    "common.distributed.launch": "test_distributed.py",
+    "common.distributed.torchrun": "test_distributed.py",
+    "common.envs": "test_envs.py",
+    "common.type_aliases": None,  # tuples with names
+    "common.utils": None,  # names for old files
+    "dreamerv3.fast": "test_scan.py test_update.py",
+    "zoo": "test_zoo.py",
+}
 MOST_FLOORS = 8  # of what a reader of the algorithm opens: `dreamerv3/` without `fast/`
 
 
@@ -132,6 +143,22 @@ def test_one_file_alone_imports_the_fast_path():
         module_name(path) for path in set(PACKAGE.rglob("*.py")) - inside if any("fast" in name for name in imports(path))
     }
     assert outside == {"dreamerv3.dreamerv3"}
+
+
+def test_every_module_has_a_test_file():
+    """No row of TESTS is out of date either: it names a module without a file of its own, and files that exist."""
+    there, used, missing = {path.name for path in (ROOT / "tests").glob("test_*.py")}, set(), []
+    paths = [path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
+    for path in paths:
+        folder, _, name = module_name(path).rpartition(".")
+        is_alone = [other.name for other in paths].count(path.name) == 1
+        if {f"test_{name}.py" if is_alone else "", f"test_{folder.split('.')[-1]}_{name}.py"} & there:
+            continue
+        row = next((row for row in (f"{folder}.{name}", folder, folder.split(".")[0]) if row in TESTS), None)
+        used.add(row)
+        missing += [f"{folder}.{name}"] if row is None else set((TESTS[row] or "").split()) - there
+    assert not missing, missing
+    assert used == set(TESTS)
 
 
 def docstring_lines(node: ast.AST) -> int:

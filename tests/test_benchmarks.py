@@ -14,10 +14,13 @@ from pathlib import Path
 import gymnasium
 import pytest
 import yaml
+from stable_baselines3.common.env_util import make_vec_env
 
-from benchmarks.learning import harness, presets, report
+from benchmarks.learning import deterministic, harness, presets, report
 from benchmarks.learning.tasks import TASKS, Bar, Task
+from sb3_dreamer import DreamerV3
 from sb3_dreamer.zoo.presets import hyperparams_dir
+from tests.support.helpers import TINY
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["training_ratio:16", "policy_kwargs:dict(deter=16,hidden=8,units=8,stoch=2,classes=4,blocks=2)"]
@@ -162,6 +165,29 @@ def test_sources_that_differ_from_their_commit_are_refused(short_run, monkeypatc
     monkeypatch.setattr(harness, "commit", lambda: "abc1234")
     harness.check(short_run)
     assert not short_run.path.exists()
+
+
+def test_the_comparison_of_ways_refuses_them_too_and_names_the_commit(tmp_path, monkeypatch, capsys):
+    def build(_):
+        return DreamerV3("MlpPolicy", "CartPole-v1", seed=0, **TINY), make_vec_env("CartPole-v1", 2), None
+
+    for name, value in (("RESULTS", tmp_path), ("N_EPISODES", 2), ("build", build)):
+        monkeypatch.setattr(deterministic, name, value)
+    monkeypatch.setattr(harness, "commit", lambda: "abc1234+")
+    command = ["deterministic", "cartpole", "--seeds", "5", "--steps", "80"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match=r"The sources differ from the last commit: .*--allow-dirty"):
+        deterministic.main()
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(sys, "argv", [*command, "--allow-dirty", "--report"])
+    deterministic.main()
+    data = json.loads((tmp_path / "cartpole_seed5.json").read_text())
+    assert (data["task"], data["seed"], data["episodes"], data["commit"]) == ("cartpole", 5, 2, "abc1234+")
+    assert [line["steps"] for line in data["evaluations"]] == [10, 20, 30, 40, 50, 60, 70, 80]
+    assert "| cartpole | 5 |" in capsys.readouterr().out
+    monkeypatch.setattr(deterministic, "build", None)
+    monkeypatch.setattr(sys, "argv", command)
+    deterministic.main()  # what is complete is kept, whatever the sources
 
 
 def test_benchmarks_need_no_tests_and_no_paths():

@@ -1,20 +1,15 @@
 """Rows of arrival in a world whose every number is known."""
 
-import copy
-import pickle
-
 import numpy as np
 import pytest
 import torch as th
-from gymnasium import spaces
 
-from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from sb3_dreamer.common.preprocessing import encode_actions
 from sb3_dreamer.common.type_aliases import LatentState
 from sb3_dreamer.dreamerv3.losses import DreamerLoss
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
 from tests.support.helpers import counter_envs, counter_model
-from tests.support.replay import StopAt, check_buffer, check_windows, stream
+from tests.support.replay import StopAt, check_buffer, check_windows, fill, plain_buffer, stream
 
 
 def test_rows_and_windows_across_wrap_around():
@@ -173,19 +168,6 @@ def test_latents_are_written_back():
     np.testing.assert_array_equal(buffer.stoch[where][once], latents.stoch.argmax(-1).numpy()[once])
 
 
-def plain_buffer(**kwargs) -> SequenceReplayBuffer:
-    defaults = dict(buffer_size=60, n_envs=2, device="cpu", batch_length=4, latent_shape=(8, 2, 4))
-    space = spaces.Box(-np.inf, np.inf, (1,))
-    return SequenceReplayBuffer(observation_space=space, action_space=spaces.Discrete(5), **{**defaults, **kwargs})
-
-
-def fill(buffer: SequenceReplayBuffer, n_steps: int, start: int = 0) -> None:
-    """One endless episode per environment, whose observation and reward are the step's number."""
-    for t in range(start, start + n_steps):
-        now, then = (np.full((buffer.n_envs, 1), value, np.float32) for value in (t, t + 1))
-        buffer.add(now, then, np.full(buffer.n_envs, t % 5), then[:, 0], np.zeros(buffer.n_envs), [{}] * buffer.n_envs)
-
-
 def test_evicted_rows_get_no_latents():
     buffer = plain_buffer(buffer_size=20)
     fill(buffer, 9)  # ten rows each
@@ -254,38 +236,6 @@ def test_rows_without_latent_start_from_zeros():
     buffer.stoch[:] = 2
     batch = buffer.sample(8)
     assert not batch.initial.stoch.any()  # class 0 or 2 would be something else
-
-
-def test_memory_is_allocated_at_the_first_add_and_warned_of_once(recwarn):
-    buffer = plain_buffer(buffer_size=10**13, latent_shape=(4096, 32, 32))
-    assert buffer.observations.size == 0 and not recwarn.list
-    small = plain_buffer(buffer_size=2000)
-    assert small.observations.size == 0
-    # obs 4, action 8, reward 4, four flags, deter 2 * 8, stoch 2: bytes of a row
-    assert small.nbytes == 2000 * (4 + 8 + 4 + 4 + 16 + 2)
-    fill(small, 2)
-    assert small.nbytes == sum(array.nbytes for array in small._arrays().values())
-    assert not recwarn.list
-
-    buffer._make_arrays_right = buffer._make_arrays
-    buffer._make_arrays = lambda rows: buffer._make_arrays_right(min(rows, 10))
-    with pytest.warns(UserWarning, match="does not have apparently enough memory") as warned:
-        fill(buffer, 3)
-    assert len(warned) == 1 and f"{10**13 * (4 + 8 + 4 + 4 + 8192 + 32) / 1e9:.2f}GB" in str(warned[0].message)
-
-
-def test_pickle_keeps_only_used_rows():
-    buffer = plain_buffer(buffer_size=200_000)
-    fill(buffer, 20)
-    data = pickle.dumps(buffer)
-    assert len(data) < 20_000
-    for copied in (pickle.loads(data), copy.deepcopy(buffer)):
-        for name, array in buffer._arrays().items():
-            np.testing.assert_array_equal(copied._arrays()[name], array)
-            assert copied._arrays()[name].dtype == array.dtype
-        fill(copied, 10, start=20)
-        assert copied.counts[0] == 31
-    assert pickle.loads(pickle.dumps(plain_buffer())).observations.size == 0
 
 
 def test_nothing_but_finite_numbers_is_stored():

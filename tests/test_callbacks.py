@@ -110,8 +110,8 @@ def test_all_stock_callbacks_together(tmp_path):
     )
     model = cartpole_model(tensorboard_log=str(tmp_path / "tb"))
     model.learn(100, callback=callbacks)
-    model.learn(20, callback=lambda locals_, globals_: seen.append(locals_["num_collected_steps"]) is None)
-    assert len(seen) == 20
+    model.learn(30, callback=lambda locals_, globals_: seen.append(locals_["num_collected_steps"]) is None)
+    assert len(seen) == 30
     assert sorted(path.name for path in tmp_path.glob("model*")) == ["model_40_steps.zip", "model_80_steps.zip"]
     assert len(list((tmp_path / "every").iterdir())) == 4
     assert np.load(tmp_path / "eval" / "evaluations.npz")["timesteps"].tolist() == [30, 60, 90]
@@ -164,8 +164,8 @@ def test_success_is_logged(tmp_path):
             return (*rest, {"is_success": self.episode % 2 == 0})
 
     model = DreamerV3("MlpPolicy", SuccessEnv(), seed=0, **TINY)
-    evaluation = EvalCallback(Monitor(SuccessEnv()), n_eval_episodes=4, eval_freq=20, log_path=str(tmp_path), verbose=0)
-    model.learn(20, callback=evaluation)
+    evaluation = EvalCallback(Monitor(SuccessEnv()), n_eval_episodes=4, eval_freq=30, log_path=str(tmp_path), verbose=0)
+    model.learn(30, callback=evaluation)
     assert np.load(tmp_path / "evaluations.npz")["successes"].mean() == 0.5
 
 

@@ -114,7 +114,7 @@ def test_vec_normalize_below_a_transposed_image(is_wrapped):
         inner = DummyVecEnv([lambda: NoiseEnv(space, spaces.Discrete(3))] * 2)
         env = VecNormalize(inner, norm_obs_keys=["joints"]) if normalize else inner
         env = VecTransposeImage(env) if is_wrapped else env
-        return DreamerV3("MultiInputPolicy", env, seed=0, **{**QUICK, "learning_starts": 40}).learn(40)
+        return DreamerV3("MultiInputPolicy", env, seed=0, **{**QUICK, "learning_starts": 39}).learn(40)
 
     normalised, raw = learn(True), learn(False)
     assert isinstance(normalised.get_vec_normalize_env(), VecNormalize)

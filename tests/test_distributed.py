@@ -18,7 +18,6 @@ from stable_baselines3.common.monitor import load_results
 
 from sb3_dreamer.common.distributed.ranks import Agreement, Ranks
 from sb3_dreamer.common.schedules import lr_scaling_factor
-from sb3_dreamer.zoo.ranks import adapt_to_rank
 from tests.support.rank_worker import N_UPDATES, updates
 
 ROOT = Path(__file__).parent.parent
@@ -245,13 +244,6 @@ def test_the_example_trains_with_ranks(tmp_path):
     assert status == 0, output
     names = {path.name for path in (tmp_path / "logs").iterdir()}
     assert {"best_model.zip", "evaluations.npz", "model.zip", "rl_model_replay_buffer_240_steps_rank1.pkl"} <= names, names
-
-
-def test_a_search_needs_one_process(monkeypatch):
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="`-optimize` must run in one process"):
-        adapt_to_rank({"optimize_hyperparameters": True})
 
 
 # ---- what goes wrong ----

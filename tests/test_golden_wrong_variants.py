@@ -8,6 +8,7 @@ import torch as th
 from sb3_dreamer.common import torch_layers
 from sb3_dreamer.common.distributions import OneHotCategoricalST, at_least_float32
 from sb3_dreamer.common.optimizers import LaProp
+from sb3_dreamer.common.type_aliases import LatentState
 from sb3_dreamer.dreamerv3.losses import DreamerLoss
 from sb3_dreamer.dreamerv3.rssm import RSSM, BlockGRU
 from tests.golden import checks as golden_checks
@@ -92,7 +93,7 @@ def stopped_replay_value_gradient(patch):
     right = DreamerLoss.replay_critic_term
 
     def replay_critic_term(self, batch, states, bootstrap):
-        return right(self, batch, states.detach(), bootstrap)
+        return right(self, batch, LatentState(*(part.detach() for part in states)), bootstrap)
 
     patch.setattr(DreamerLoss, "replay_critic_term", replay_critic_term)
 

@@ -132,7 +132,8 @@ def test_an_unstable_run_ends_within_a_rollout():
 def test_log_before_the_first_episode_and_update(tmp_path):
     model = counter_model(learning_starts=10_000)
     model.set_logger(configure(str(tmp_path), ["json"]))
-    model.learn(12, callback=LogEveryNTimesteps(3), log_interval=None)
+    with pytest.warns(UserWarning, match="No update will be made"):
+        model.learn(12, callback=LogEveryNTimesteps(3), log_interval=None)
     lines = [json.loads(line) for line in (tmp_path / "progress.json").read_text().splitlines()]
     assert [line["time/total_timesteps"] for line in lines] == [3, 6, 9, 12]
     assert all("train/loss" not in line and "rollout/ep_rew_mean" not in line for line in lines)

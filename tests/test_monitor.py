@@ -18,7 +18,7 @@ def counter_return(episode: int, length: int) -> float:
 
 
 def test_a_bare_environment_is_monitored():
-    model = DreamerV3("MlpPolicy", CounterEnv(5), seed=0, **TINY)
+    model = DreamerV3("MlpPolicy", CounterEnv(5), seed=0, **{**TINY, "learning_starts": 12})
     assert is_wrapped(model.env.envs[0], Monitor)
     model.learn(20)
     assert [info["r"] for info in model.ep_info_buffer] == [counter_return(episode, 5) for episode in range(4)]
@@ -56,7 +56,7 @@ def test_vec_monitor(tmp_path):
 
 def test_record_episode_statistics_of_gymnasium():
     env = gym.wrappers.RecordEpisodeStatistics(gym.make("sb3_dreamer/Counter-v0"))
-    model = DreamerV3("MlpPolicy", env, seed=0, **TINY)
+    model = DreamerV3("MlpPolicy", env, seed=0, **{**TINY, "learning_starts": 12})
     model.learn(21)
     assert list(env.return_queue) == [counter_return(episode, 7) for episode in range(3)]
 

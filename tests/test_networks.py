@@ -6,7 +6,6 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_dreamer.common.images import choose_keys
-from sb3_dreamer.common.torch_layers import BlockLinear, UpsampledConv2d
 from sb3_dreamer.dreamerv3.model_sizes import MODEL_SIZES, ModelSize
 from sb3_dreamer.dreamerv3.networks import MultiDecoder, MultiEncoder, n_cnn_stages
 from tests.support.helpers import MIXED, random_observations
@@ -153,33 +152,6 @@ def test_image_bounds_are_elementwise():
     assert not binary.state_dict().keys() & {"to_unit.0.low"}
 
 
-def test_block_linear_is_a_block_diagonal_linear():
-    th.manual_seed(0)
-    layer = BlockLinear(12, 20, 4)
-    th.nn.init.normal_(layer.bias)
-    dense = th.block_diag(*layer.weight)  # (12, 20)
-    x = th.randn(7, 12)
-    assert th.allclose(layer(x), x @ dense + layer.bias, atol=1e-6)
-
-
 def test_unsupported_space():
     with pytest.raises(ValueError, match="not supported"):
         MultiEncoder(spaces.Dict({"text": spaces.Text(5)}), SIZE)
-
-
-@pytest.mark.parametrize(("height", "width"), [(4, 4), (5, 7), (1, 3)])
-@th.enable_grad()
-def test_upsampled_convolution_equals_upsampling_and_convolution(height, width):
-    layer = UpsampledConv2d(6, 4).double()
-    th.nn.init.normal_(layer.bias)
-    images = th.randn(3, 6, height, width, dtype=th.float64, requires_grad=True)
-    upsampled = th.nn.functional.interpolate(images, scale_factor=2.0, mode="nearest")
-    expected = th.nn.functional.conv2d(upsampled, layer.weight, layer.bias, padding=2)
-    ours = layer(images)
-    th.testing.assert_close(ours, expected)
-    direction = th.randn_like(expected)
-    inputs = (images, layer.weight, layer.bias)
-    for mine, theirs in zip(
-        th.autograd.grad(ours, inputs, direction), th.autograd.grad(expected, inputs, direction), strict=True
-    ):
-        th.testing.assert_close(mine, theirs)

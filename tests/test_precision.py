@@ -166,5 +166,5 @@ def test_acting_state_is_float32(bf16):
     MIXED.seed(0)
     observation = {key: np.stack([MIXED[key].sample() for _ in range(3)]) for key in MIXED.spaces}
     for deterministic in (False, True):
-        _, state = policy.predict(observation, deterministic=deterministic)
+        _, state = policy.predict(observation, episode_start=np.ones(3), deterministic=deterministic)
         assert all(part.dtype == np.float32 for part in state)

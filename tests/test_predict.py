@@ -14,7 +14,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.type_aliases import PolicyState
 from sb3_dreamer.dreamerv3.policies import CnnPolicy
-from tests.support.helpers import ACTION_SPACES, IMAGE, MIXED, TINY, VECTOR, counter_model, make_policy, randomize_outputs
+from tests.support.helpers import ACTION_SPACES, IMAGE, MIXED, TINY, VECTOR, make_policy, randomize_outputs
 
 ARRAYS = {name: space for name, space in (("vector", VECTOR), ("image", IMAGE), ("dict", MIXED))}
 
@@ -34,7 +34,7 @@ def test_actions_belong_to_the_space(space, action_space, deterministic):
     action, state = policy.predict(sample_observation(space, None), deterministic=deterministic)
     assert action_space.contains(action) and action.dtype == action_space.dtype
     assert [part.shape[0] for part in state] == [1, 1, 1] and all(part.dtype == np.float32 for part in state)
-    actions, state = policy.predict(sample_observation(space, 6), deterministic=deterministic)
+    actions, state = policy.predict(sample_observation(space, 6), None, np.ones(6), deterministic=deterministic)
     assert actions.shape == (6, *action_space.shape)
     assert all(action_space.contains(a) for a in actions)
     again, _ = policy.predict(sample_observation(space, 6), state, np.zeros(6), deterministic=deterministic)
@@ -51,24 +51,6 @@ def test_box_actions_reach_the_bounds_and_stay_inside():
     assert double.predict(np.zeros(5, np.float32))[0].dtype == np.float64
 
 
-def test_the_state_carries_the_past():
-    policy = make_policy(VECTOR, ACTION_SPACES["discrete"], deter=32, hidden=16)
-    observations = np.random.default_rng(0).normal(size=(4, 3, 5)).astype(np.float32)
-
-    def run(state, episode_start, t):
-        return policy.predict(observations[t], state, episode_start, deterministic=True)[1]
-
-    first = run(None, None, 0)
-    carried = run(first, np.array([False, False, True]), 1)
-    fresh = run(None, None, 1)
-    for part, new in zip(carried, fresh, strict=True):
-        np.testing.assert_array_equal(part[2], new[2])  # an episode start forgets
-    assert np.abs(carried[0][:2] - fresh[0][:2]).max() > 1e-4  # otherwise it does not
-    np.testing.assert_array_equal(carried[0], run(first, np.array([0.0, 0.0, 1.0]), 1)[0])  # floats will do
-    # state=None wins over episode_start=False
-    np.testing.assert_array_equal(run(None, np.zeros(3, bool), 1)[0], fresh[0])
-
-
 def test_predict_does_not_touch_its_arguments():
     policy = make_policy(VECTOR, ACTION_SPACES["discrete"])
     _, state = policy.predict(np.ones((2, 5), np.float32))
@@ -79,45 +61,16 @@ def test_predict_does_not_touch_its_arguments():
     assert starts.tolist() == [True, False]
 
 
-def test_acting_in_training_equals_predict():
-    """What ``_sample_action`` does is ``predict`` with the carried state."""
-    model = counter_model(learning_starts=0)
-    model._setup_learn(30)
-    state, starts, obs = None, np.ones(3, bool), model._last_obs
-    for _ in range(20):
-        rng = th.get_rng_state()
-        actions, buffer_actions = model._sample_action(0, None, 3)
-        th.set_rng_state(rng)
-        expected, state = model.predict(obs, state, starts)
-        np.testing.assert_array_equal(actions, expected)
-        for ours, theirs in zip(model._last_state, state, strict=True):
-            np.testing.assert_array_equal(ours, theirs)
-        obs, rewards, dones, infos = model.env.step(actions)
-        model._store_transition(model.replay_buffer, buffer_actions, obs, rewards, dones, infos)
-        starts = dones
-
-
-def test_warm_up_actions_enter_the_state():
-    model = counter_model(learning_starts=1000)
-    model._setup_learn(30)
-    drawn = []
-    for _ in range(5):
-        actions, _ = model._sample_action(1000, None, 3)
-        np.testing.assert_array_equal(model._last_state.prev_action.argmax(-1), actions)
-        drawn.append(actions)
-    assert len(np.unique(drawn)) > 1
-
-
 @pytest.mark.parametrize("action_space", ACTION_SPACES.values(), ids=ACTION_SPACES)
 def test_deterministic_draws_no_global_random_number(action_space):
     policy = make_policy(VECTOR, action_space)
-    observation = np.ones((2, 5), np.float32)
-    first, _ = policy.predict(observation, deterministic=True)
+    observation, starts = np.ones((2, 5), np.float32), np.ones(2)
+    first, _ = policy.predict(observation, None, starts, deterministic=True)
     torch_state, numpy_state = th.get_rng_state(), np.random.get_state()[1].copy()
-    second, _ = policy.predict(observation, deterministic=True)
+    second, _ = policy.predict(observation, None, starts, deterministic=True)
     np.testing.assert_array_equal(first, second)
     assert th.equal(th.get_rng_state(), torch_state) and (np.random.get_state()[1] == numpy_state).all()
-    policy.predict(observation)
+    policy.predict(observation, None, starts)
     assert not th.equal(th.get_rng_state(), torch_state)
 
 
@@ -236,7 +189,7 @@ def test_channels_last_observations_are_turned():
     assert model.observation_space.shape == (3, 16, 16)
     obs, _ = env.reset(seed=0)
     action, _ = model.predict(obs, deterministic=True)
-    same, _ = model.predict(obs.transpose(2, 0, 1), deterministic=True)
+    same, _ = model.predict(obs.transpose(2, 0, 1), episode_start=np.ones(1), deterministic=True)
     assert action == same and action.shape == ()
 
 

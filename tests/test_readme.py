@@ -15,6 +15,7 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
+@pytest.mark.filterwarnings("ignore:No update will be made:UserWarning")  # of so few steps
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
 def test_python_blocks_run(block, tmp_path, monkeypatch):
     """As they stand, with fewer steps."""

@@ -2,13 +2,10 @@
 
 import pytest
 import torch as th
-from gymnasium import spaces
 
-from sb3_dreamer.common.type_aliases import ImaginationNoise, LatentState
-from sb3_dreamer.dreamerv3.imagination import imagine
+from sb3_dreamer.common.type_aliases import LatentState
 from sb3_dreamer.dreamerv3.model_sizes import MODEL_SIZES
 from sb3_dreamer.dreamerv3.rssm import RSSM
-from tests.support.helpers import VECTOR, make_policy
 
 SIZE = MODEL_SIZES["nano"]
 B, T, E, A = 3, 9, 12, 5
@@ -91,25 +88,3 @@ def test_prior_and_features(rssm, sequence):
     assert features.shape == (B, T, SIZE.features_dim)
     assert th.equal(features[..., : SIZE.deter], states.deter)  # deter first
     assert rssm.prior(states.deter).logits.shape == (B, T, SIZE.stoch, SIZE.classes)
-
-
-def test_imagination_follows_the_model_step_by_step():
-    policy = make_policy(VECTOR, spaces.Discrete(3))
-    horizon, n = 4, 6
-    start = LatentState(
-        th.randn(n, policy.size.deter).tanh(),
-        th.nn.functional.one_hot(th.randint(4, (n, 2)), 4).float(),
-    )
-    noise = ImaginationNoise(th.rand(n, horizon, 2), policy.actor.draw_noise(n, horizon + 1))
-    dream = imagine(policy.world_model, policy.actor, start, noise)
-    assert dream.features.shape == (n, horizon + 1, policy.size.features_dim)
-    assert dream.actions.shape == (n, horizon + 1, 1) and not dream.features.requires_grad
-    rssm, state = policy.world_model.rssm, start
-    with th.no_grad():
-        for k in range(horizon):
-            th.testing.assert_close(dream.features[:, k], rssm.features(state))
-            action = policy.actor(rssm.features(state)).sample(noise.actions[:, k])
-            assert th.equal(dream.actions[:, k], action)
-            one_hot = th.nn.functional.one_hot(action[:, 0], 3).float()
-            state = rssm.img_step(state, one_hot, noise.stoch[:, k])
-    th.testing.assert_close(dream.latents.deter[:, -1], state.deter)

@@ -1,7 +1,6 @@
 """The training ratio is paid exactly; learning-rate warm-up; averages of metrics."""
 
 import re
-import time
 from fractions import Fraction
 
 import numpy as np
@@ -12,7 +11,6 @@ from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.envs import CounterEnv
-from sb3_dreamer.common.metrics import MetricAverager, UpdateClock
 from sb3_dreamer.common.optimizers import LaProp
 from sb3_dreamer.common.schedules import TrainRatio, warmup_factor
 from tests.support.helpers import TINY, counter_envs, counter_model
@@ -222,28 +220,6 @@ def test_linear_schedule_of_sb3():
     model = counter_model(learning_rate=LinearSchedule(1e-2, 1e-3, 0.5), lr_warmup_steps=0, training_ratio=32)
     _, rates = rates_of(model, 90)[-1]
     assert rates == pytest.approx([1e-3])
-
-
-def test_metric_averager_waits_for_the_flush():
-    averager = MetricAverager()
-    assert averager.flush() == {}
-    values = th.tensor([1.0, 4.0])
-    averager.add(("a", "b"), values)
-    values[:] = th.tensor([2.0, 0.0])  # the memory of a replayed update
-    averager.add(("a", "b"), values)
-    assert averager.means() == averager.flush() == {"a": 1.5, "b": 2.0}
-    assert averager.flush() == {}
-
-
-def test_update_clock_speaks_once():
-    clock, spoken = UpdateClock(), []
-    for n in range(7):
-        time.sleep(0.02)  # the environment's time does not count
-        clock.start()
-        time.sleep(0.05 if n == 0 else 0.001)  # nor does the first update
-        spoken.append(clock.stop())
-    assert [seconds is not None for seconds in spoken] == [False] * 4 + [True] + [False] * 2
-    assert 0.001 <= spoken[4] < 0.02
 
 
 def test_attributes_set_between_learns_count():

@@ -137,7 +137,7 @@ def test_train_freq(monkeypatch):
     model.learn(60, callback=At(step_30=setting("train_freq", 4), step_54=setting("train_freq", (2, "step"))))
     assert [frequency for frequency, _ in calls] == [1] * 10 + [4] * 2 + [2]
     model.train_freq = 5
-    assert model.learn(15).train_freq.frequency == 5
+    assert model.learn(30).train_freq.frequency == 5
 
 
 def test_the_account_follows():

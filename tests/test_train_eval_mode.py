@@ -51,10 +51,10 @@ def test_collecting_does_not(model):
 
 def test_predict_does_not_and_repeats_itself(model):
     model.learn(60)
-    before, obs = statistics(model), np.ones((4, 3), np.float32)
+    before, obs, starts = statistics(model), np.ones((4, 3), np.float32), np.ones(4)
     model.policy.set_training_mode(True)  # as train leaves it
-    first, state = model.predict(obs, deterministic=True)
-    again, same = model.predict(obs, deterministic=True)
+    first, state = model.predict(obs, episode_start=starts, deterministic=True)
+    again, same = model.predict(obs, episode_start=starts, deterministic=True)
     assert th.equal(before, statistics(model)) and not model.policy.training
     np.testing.assert_array_equal(first, again)
     for part, other in zip(state, same, strict=True):

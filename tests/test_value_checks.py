@@ -220,6 +220,7 @@ def check_rows(buffer: SequenceReplayBuffer, steps: list[Step], env: int, is_bro
 POLICIES = {kind: make_policy(space, spaces.Discrete(2)) for kind, space in OBSERVATIONS.items() if kind != "codes"}
 
 
+@pytest.mark.filterwarnings("ignore:`predict` is called again without `state`:UserWarning")
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(
     kind=st.sampled_from(sorted(POLICIES)),
@@ -401,7 +402,7 @@ def test_predict_names_the_value():
     obs[1, 2] = np.nan
     with pytest.raises(ValueError, match=r"`obs`\[2\] of environment 1 is nan: all values must be finite"):
         model.predict(obs)
-    actions, state = model.predict(np.zeros((0, 3), np.float32))
+    actions, state = model.predict(np.zeros((0, 3), np.float32), episode_start=np.zeros(0))
     assert actions.shape == (0,) and all(len(part) == 0 for part in state)
 
 
@@ -428,7 +429,7 @@ def test_an_image_under_vec_normalize_that_normalises_rewards_only():
     def learn(wrap):
         np.random.seed(0)
         env = wrap(DummyVecEnv([lambda: NoiseEnv(space, spaces.Discrete(2))]))
-        return DreamerV3("CnnPolicy", env, seed=0, **{**TINY, "learning_starts": 60}).learn(60)
+        return DreamerV3("CnnPolicy", env, seed=0, **{**TINY, "learning_starts": 59}).learn(60)
 
     normalised, raw = learn(lambda env: VecNormalize(env, norm_obs=False)), learn(lambda env: env)
     assert raw.replay_buffer.dones.sum() > 1

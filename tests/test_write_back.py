@@ -38,7 +38,7 @@ class SlowTransfer:
 
 @pytest.fixture
 def buffer():
-    model = counter_model(learning_starts=1000)
+    model = counter_model(training_ratio=0.01)  # no update is due
     model.learn(60)
     return model.replay_buffer
 

@@ -10,11 +10,12 @@ Which ``deterministic=True``? Train, and evaluate the same weights in three ways
   episode, and the most likely action.
 
 The last two draw no global random number. One file for every task and seed under ``benchmarks/results/deterministic``; a
-complete one is kept.
+complete one is kept. A run starts from a clean commit, which the file names; with ``--allow-dirty`` it marks it with a ``+``.
 """
 
 import argparse
 import json
+import sys
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from benchmarks.learning.harness import Run, build
+from benchmarks.learning.harness import RefusedRun, Run, build, check_sources
 from benchmarks.learning.presets import ROOT
 from benchmarks.learning.tasks import TASKS
 from sb3_dreamer.common.preprocessing import decode_actions
@@ -76,16 +77,26 @@ class CompareWays(BaseCallback):
         return True
 
 
-def run(name: str, seed: int, steps: int) -> None:
-    """Train once and write the evaluations."""
+def run(name: str, seed: int, steps: int, allow_dirty: bool = False) -> None:
+    """
+    Train once and write the evaluations.
+
+    :param name: of the task
+    :param seed: of the run
+    :param steps: environment steps
+    :param allow_dirty: accept sources that differ from their commit
+    :raises RefusedRun: if they differ
+    """
     path = RESULTS / f"{name}_seed{seed}.json"
     if path.exists():
         return
+    revision = check_sources(allow_dirty)
     model, eval_env, _ = build(Run(name, "dreamerv3", seed, steps, "", {}, RESULTS))
     comparison = CompareWays(eval_env, steps // 8)
     model.learn(steps, callback=comparison, log_interval=None)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dict(task=name, seed=seed, episodes=N_EPISODES, evaluations=comparison.lines), indent=1) + "\n")
+    facts = dict(task=name, seed=seed, episodes=N_EPISODES, commit=revision, evaluations=comparison.lines)
+    path.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def report() -> None:
@@ -106,12 +117,16 @@ def main() -> None:
     parser.add_argument("tasks", nargs="*", choices=[[], *TASKS])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="environment steps, default: the task's")
+    parser.add_argument("--allow-dirty", action="store_true", help="run sources that differ from the last commit")
     parser.add_argument("--report", action="store_true")
     args = parser.parse_args()
     th.set_num_threads(1)
-    for seed in args.seeds:
-        for name in args.tasks:
-            run(name, seed, args.steps or TASKS[name].steps)
+    try:
+        for seed in args.seeds:
+            for name in args.tasks:
+                run(name, seed, args.steps or TASKS[name].steps, args.allow_dirty)
+    except RefusedRun as error:
+        sys.exit(str(error))
     if args.report:
         report()
 

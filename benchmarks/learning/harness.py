@@ -171,6 +171,18 @@ def commit() -> str:
     return revision + ("+" if changed else "")
 
 
+def check_sources(allow_dirty: bool = False) -> str:
+    """
+    :param allow_dirty: accept sources that differ from their commit
+    :return: the commit, see :func:`commit`
+    :raises RefusedRun: if the sources differ
+    """
+    revision = commit()
+    if revision.endswith("+") and not allow_dirty:
+        raise RefusedRun("The sources differ from the last commit: commit the changes, or pass --allow-dirty")
+    return revision
+
+
 def check(run: Run, allow_dirty: bool = False) -> None:
     """
     :param run: what is about to start, or to be resumed
@@ -179,8 +191,7 @@ def check(run: Run, allow_dirty: bool = False) -> None:
     """
     if run.is_complete() or (is_launched() and os.environ["RANK"] != "0"):
         return  # nothing to do, or only the main rank writes
-    if commit().endswith("+") and not allow_dirty:
-        raise RefusedRun("The sources differ from the last commit: commit the changes, or pass --allow-dirty")
+    check_sources(allow_dirty)
     if run.path.exists() and not run.checkpoint.exists():
         raise RefusedRun(
             f"{run.path} holds an unfinished run that has no checkpoint: restore {run.checkpoint.name}, choose another "

@@ -1,6 +1,7 @@
 """Checks of a replay buffer whose every number is known: that of the counter worlds."""
 
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
@@ -88,3 +89,17 @@ def check_windows(buffer: SequenceReplayBuffer, n: int = 64) -> None:
         np.testing.assert_array_equal(batch.initial.deter[i], buffer.deter[before, env].astype(np.float32) * known)
         np.testing.assert_array_equal(batch.initial.stoch[i].sum(-1), np.full(2, known))
         np.testing.assert_array_equal(batch.initial.stoch[i].argmax(-1) * known, buffer.stoch[before, env] * known)
+
+
+def plain_buffer(**kwargs) -> SequenceReplayBuffer:
+    """Thirty rows of one number for each of two environments."""
+    observation_space, action_space = spaces.Box(-np.inf, np.inf, (1,)), spaces.Discrete(5)
+    defaults = dict(observation_space=observation_space, action_space=action_space, device="cpu", latent_shape=(8, 2, 4))
+    return SequenceReplayBuffer(**{**defaults, "buffer_size": 60, "n_envs": 2, "batch_length": 4, **kwargs})
+
+
+def fill(buffer: SequenceReplayBuffer, n_steps: int, start: int = 0) -> None:
+    """One endless episode per environment, whose observation and reward are the step's number."""
+    for t in range(start, start + n_steps):
+        now, then = (np.full((buffer.n_envs, 1), value, np.float32) for value in (t, t + 1))
+        buffer.add(now, then, np.full(buffer.n_envs, t % 5), then[:, 0], np.zeros(buffer.n_envs), [{}] * buffer.n_envs)
