@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sb3_dreamer import DreamerV3
-from sb3_dreamer.common.save_util import name_newer_numpy
+from sb3_dreamer.common.save_util import explain_newer_numpy
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
 from tests.support.helpers import counter_model
 
@@ -81,7 +81,7 @@ def test_unknown_bit_generators(monkeypatch, tmp_path):
 
 def test_other_errors_stay_what_they_are(tmp_path):
     for error in (ModuleNotFoundError("No module named 'crafter'"), ValueError("not in /home/numpy/x"), AttributeError("x")):
-        with pytest.raises(type(error), match=str(error)) as raised, name_newer_numpy():
+        with pytest.raises(type(error), match=str(error)) as raised, explain_newer_numpy():
             raise error
         assert raised.value is error
     model = counter_model()

@@ -61,13 +61,13 @@ def main() -> None:
     th.set_num_threads(args.threads)
     watch = Watch()
     watch.around(TrainingUpdate, "__call__", "update")
-    right = model._setup_training  # type: ignore[attr-defined]
+    right = model._setup_update  # type: ignore[attr-defined]
 
-    def setup_training() -> None:
+    def setup_update() -> None:
         right()
         watch.around(model, "_act", "acting")
 
-    model._setup_training = setup_training  # type: ignore[attr-defined]
+    model._setup_update = setup_update  # type: ignore[attr-defined]
     env = model.get_env()
     assert env is not None
     watch.around(env, "step", "environment")

@@ -393,8 +393,8 @@ class SequenceReplayBuffer(RowStorage):
 
     def write_latents(self, indices: SequenceIndices, deter: np.ndarray, stoch: np.ndarray) -> None:
         """
-        Write latents in host memory to their rows. Rows that were overwritten in the meantime are skipped. If a row occurs more
-        than once (overlapping windows), its last latent is kept.
+        Write latents in host memory to their rows. Rows that were overwritten in the meantime are skipped. If a row occurs
+        more than once (overlapping windows), its last latent is kept.
 
         :param indices: steps (B, T) and envs (B,)
         :param deter: (B, T, D) in float16

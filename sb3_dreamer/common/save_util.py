@@ -27,7 +27,7 @@ def numpy_of(model_file: FilePath) -> str:
 
 
 @contextmanager
-def name_newer_numpy(model_file: FilePath | None = None) -> Iterator[None]:
+def explain_newer_numpy(model_file: FilePath | None = None) -> Iterator[None]:
     """
     Context for reading a file.
 

@@ -22,7 +22,7 @@ from sb3_dreamer.common.distributed.algorithm import DistributedOffPolicyAlgorit
 from sb3_dreamer.common.env_checker import check_env
 from sb3_dreamer.common.metrics import MetricAverager, UpdateClock
 from sb3_dreamer.common.preprocessing import decode_actions, encode_actions
-from sb3_dreamer.common.save_util import name_newer_numpy
+from sb3_dreamer.common.save_util import explain_newer_numpy
 from sb3_dreamer.common.schedules import PiecewiseSchedule, TrainRatio, lr_scaling_factor, make_schedule, warmup_factor
 from sb3_dreamer.common.type_aliases import LatentState, PolicyState
 from sb3_dreamer.common.value_checks import RangeCheck
@@ -43,46 +43,48 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
     https://arxiv.org/abs/2301.04104), in the form of the authors' 2025 release.
 
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a class
-    :param env: environment, its id, or None to load a model
+    :param env: environment or its id (None is for ``load``)
     :param learning_rate: a number, a function of the remaining progress (1 to 0), or a list of (environment step, value)
-        that is interpolated linearly; multiplied by the warm-up, and for single parts by ``lr_scale`` in ``optimizer_kwargs``
+        that is interpolated linearly. It is multiplied by the warm-up factor, by the factor of ``distributed_scaling`` and,
+        for world model, actor or critic, by ``lr_scale`` in ``policy_kwargs["optimizer_kwargs"]``.
     :param buffer_size: rows (observations) of the replay buffer over all environments
     :param learning_starts: environment steps with random actions before training starts; with 0 the policy acts from the
         first step
-    :param batch_size: B, windows per update
-    :param batch_length: T, rows per window
+    :param batch_size: B, sequences (windows of consecutive rows) per update
+    :param batch_length: T, rows (time steps) per window
     :param training_ratio: replayed (trained) time steps per environment step, counted over all environments
     :param model_size: ``"auto"`` (1m without images, 12m with), ``"debug"``, ``"nano"`` ... ``"XL"``, ``"1m"`` ... ``"400m"``
     :param imagination_horizon: H, steps of an imagined trajectory
-    :param gamma: discount; the continue head learns it
+    :param gamma: discount factor; it is part of the target of the continue head, gamma * (1 - terminal)
     :param return_lambda: lambda of the returns
-    :param tau: step of the slow critic towards the critic at each update
+    :param tau: soft update coefficient of the slow critic (target network), which is updated at each update
     :param ent_coef: weight of the actor's entropy
     :param free_nats: dynamics and representation loss are clipped from below at this value
     :param loss_scales: weights of the losses by name, see :data:`~sb3_dreamer.dreamerv3.losses.LOSS_SCALES`; losses that are
         not named keep their weight. ``"reconstruction"`` takes a number, or weights by observation key.
-    :param agc_clip: largest ratio of a tensor's gradient norm to the norm of the tensor
+    :param agc_clip: adaptive gradient clipping: largest ratio of a gradient's norm to the norm of its parameter tensor
     :param lr_warmup_steps: updates until the learning rate is reached; the first update has learning rate 0
-    :param replay_context: start windows from the latent state stored with the row before, and refresh it after each update
-    :param online_queue: train on each new window once before drawing uniformly
-    :param imagine_last: imagine from the last so many rows of each window only; 0: from all rows
+    :param replay_context: start each window from the latent state stored with the row before it; after each update, store the
+        new latent states of the window's rows
+    :param online_queue: train once on each new window (without overlap), and draw the rest of a batch uniformly
+    :param imagine_last: start imagination from only the last so many rows of each window, 2 to ``batch_length``; the critic's
+        loss on replayed rewards uses the same rows; 0: all rows
     :param precision: ``"fp32"``, ``"bf16"`` (autocast), or ``"auto"``: bf16 if the device is a CUDA device that supports it
-    :param compile: compile the recurrent steps and, on CUDA, the whole objective, and capture the update as a CUDA graph;
-        ``"auto"``: only on CUDA
+    :param compile: True: compile the recurrent steps; on CUDA also compile the whole objective, and capture update and acting
+        as CUDA graphs. ``"auto"``: True on CUDA, False elsewhere
     :param fused: ``"auto"``: fused loops for observing and imagining, which compute the same numbers in less time, if the
         model supports them; False: the step-by-step model
     :param distributed_scaling: how the learning rate scales with the number of ranks (torchrun), each of which has its own
-        batch and environments: ``"sqrt"``, ``"linear"``, None, ``"sqrt+priming"``, ``"linear+priming"``, see
-        :func:`~sb3_dreamer.common.schedules.lr_scaling_factor`
-    :param log_every_updates: write a log line after so many updates without one, in case episodes are long; ``learn`` with
-        ``log_interval=None`` writes none
+        batch and environments: ``"sqrt"``, ``"linear"`` or None; ``"sqrt+priming"`` and ``"linear+priming"`` start with a
+        lower rate, see :func:`~sb3_dreamer.common.schedules.lr_scaling_factor`
+    :param log_every_updates: also write a log line when the last one is so many updates old (for long episodes); no effect
+        with ``log_interval=None`` in ``learn``
     :param train_freq: steps to collect between calls of ``train``, or ``(n, "episode")``
     :param replay_buffer_class: a subclass of :class:`~sb3_dreamer.common.buffers.SequenceReplayBuffer`
     :param replay_buffer_kwargs: keyword arguments of the replay buffer
-    :param policy_kwargs: single dimensions (``deter, hidden, stoch, classes, blocks, units, depth, ...``, see
-        :class:`~sb3_dreamer.dreamerv3.model_sizes.ModelSize`), ``optimizer_class``, ``optimizer_kwargs``,
-        ``normalize_images``, ``symlog_inputs``, ``return_normalizer_decay``, ``return_percentiles``, see
-        :class:`~sb3_dreamer.dreamerv3.policies.DreamerPolicy`
+    :param policy_kwargs: individual dimensions (``deter, hidden, stoch, classes, blocks, units, depth, ...``, see
+        :class:`~sb3_dreamer.dreamerv3.model_sizes.ModelSize`), custom networks, observation keys, optimizer, and what else
+        :class:`~sb3_dreamer.dreamerv3.policies.DreamerPolicy` takes
     :param stats_window_size: episodes over which rollout statistics are averaged
     :param tensorboard_log: folder of the TensorBoard log
     :param verbose: 0 silent, 1 info, 2 debug
@@ -90,7 +92,7 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
     :param device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
     :param _init_setup_model: build the networks now
     :raises ValueError: if an argument is out of its range
-    :raises TypeError: if there is no such argument
+    :raises TypeError: if an argument is unknown; for arguments of other SB3 algorithms it names the counterpart
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -186,7 +188,7 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         self.distributed_scaling = distributed_scaling
         self.log_every_updates = log_every_updates
         self._log_interval: int | None = None
-        self._has_logged, self._n_updates_before = False, 0  # since the last ``learn`` began
+        self._has_logged, self._n_updates_before = False, 0  # in this ``learn``, and updates before it began
         self._last_state: PolicyState | None = None
         self._train_ratio = TrainRatio()
         self._metrics = MetricAverager()
@@ -203,9 +205,9 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         return OffPolicyAlgorithm._wrap_env(check_env(env), verbose, monitor_wrapper)
 
     def _setup_model(self) -> None:
-        """As SB3's; some arguments of this class are those of the policy and of the replay buffer."""
+        """As SB3's; some constructor arguments are passed on to the policy and to the replay buffer."""
         checks.check_arguments(self)
-        self._settings = {}  # none is fixed yet: networks and buffer are built here
+        self._settings = {}  # no setting counts as changed: networks and buffer are built below
         user_policy_kwargs, user_buffer_kwargs = self.policy_kwargs, self.replay_buffer_kwargs
         # SB3 passes these two dicts on. The user's own are restored afterwards, because `load` compares them.
         self.policy_kwargs = {"model_size": self.model_size, "precision": self.precision, **user_policy_kwargs}
@@ -246,7 +248,7 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfDreamerV3:
-        """As :meth:`OffPolicyAlgorithm.learn`; the steps of all ranks count."""
+        """As :meth:`OffPolicyAlgorithm.learn`; ``total_timesteps`` is counted over all ranks."""
         self._log_interval = log_interval
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
@@ -258,7 +260,7 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         *args: Any,
         **kwargs: Any,
     ) -> tuple[int, BaseCallback]:
-        """As SB3's; changed settings take effect first, and updates that are due from before are made."""
+        """As SB3's; first apply changed settings, then make the updates that an interrupted ``learn`` left undone."""
         if reset_num_timesteps or self._last_obs is None:
             self._last_state = None  # because SB3 resets the environments below
         self._clock = UpdateClock()
@@ -269,19 +271,19 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         steps_before = self.num_timesteps
         self._has_logged, self._n_updates_before = False, self._n_updates
         setup = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
-        self._make_updates_due(steps_before)
+        self._make_owed_updates(steps_before)
         if reset_num_timesteps:
             self._train_ratio.reset()
         return setup
 
     def get_vec_normalize_env(self) -> VecNormalize | None:
-        """:return: the environment's VecNormalize; SB3 would return the wrapper made by ``in_model_layout``"""
+        """:return: the environment's VecNormalize; SB3 returns ``_vec_normalize_env``, which may be our wrapper of it"""
         return unwrap_vec_normalize(self.env) if self.env is not None else None
 
     def _on_learn_end(self) -> None:
         """
-        Check that the losses are finite, on every device. Write a log line if this ``learn`` has written none, and warn if it
-        made no update.
+        Check that the losses are finite (on CUDA, ``train`` does not). Write a log line if this ``learn`` has written none.
+        Warn if no update was made because the buffer holds no complete window.
         """
         if self._log_interval is not None and self._metrics.count > 0 and not self._has_logged:
             self.dump_logs()
@@ -320,7 +322,7 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
                 buffer_actions = buffer_actions.clip(-1.0, 1.0)
             actions = decode_actions(buffer_actions, self.action_space)
         self._last_state = state
-        self._count_other_ranks(n_envs)
+        self._count_other_ranks(n_envs)  # SB3 adds only the steps of this rank to `num_timesteps`
         return actions, buffer_actions
 
     def _store_transition(
@@ -347,7 +349,7 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         return self.replay_buffer.can_sample()
 
     def _count_steps(self, n_steps: int, can_sample: bool) -> None:
-        """Set ``gradient_steps``, which SB3's loop reads next, to the number of updates due after these steps."""
+        """After a rollout: set ``gradient_steps``, with which SB3's loop then calls :meth:`train`, to the updates due."""
         can_train = self.num_timesteps > self.learning_starts and can_sample
         self.gradient_steps = self._train_ratio.add_steps(n_steps, can_train)
 
@@ -358,7 +360,7 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         Sample a batch, update the networks, write the new latents to the buffer; repeat.
 
         :param gradient_steps: number of updates
-        :param batch_size: B, windows per update; None: the model's
+        :param batch_size: B, windows per update; None: ``self.batch_size``
         """
         self._apply_new_settings()
         batch_size = self.batch_size if batch_size is None else batch_size
@@ -367,6 +369,7 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
             self._clock.start()
             self._update_learning_rate(self.policy.optimizer)
             batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+            # Loss, gradient, clipping, optimizer step, slow critic: `update.py`, or a faster version in `fast/`.
             posterior, metrics = self._update(batch)
             self.replay_buffer.refresh_latents(batch.indices, posterior)
             self._n_updates += 1
@@ -375,12 +378,16 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
             self._log_eta()
             self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
             if self._log_interval is not None and self._metrics.count >= self.log_every_updates:
-                self.dump_logs()  # SB3 writes a line per so many episodes, which may be long
+                self.dump_logs()  # SB3 writes a line every `log_interval` episodes, and episodes may be long
         if self.device.type == "cpu":  # on CUDA, reading them would synchronise with the device
             self._metrics.record(self.logger)
 
-    def _make_updates_due(self, num_timesteps: int) -> None:
-        """Make the updates that were due when ``learn`` was stopped, with the learning rate of the step of the stop."""
+    def _make_owed_updates(self, num_timesteps: int) -> None:
+        """
+        Make the updates that were still owed when ``learn`` was stopped, with the learning rate of that time.
+
+        :param num_timesteps: environment steps at the stop
+        """
         if self._all_ranks(self._can_sample()) and self._train_ratio.owed >= 1:
             now, self.num_timesteps = self.num_timesteps, num_timesteps
             try:
@@ -403,7 +410,8 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
 
     def _apply_settings(self) -> None:
         """
-        Check the settings, then apply all but those of the update. Recurrent state, optimizer and updates due are kept.
+        Check the settings, then apply those of the training loop and of the buffer; :meth:`_setup_update` applies the others.
+        Recurrent state, optimizer and the number of owed updates do not change.
 
         :raises ValueError: as the constructor, or if a setting has changed that can only be set in the constructor
         """
@@ -450,14 +458,14 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         self.replay_buffer.check_range(self._vec_normalize_env)
 
     def _log_eta(self) -> None:
-        """Print once per ``learn``, after the fifth update, how long it will take."""
+        """With ``verbose``, print the expected duration of this ``learn`` once, after its fifth update."""
         seconds = self._clock.stop()
         if seconds is not None and self.verbose >= 1:
             updates_left = self._train_ratio.updates_in(max(0, self._total_timesteps - self.num_timesteps))
             print(self._clock.message(seconds, updates_left, self.device))
 
     def dump_logs(self) -> None:
-        """Write a log line; losses are means over all updates since the last one."""
+        """Write a log line; losses are means over all updates since the last line."""
         self._check_ranges(self._metrics.record(self.logger))
         self._metrics.flush()
         self.logger.record("replay/rows", int(self.replay_buffer.filled.sum()))
@@ -483,25 +491,25 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         :param kwargs: arguments of the constructor that replace those in the file
         :raises TypeError: if the constructor has no such argument
         :raises ValueError: if the file holds another algorithm
-        :raises ImportError: if the file was written with a newer numpy that the installed one cannot read
+        :raises ImportError: if the file was written with a newer numpy and the installed numpy cannot read it
         """
         checks.check_load_arguments(kwargs, [base for base in cls.__mro__ if issubclass(base, DreamerV3)])
         if "stats_window_size" in kwargs:
-            kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")  # SB3 stores it so
-        with name_newer_numpy(path):
+            kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")  # SB3 stores it under this name
+        with explain_newer_numpy(path):
             return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
-        As :meth:`OffPolicyAlgorithm.load_replay_buffer`. The next step collected starts an episode. The model's
-        ``buffer_size`` is kept: if the file has more rows, the newest ones of each environment are loaded.
+        As :meth:`OffPolicyAlgorithm.load_replay_buffer`. The first step that is collected afterwards starts a new episode. The
+        model's ``buffer_size`` is kept: if the file has more rows, the newest ones of each environment are loaded.
 
-        :raises ValueError: if the buffer does not fit the model; the model then keeps its own
+        :raises ValueError: if the buffer does not fit the model; the model then keeps its current buffer
         :raises ImportError: as :meth:`load`
         """
         current = self.replay_buffer
         try:
-            with name_newer_numpy():
+            with explain_newer_numpy():
                 super().load_replay_buffer(path, truncate_last_traj)
             checks.check_loaded_buffer(self.replay_buffer, self)
         except BaseException:
@@ -514,11 +522,11 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         self._last_state = None
 
     def _excluded_save_params(self) -> list[str]:
-        """What the constructor creates again, and the state of a running ``learn``."""
+        """Not saved: attributes that the constructor creates again, and the state of a running ``learn``."""
         mine = "loss_module _update _act _last_state _metrics _check_returns _clock".split()
         mine += "_log_interval _has_logged _n_updates_before".split()
         return [*super()._excluded_save_params(), *mine]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        """The policy holds all networks. SB3's default names none."""
+        """The policy and its optimizer hold all tensors. SB3's default would save none of them."""
         return ["policy", "policy.optimizer"], []

@@ -19,7 +19,7 @@ from sb3_dreamer.common.images import choose_keys, image_layout, warn_if_flatten
 from sb3_dreamer.common.optimizers import LaProp
 from sb3_dreamer.common.preprocessing import SINGLE_KEY, decode_actions, encode_actions, encoded_dim
 from sb3_dreamer.common.returns import ReturnNormalizer
-from sb3_dreamer.common.save_util import name_newer_numpy
+from sb3_dreamer.common.save_util import explain_newer_numpy
 from sb3_dreamer.common.type_aliases import LatentState, NumpyObs, PolicyState
 from sb3_dreamer.common.value_checks import ObservationCheck
 from sb3_dreamer.dreamerv3.counterparts import hints
@@ -202,7 +202,7 @@ class DreamerPolicy(BasePolicy):
     @classmethod
     def load(cls: type[SelfDreamerPolicy], path: str, device: th.device | str = "auto") -> SelfDreamerPolicy:
         """Same as in SB3. :raises ImportError: if the file needs a newer numpy than the installed one"""
-        with name_newer_numpy():
+        with explain_newer_numpy():
             return super().load(path, device)
 
     def update_target(self, tau: float) -> None:
