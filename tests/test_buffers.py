@@ -256,7 +256,7 @@ def test_nothing_but_finite_numbers_is_stored():
 
 def test_extend_reset_and_errors():
     buffer = plain_buffer()
-    with pytest.raises(ValueError, match=r"No window of 5 rows is complete .*: the longest stream has 0 rows"):
+    with pytest.raises(ValueError, match=r"No window of 5 rows is complete .*: no environment has more than 0 rows"):
         buffer.sample(2)
     one = np.zeros((3, 2, 1), np.float32)
     buffer.extend(one, one, np.zeros((3, 2)), np.zeros((3, 2)), np.zeros((3, 2)), [[{}, {}]] * 3)

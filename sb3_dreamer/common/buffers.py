@@ -25,7 +25,7 @@ ROWS_BEFORE_IMAGE_CHECK = 1000
 # Attributes that are not pickled. `_make_unsaved` creates them again.
 NOT_IN_FILES = (
     "_envs",
-    "_no_env",
+    "_all_false",
     "_check_obs",
     "_check_action",
     "_check_reward",
@@ -45,33 +45,35 @@ class SequenceReplayBuffer(RowStorage):
         rows     | x_0  first | x_1      | x_2      | x_3  last | x_0  first | ...     an episode of n steps has n + 1 rows
         actions  | 0          | a_0      | a_1      | a_2       | 0          |         the action that led here
         rewards  | 0          | r_1      | r_2      | r_3       | 0          |
-        dones    | 0          | 0        | 0        | 1         | 0          |         timeouts: 1 too if truncated
+        dones    | 0          | 0        | 0        | 1         | 0          |         timeouts is 1 here, too, if truncated
 
     Each environment has its own stream of rows. Final observations of episodes are rows, too. Each row has a number, counted
-    from 0 in its stream (``step`` in the code). It is stored at position ``step % self.buffer_size`` (``rows`` in the code),
-    where the attribute is the number of rows per environment. A sampled window has T rows. With ``replay_context`` it also
-    needs the row before them, the context row, whose latent is the state that the window starts from. Memory is allocated
-    at the first ``add``.
+    from 0 in its stream (``step`` in the code). It is stored at position ``step % self.buffer_size`` (``rows`` in the code).
+    The attribute ``self.buffer_size`` counts the rows per environment, the argument those of all environments.
+
+    A sampled window has T rows. With ``replay_context`` it also needs the row before them, the context row, whose latent is
+    the state that the window starts from. Memory is allocated at the first ``add``.
 
     :param buffer_size: rows over all environments
     :param observation_space: Box, Discrete, MultiDiscrete, MultiBinary or a Dict of these
     :param action_space: action space; a Box is stored scaled to [-1, 1]
     :param device: where samples go
     :param n_envs: number of environments, each gets ``buffer_size // n_envs`` rows
-    :param optimize_memory_usage: must be False: every observation is stored once already
+    :param optimize_memory_usage: must be False: every observation is stored only once anyway
     :param handle_timeout_termination: distinguish truncations from terminations
     :param batch_length: T, rows of a sampled window
     :param latent_shape: (D, S, K) of the latents stored with each row; may be set until the first ``add``
     :param replay_context: start each window from the latent of its context row; if False, from zeros as in a new episode
-    :param online_queue: divide new rows into windows that do not overlap and sample each of these once; the rest of a batch
-        is drawn uniformly
+    :param online_queue: put each newly completed window (these do not overlap) into a batch first; the rest of the batch is
+        drawn uniformly
     :param storage: ``"device"`` keeps a copy of all observations on the device, so that they are not copied from the host for
         each batch; it has no effect with VecNormalize
     :raises ValueError: if ``optimize_memory_usage`` is set or ``storage`` is unknown
     """
 
     random_states: dict[str, Any] | None = None  # of the random generators of the rank that saves the buffer
-    image_keys: list[str] | None = None  # treated as images, with values within the bounds of the space; None: by their spaces
+    # Keys that are images, whose values must be within the bounds of their space; None: images are recognised by their spaces.
+    image_keys: list[str] | None = None
 
     def __init__(
         self,
@@ -91,7 +93,7 @@ class SequenceReplayBuffer(RowStorage):
         if storage not in STORAGES:
             raise ValueError(f"`storage` must be one of {STORAGES}, got {storage!r}")
         if optimize_memory_usage:
-            raise ValueError("`optimize_memory_usage` must be False: this buffer stores every observation once already")
+            raise ValueError("`optimize_memory_usage` must be False: this buffer stores every observation only once anyway")
         # Not ReplayBuffer's constructor, which allocates at once and keeps every observation twice.
         BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs=n_envs)
         self.buffer_size = max(buffer_size // n_envs, 1)
@@ -112,7 +114,7 @@ class SequenceReplayBuffer(RowStorage):
 
     def _make_unsaved(self) -> None:
         """Create what is not saved, because it follows from the spaces or belongs to a device."""
-        self._envs, self._no_env = np.arange(self.n_envs), np.zeros(self.n_envs, dtype=bool)
+        self._envs, self._all_false = np.arange(self.n_envs), np.zeros(self.n_envs, dtype=bool)
         self._check_obs = ObservationCheck(self.observation_space, self.image_keys)
         self._check_action, self._check_reward = action_check(self.action_space), reward_check()
         self._check_range = RangeCheck("reward")
@@ -138,7 +140,7 @@ class SequenceReplayBuffer(RowStorage):
     # ---- memory ----
 
     def _clear_streams(self) -> None:
-        self.counts = np.zeros(self.n_envs, dtype=np.int64)  # rows ever written, per environment
+        self.counts = np.zeros(self.n_envs, dtype=np.int64)  # number of the next row of each stream
         self._opens_episode = np.ones(self.n_envs, dtype=bool)
         # Position of the newest row of each stream (n_envs,); None: to be computed from `counts`.
         self._newest: np.ndarray | None = None
@@ -246,7 +248,7 @@ class SequenceReplayBuffer(RowStorage):
 
         Normally ``obs`` equals the last stored row, so only the row of ``next_obs`` is appended. If an episode begins (after a
         ``done``, after :meth:`mark_starts`, or because ``obs`` differs from the last row), a row of ``obs`` with zero action
-        and zero reward is appended first, and an unfinished episode before it is marked as truncated.
+        and zero reward is appended first, and the previous episode, if unfinished, is marked as truncated.
 
         :param obs: observation from which the action was chosen (n_envs, ...)
         :param next_obs: (n_envs, ...) true next observation, the final one where an episode ended
@@ -268,9 +270,9 @@ class SequenceReplayBuffer(RowStorage):
             self._allocate()
         if len(opening):
             self._truncate_before(opening)
-            zeros, nowhere = np.zeros((n, self.action_dim)), self._no_env
-            self._append(opening, obs_rows, zeros, np.zeros(n), ~nowhere, nowhere, nowhere)
-        self._append(self._envs, next_rows, actions, rewards, self._no_env, is_last, is_last & is_cut)
+            zeros, all_false = np.zeros((n, self.action_dim)), self._all_false
+            self._append(opening, obs_rows, zeros, np.zeros(n), ~all_false, all_false, all_false)
+        self._append(self._envs, next_rows, actions, rewards, self._all_false, is_last, is_last & is_cut)
         self._opens_episode = is_last.copy()
         self._steps_until_image_check -= 1
         if self._steps_until_image_check == 0:
@@ -290,7 +292,7 @@ class SequenceReplayBuffer(RowStorage):
     def _truncated(self, infos: list[dict[str, Any]] | dict[str, Any]) -> np.ndarray:
         """:return: where the episode was truncated (n_envs,)"""
         if not self.handle_timeout_termination:
-            return self._no_env
+            return self._all_false
         per_env = [infos] if isinstance(infos, dict) else infos
         if len(per_env) != self.n_envs:
             raise ValueError(f"`infos` must hold one dict per environment, {self.n_envs} in all, got {len(per_env)}")
@@ -299,8 +301,8 @@ class SequenceReplayBuffer(RowStorage):
     def _differs_from_last_row(self, observations: dict[str, np.ndarray]) -> np.ndarray:
         """:return: where an observation differs from the last row of its stream (n_envs,); False where the stream is empty"""
         if not self.is_allocated:
-            return self._no_env
-        differs = self._no_env
+            return self._all_false
+        differs = self._all_false
         rows = (self.counts - 1) % self.buffer_size if self._newest is None else self._newest
         at = self._index(rows, self._envs)
         for key, array in as_array_dict(self.observations).items():
@@ -312,7 +314,7 @@ class SequenceReplayBuffer(RowStorage):
             is_other = values != last
             if np.logical_or.reduce(is_other, axis=None):
                 differs = differs | is_other.reshape(self.n_envs, -1).any(axis=1)
-        return differs if differs is self._no_env else differs & (self.counts > 0)
+        return differs if differs is self._all_false else differs & (self.counts > 0)
 
     def _truncate_before(self, envs: np.ndarray) -> None:
         """If the last row of a stream does not end its episode, mark it as truncated, because a new episode begins."""
@@ -362,7 +364,7 @@ class SequenceReplayBuffer(RowStorage):
     @property
     def acting_indices(self) -> SequenceIndices:
         """
-        The row before the newest one of each stream, whose observation the last stored action was chosen from: steps
+        In each stream, the row before the newest one: the last stored action was chosen from its observation. Steps
         (n_envs, 1), envs (n_envs,).
         """
         return SequenceIndices(self.counts[:, None] - 2, self._envs)
@@ -380,8 +382,8 @@ class SequenceReplayBuffer(RowStorage):
 
     def refresh_latents(self, indices: SequenceIndices, posterior: LatentState) -> None:
         """
-        Write the posterior of an update to its rows. The copy from a CUDA device is asynchronous: rows are written when the
-        second batch after this update is sampled at the latest, and always before the buffer is saved.
+        Write the posterior of an update to its rows. The copy from a CUDA device is asynchronous: rows are written no later
+        than when the second batch after this update is sampled, and always before the buffer is saved.
 
         :param indices: steps (B, T) and envs (B,)
         :param posterior: deter (B, T, D), stoch one-hot (B, T, S, K)
@@ -419,7 +421,7 @@ class SequenceReplayBuffer(RowStorage):
             zeros = th.zeros(len(envs), deter_dim, device=self.device)
             return LatentState(zeros, zeros.new_zeros(len(envs), groups, classes))
         rows = steps % self.buffer_size
-        # A row without a stored latent gives zeros, also for stoch: its class index 0 would become a valid one-hot.
+        # A row without a stored latent gives zeros, also for stoch, where any class index would become a valid one-hot.
         known = self._to_device(self.has_latent[rows, envs]).float()  # (B,)
         deter = self._to_device(self.deter[rows, envs]).float() * known[:, None]  # (B, D)
         stoch = one_hot(self._to_device(self.stoch[rows, envs]), classes)  # (B, S, K)
@@ -505,7 +507,7 @@ class SequenceReplayBuffer(RowStorage):
     def _observations(self, where: tuple[np.ndarray, np.ndarray], env: VecNormalize | None) -> TensorObs:
         """
         :param where: positions (B, T) and environments (B, 1)
-        :param env: normalises
+        :param env: normalises the observations; None: as stored
         :return: observations (B, T, ...) on the device
         """
         if self.storage == "device" and env is None:
@@ -523,8 +525,8 @@ class SequenceReplayBuffer(RowStorage):
         if not n_windows.any():
             raise ValueError(
                 f"No window of {self.window_length} rows is complete (batch_length={self.batch_length}, and with "
-                f"`replay_context` the row before): the longest stream has {self.filled.max()} rows of at most "
-                f"{self.buffer_size} (`buffer_size` over {self.n_envs} environments). Collect more steps"
+                f"`replay_context` the row before): no environment has more than {self.filled.max()} rows, and each can "
+                f"have {self.buffer_size} (`buffer_size` divided by {self.n_envs} environments). Collect more steps"
             )
         oldest = self.counts - self.filled
         fresh: list[tuple[int, int]] = []

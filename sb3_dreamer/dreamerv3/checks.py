@@ -236,7 +236,9 @@ def check_kwargs(model: "Model") -> None:
         if name in model.replay_buffer_kwargs:
             raise ValueError(f"`{name}` is an argument of DreamerV3 itself, it does not belong into `replay_buffer_kwargs`")
     if "optimize_memory_usage" in model.replay_buffer_kwargs:
-        raise ValueError("`replay_buffer_kwargs` knows no `optimize_memory_usage`: every observation is stored once already")
+        raise ValueError(
+            "`replay_buffer_kwargs` knows no `optimize_memory_usage`: every observation is stored only once anyway"
+        )
     buffer_class = model.replay_buffer_class
     if buffer_class is not None and not issubclass(buffer_class, SequenceReplayBuffer):
         raise ValueError(

@@ -22,7 +22,7 @@ ARGUMENTS = by_name(
     ("exploration_fraction exploration_initial_eps exploration_final_eps", NO_NOISE),
     ("target_entropy", "`ent_coef`, a fixed weight of the entropy"),
     ("target_policy_noise target_noise_clip", "none, the critic learns from imagined actions"),
-    ("optimize_memory_usage", "none, every observation is stored once already"),
+    ("optimize_memory_usage", "none, every observation is stored only once anyway"),
     ("net_arch", "`model_size`, or single dimensions in `policy_kwargs`"),
     ("target_update_interval", "`tau`, the slow critic moves at each update"),
     ("policy_delay", "none, actor and critic learn at each update"),

@@ -66,9 +66,10 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
     :param lr_warmup_steps: updates until the learning rate is reached; the first update has learning rate 0
     :param replay_context: start each window from the latent state stored with the row before it; after each update, store the
         new latent states of the window's rows
-    :param online_queue: train once on each new window (without overlap), and draw the rest of a batch uniformly
-    :param imagine_last: start imagination from only the last so many rows of each window, 2 to ``batch_length``; the critic's
-        loss on replayed rewards uses the same rows; 0: all rows
+    :param online_queue: put each newly completed window (these do not overlap) into a batch first, and fill the rest of the
+        batch with uniformly drawn windows
+    :param imagine_last: start imagination from only the last ``imagine_last`` rows of each window (2 to ``batch_length``; 0:
+        all rows); the critic's loss on replayed rewards uses the same rows
     :param precision: ``"fp32"``, ``"bf16"`` (autocast), or ``"auto"``: bf16 if the device is a CUDA device that supports it
     :param compile: True: compile the recurrent steps; on CUDA also compile the whole objective, and capture update and acting
         as CUDA graphs. ``"auto"``: True on CUDA, False elsewhere
@@ -77,8 +78,8 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
     :param distributed_scaling: how the learning rate scales with the number of ranks (torchrun), each of which has its own
         batch and environments: ``"sqrt"``, ``"linear"`` or None; ``"sqrt+priming"`` and ``"linear+priming"`` start with a
         lower rate, see :func:`~sb3_dreamer.common.schedules.lr_scaling_factor`
-    :param log_every_updates: also write a log line when the last one is so many updates old (for long episodes); no effect
-        with ``log_interval=None`` in ``learn``
+    :param log_every_updates: also write a log line after this many updates without one (for long episodes); no effect with
+        ``log_interval=None`` in ``learn``
     :param train_freq: steps to collect between calls of ``train``, or ``(n, "episode")``
     :param replay_buffer_class: a subclass of :class:`~sb3_dreamer.common.buffers.SequenceReplayBuffer`
     :param replay_buffer_kwargs: keyword arguments of the replay buffer
@@ -188,7 +189,7 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         self.distributed_scaling = distributed_scaling
         self.log_every_updates = log_every_updates
         self._log_interval: int | None = None
-        self._has_logged, self._n_updates_before = False, 0  # in this ``learn``, and updates before it began
+        self._has_logged, self._n_updates_before = False, 0  # whether this `learn` has logged; updates before it
         self._last_state: PolicyState | None = None
         self._train_ratio = TrainRatio()
         self._metrics = MetricAverager()
@@ -209,7 +210,7 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         checks.check_arguments(self)
         self._settings = {}  # no setting counts as changed: networks and buffer are built below
         user_policy_kwargs, user_buffer_kwargs = self.policy_kwargs, self.replay_buffer_kwargs
-        # SB3 passes these two dicts on. The user's own are restored afterwards, because `load` compares them.
+        # SB3 passes these dicts to policy and buffer. Afterwards the user's own are restored, which `load` compares.
         self.policy_kwargs = {"model_size": self.model_size, "precision": self.precision, **user_policy_kwargs}
         self.replay_buffer_kwargs = {
             "batch_length": self.batch_length,
@@ -349,7 +350,7 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         return self.replay_buffer.can_sample()
 
     def _count_steps(self, n_steps: int, can_sample: bool) -> None:
-        """After a rollout: set ``gradient_steps``, with which SB3's loop then calls :meth:`train`, to the updates due."""
+        """After a rollout: set ``gradient_steps`` to the number of updates due. SB3's loop then passes it to :meth:`train`."""
         can_train = self.num_timesteps > self.learning_starts and can_sample
         self.gradient_steps = self._train_ratio.add_steps(n_steps, can_train)
 
@@ -379,7 +380,7 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
             self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
             if self._log_interval is not None and self._metrics.count >= self.log_every_updates:
                 self.dump_logs()  # SB3 writes a line every `log_interval` episodes, and episodes may be long
-        if self.device.type == "cpu":  # on CUDA, reading them would synchronise with the device
+        if self.device.type == "cpu":  # on CUDA, reading the metrics would wait for the device
             self._metrics.record(self.logger)
 
     def _make_owed_updates(self, num_timesteps: int) -> None:
@@ -411,7 +412,7 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
     def _apply_settings(self) -> None:
         """
         Check the settings, then apply those of the training loop and of the buffer; :meth:`_setup_update` applies the others.
-        Recurrent state, optimizer and the number of owed updates do not change.
+        Recurrent state and optimizer do not change, nor does the number of time steps that are still to be trained.
 
         :raises ValueError: as the constructor, or if a setting has changed that can only be set in the constructor
         """
@@ -501,8 +502,8 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
-        As :meth:`OffPolicyAlgorithm.load_replay_buffer`. The first step that is collected afterwards starts a new episode. The
-        model's ``buffer_size`` is kept: if the file has more rows, the newest ones of each environment are loaded.
+        As :meth:`OffPolicyAlgorithm.load_replay_buffer`. The first step collected afterwards is treated as the first of an
+        episode. The model's ``buffer_size`` is kept: if the file has more rows, the newest of each environment are loaded.
 
         :raises ValueError: if the buffer does not fit the model; the model then keeps its current buffer
         :raises ImportError: as :meth:`load`
@@ -528,5 +529,5 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         return [*super()._excluded_save_params(), *mine]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        """The policy and its optimizer hold all tensors. SB3's default would save none of them."""
+        """The policy and its optimizer hold all tensors. SB3's default omits the optimizer."""
         return ["policy", "policy.optimizer"], []

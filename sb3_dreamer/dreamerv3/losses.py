@@ -66,10 +66,10 @@ def critic_loss(value: SymexpTwoHot, returns: th.Tensor, target_value: th.Tensor
     Cross-entropy with the lambda returns, plus cross-entropy with the values of the slow critic (the target network: a moving
     average of the critic) as a regulariser (paper, critic learning).
 
-    :param value: the critic's distributions, one per state (N, L)
-    :param returns: lambda returns (N, L)
-    :param target_value: means of the slow critic (N, L)
-    :return: (N, L)
+    :param value: the critic's distributions, one per state (...)
+    :param returns: lambda returns (...)
+    :param target_value: means of the slow critic (...)
+    :return: (...)
     """
     return value.loss(returns, target_value)
 
@@ -77,8 +77,8 @@ def critic_loss(value: SymexpTwoHot, returns: th.Tensor, target_value: th.Tensor
 class ImaginedReturns(NamedTuple):
     """
     Predictions along imagined trajectories: rewards, discounts (the continue head's output: probability that the episode
-    continues, times gamma), values of the critic and of the slow critic, weights of the losses (N, H + 1), and lambda returns
-    (N, H).
+    continues, times gamma), values of the critic and of the slow critic, weights of the imagined states (N, H + 1), and lambda
+    returns (N, H).
     """
 
     rewards: th.Tensor
@@ -91,8 +91,8 @@ class ImaginedReturns(NamedTuple):
 
 class LossOutput(NamedTuple):
     """
-    One evaluation of the objective: the scalar to minimise, its terms by name before mean and weight ((B, T), (N, H) or
-    (B, L - 1)), the posterior states (B, T, ...), and intermediate results.
+    One evaluation of the objective: the scalar to minimise, its terms by name before their mean and ``loss_scales``
+    ((B, T), (N, H) or (B, L - 1)), the posterior states (B, T, ...), and intermediate results.
     """
 
     loss: th.Tensor

@@ -29,7 +29,7 @@ class BlockGRU(nn.Module):
         self.from_stoch = HiddenLayer(size.stoch * size.classes, size.hidden)
         self.from_action = HiddenLayer(action_dim, size.hidden)
         layers: list[nn.Module] = []
-        width = size.deter + 3 * size.hidden * size.blocks  # every block reads D/G values of deter and all 3 * hidden inputs
+        width = size.deter + 3 * size.hidden * size.blocks  # each block reads D/G values of deter and all projections
         for _ in range(size.dynamics_layers):
             layers += [BlockLinear(width, size.deter, size.blocks), RMSNorm(size.deter), nn.SiLU()]
             width = size.deter
@@ -206,7 +206,8 @@ class RSSM(nn.Module):
     @staticmethod
     def kl_loss(posterior: OneHotCategoricalST, prior: OneHotCategoricalST, free_nats: float) -> tuple[th.Tensor, th.Tensor]:
         """
-        Dynamics and representation loss (paper, world model loss). The free nats apply to the sum over groups.
+        Dynamics and representation loss (paper, world model loss). The free nats apply to the sum over the S categorical
+        variables of stoch.
 
         :param posterior: logits (B, T, S, K)
         :param prior: logits (B, T, S, K)
