@@ -484,7 +484,11 @@ class SequenceReplayBuffer(RowStorage):
         return batch
 
     def _gather(self, envs: np.ndarray, first: np.ndarray, env: VecNormalize | None) -> SequenceBatch:
-        """:return: the windows of ``envs`` (B,) that begin at row ``first`` (B,), which is the context row if there is one"""
+        """
+        :param envs: environment of each window (B,)
+        :param first: number of its first row, which is the context row if there is one (B,)
+        :return: the windows
+        """
         context = first if self.replay_context else first - 1  # (B,); without a context row only context + 1 is used
         steps = (context + 1)[:, None] + np.arange(self.batch_length)  # (B, T)
         where = steps % self.buffer_size, envs[:, None]
@@ -520,13 +524,15 @@ class SequenceReplayBuffer(RowStorage):
         return by_key if isinstance(self.observations, dict) else by_key[SINGLE_KEY]
 
     def _draw_windows(self, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """:return: environment (B,) and first row (B,) of each window; the context row is the first, if there is one"""
+        """:return: environment (B,) and number of the first row (B,) of each window, the context row if there is one"""
         n_windows = self.n_windows
         if not n_windows.any():
+            is_large = self.buffer_size >= self.window_length
             raise ValueError(
                 f"No window of {self.window_length} rows is complete (batch_length={self.batch_length}, and with "
                 f"`replay_context` the row before): no environment has more than {self.filled.max()} rows, and each can "
-                f"have {self.buffer_size} (`buffer_size` divided by {self.n_envs} environments). Collect more steps"
+                f"have {self.buffer_size} (`buffer_size` divided by {self.n_envs} environments). "
+                f"{'Collect more steps' if is_large else 'Increase `buffer_size` or decrease `batch_length`'}"
             )
         oldest = self.counts - self.filled
         fresh: list[tuple[int, int]] = []

@@ -1,11 +1,11 @@
 """
 Structured values that are passed between modules.
 
-Legend of shape letters, used in every file: **B** batch, **T** time, **H** imagination horizon, **N** = B*T start states of
+Legend of shape letters, used in every file: **B** batch, **T** time, **H** imagination horizon, **N** = B*L start states of
 imagination (or any flattened batch), **A** encoded action, **E** embed, **D** deter, **S** groups of stoch (or of any
 categorical), **K** classes, **F** = D + S*K features, **G** blocks, **U** hidden units, **R** hidden units of the RSSM,
-**I** inputs and **O** outputs of a layer, **L** length of a sequence, **M** metrics, **C, h, w** image. Batch first, time
-second, channels first.
+**I** inputs and **O** outputs of a layer, **L** rows per window from which imagination starts (or any other length),
+**M** metrics, **C, h, w** image. Batch first, time second, channels first.
 """
 
 from typing import NamedTuple, TypeAlias

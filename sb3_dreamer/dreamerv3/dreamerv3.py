@@ -71,8 +71,8 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
     :param imagine_last: start imagination from only the last ``imagine_last`` rows of each window (2 to ``batch_length``; 0:
         all rows); the critic's loss on replayed rewards uses the same rows
     :param precision: ``"fp32"``, ``"bf16"`` (autocast), or ``"auto"``: bf16 if the device is a CUDA device that supports it
-    :param compile: True: compile the recurrent steps; on CUDA also compile the whole objective, and capture update and acting
-        as CUDA graphs. ``"auto"``: True on CUDA, False elsewhere
+    :param compile: True: compile the steps of the fused loops; on CUDA also compile the whole objective, and capture acting
+        and (except under torchrun) the update as CUDA graphs. ``"auto"``: True on CUDA, False elsewhere
     :param fused: ``"auto"``: fused loops for observing and imagining, which compute the same numbers in less time, if the
         model supports them; False: the step-by-step model
     :param distributed_scaling: how the learning rate scales with the number of ranks (torchrun), each of which has its own
@@ -210,7 +210,8 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         checks.check_arguments(self)
         self._settings = {}  # no setting counts as changed: networks and buffer are built below
         user_policy_kwargs, user_buffer_kwargs = self.policy_kwargs, self.replay_buffer_kwargs
-        # SB3 passes these dicts to policy and buffer. Afterwards the user's own are restored, which `load` compares.
+        # SB3 passes these dicts to policy and buffer. Afterwards the user's own dicts are restored, because `load` compares
+        # the saved `policy_kwargs` with its argument.
         self.policy_kwargs = {"model_size": self.model_size, "precision": self.precision, **user_policy_kwargs}
         self.replay_buffer_kwargs = {
             "batch_length": self.batch_length,

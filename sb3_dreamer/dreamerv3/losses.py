@@ -91,8 +91,9 @@ class ImaginedReturns(NamedTuple):
 
 class LossOutput(NamedTuple):
     """
-    One evaluation of the objective: the scalar to minimise, its terms by name before their mean and ``loss_scales``
-    ((B, T), (N, H) or (B, L - 1)), the posterior states (B, T, ...), and intermediate results.
+    One evaluation of the objective: the scalar to minimise, its terms by name before their mean and ``loss_scales`` ((B, T),
+    (N, H) or (B, L - 1), where imagination starts from the last L rows of each window), the posterior states (B, T, ...), and
+    intermediate results.
     """
 
     loss: th.Tensor
