@@ -60,9 +60,6 @@ EXTRAS = {
         "gymnasium-robotics>=1.4",
         "popgym",
     ],
-    "video": ["imageio[ffmpeg]", "moviepy>=2.0"],
-    "wandb": ["wandb"],
-    "docs": ["mkdocs", "mkdocs-material"],
     "tests": [
         "pytest>=8",
         "pytest-xdist",

@@ -12,7 +12,7 @@ __version__ = (Path(__file__).parent / "version.txt").read_text().strip()
 
 register_envs()
 explain_spaces()
-# RL Zoo's commands import us whatever the algorithm is, and ours gets a folder of its own there, from `zoo/ranks.py`.
+# RL Zoo's commands import this package for every algorithm, so there `zoo/ranks.py` separates the files of the ranks.
 if is_launched() and os.environ["RANK"] != "0" and not is_zoo():
     from sb3_dreamer.common.distributed.sb3_files import leave_files_to_main_rank
 

@@ -16,8 +16,8 @@ def test_golden(path):
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.stem.startswith("full_loss")], ids=lambda path: path.stem)
-def test_golden_of_the_plain_model(path, plain_model):
-    run_check(path.stem, load(path))
+def test_golden_of_the_step_by_step_model(path):
+    run_check(path.stem, load(path), fused=False)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

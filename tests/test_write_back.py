@@ -129,9 +129,22 @@ def test_a_pickle_has_everything(late):
     assert not late._write_back.pending and copy._write_back.buffer is copy
 
 
-def test_resize_moves_everything(late):
-    late.resize(10 * late.buffer_size)
-    assert at(late, [5, 6]) == ([2.0, 2.0], [2, 2])
+@pytest.mark.parametrize(("old", "new"), [(40, 80), (40, 30), (None, 400)], ids=["wrapped, larger", "smaller", "larger"])
+def test_resize_moves_everything(buffer, old, new):
+    """Of buffers with 60 steps of episodes, some of which have overwritten their oldest rows."""
+    if old is not None:
+        buffer.resize(old)
+        for _ in range(30):  # further rows of both environments, beyond the end of the arrays
+            step = np.zeros((buffer.n_envs, 3), np.float32)
+            buffer.add(
+                step, step, np.zeros(buffer.n_envs), np.zeros(buffer.n_envs), np.zeros(buffer.n_envs), [{}] * buffer.n_envs
+            )
+    newest = (buffer.counts - 1)[:2]
+    buffer._write_back.transfer = SlowTransfer()
+    buffer._write_back.enqueue(rows(newest), latents(buffer, 2))
+    gone = buffer.counts.copy()
+    buffer.resize(new)
+    assert at(buffer, newest - (gone - buffer.counts)[:2]) == ([2.0, 2.0], [2, 2])
 
 
 def test_reset_drops_what_is_on_its_way(late):

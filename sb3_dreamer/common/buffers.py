@@ -202,10 +202,10 @@ class SequenceReplayBuffer(RowStorage):
 
         :param buffer_size: rows per environment from now on
         """
-        old_size, self.buffer_size = self.buffer_size, buffer_size
-        if buffer_size == old_size:
+        if buffer_size == self.buffer_size:
             return
         self._write_back.flush()
+        old_size, self.buffer_size = self.buffer_size, buffer_size
         if self.is_allocated:
             # In a larger buffer `filled` would include rows that are overwritten already: subtract them from `counts`.
             gone = np.maximum(self.counts - old_size, 0) * (buffer_size > old_size)  # (n_envs,)

@@ -1,5 +1,6 @@
-"""Names under which classes are found in files that were saved before they moved."""
+"""Names that users import, or that files name, from before they moved."""
 
-from sb3_dreamer.common.schedules import PiecewiseSchedule, TrainRatio
+from sb3_dreamer.common.metrics import MetricAverager, UnstableTrainingError
+from sb3_dreamer.common.schedules import PiecewiseSchedule, TrainRatio, make_schedule, warmup_factor
 
-__all__ = ["PiecewiseSchedule", "TrainRatio"]
+__all__ = ["MetricAverager", "PiecewiseSchedule", "TrainRatio", "UnstableTrainingError", "make_schedule", "warmup_factor"]

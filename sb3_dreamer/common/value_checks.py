@@ -243,7 +243,7 @@ class RangeCheck:
             self.has_warned = True
             warnings.warn(
                 f"A {self.name} of size {largest:.3g} lies outside of +-{TWO_HOT_LIMIT:.3g}, the range of the two-hot reward "
-                "and value heads, and is learnt as that bound: scale the rewards down, for instance by VecNormalize"
+                "and value heads, so it is clipped to that bound: scale the rewards down, for instance by VecNormalize"
             )
 
 
@@ -260,6 +260,7 @@ def warn_if_codes(key: str, space: spaces.Box, rows: np.ndarray, n_envs: int) ->
     if largest - low < SMALL_SHARE * (high - low):
         warnings.warn(
             f"The image `{key}` reached no value above {largest:g} in its first {len(rows) * n_envs:,} rows, its space allows "
-            f"{low:g} to {high:g}. Codes of objects (as MiniGrid's) are learnt badly as a picture: read them as classes by "
-            "sb3_dreamer.common.wrappers.CodesToClasses, or render a picture. Brightness needs a space with its true bounds."
+            f"{low:g} to {high:g}. Object codes (as in MiniGrid) are hard to learn as brightness: convert them to classes "
+            "with sb3_dreamer.common.wrappers.CodesToClasses, or render an image. Brightness needs a space with its true "
+            "bounds."
         )

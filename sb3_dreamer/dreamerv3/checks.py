@@ -121,7 +121,7 @@ def check_load_arguments(kwargs: dict[str, Any], classes: list[type]) -> None:
         raise TypeError(f"DreamerV3.load() got an unexpected keyword argument {next(iter(unknown))!r}")
 
 
-def check_arguments(model: "Model") -> None:
+def check_arguments(model: Model) -> None:
     """
     :param model: an algorithm whose arguments are stored; numpy scalars are converted to Python's
     :raises ValueError: names the first argument that is out of its range, its value and what is allowed
@@ -140,7 +140,7 @@ def check_arguments(model: "Model") -> None:
             raise ValueError(f"`{name}` must be a positive number, got {value!r}")
     if model.imagine_last == 1 or model.imagine_last > model.batch_length:
         raise ValueError(
-            f"`imagine_last` must be 0 (dream from every row) or between 2 and `batch_length`={model.batch_length}, "
+            f"`imagine_last` must be 0 (imagine from every row) or between 2 and `batch_length`={model.batch_length}, "
             f"got {model.imagine_last}"
         )
     if model.compile not in (True, False, "auto"):
@@ -155,7 +155,7 @@ def check_arguments(model: "Model") -> None:
     check_spaces(model)
 
 
-def check_unchanged(model: "Model", settings: dict[str, Any]) -> None:
+def check_unchanged(model: Model, settings: dict[str, Any]) -> None:
     """
     :param model: an algorithm
     :param settings: those it was built with, empty while it is being built
@@ -190,7 +190,7 @@ def check_number(name: str, value: Any, low: float, high: float, is_whole: bool)
         raise ValueError(f"`{name}` must be {kind} {limits}, got {value!r}")
 
 
-def convert_train_freq(model: "Model") -> None:
+def convert_train_freq(model: Model) -> None:
     """
     SB3's conversion, here also for numpy's integers and for a value that is set between two runs.
 
@@ -216,7 +216,7 @@ def check_loss_scales(loss_scales: LossScales | None, keys: list[str]) -> None:
     """:raises ValueError: if a name is not a loss, a weight is negative, or a weight names an unknown observation key"""
     for name, scale in (loss_scales or {}).items():
         if name not in LOSS_SCALES:
-            raise ValueError(f"`loss_scales` knows no {name!r}, its keys are {', '.join(LOSS_SCALES)}")
+            raise ValueError(f"`loss_scales` has no key {name!r}, its keys are {', '.join(LOSS_SCALES)}")
         if name == "reconstruction" and isinstance(scale, Mapping):
             unknown = [key for key in scale if key not in keys]
             if unknown or not scale:
@@ -227,18 +227,16 @@ def check_loss_scales(loss_scales: LossScales | None, keys: list[str]) -> None:
         check_number(f"loss_scales[{name!r}]", scale, 0.0, float("inf"), False)
 
 
-def check_kwargs(model: "Model") -> None:
+def check_kwargs(model: Model) -> None:
     """:raises ValueError: if an argument is in the wrong dict, or the replay buffer has the wrong class"""
     for name in ("model_size", "precision"):
         if name in model.policy_kwargs:
-            raise ValueError(f"`{name}` is an argument of DreamerV3 itself, it does not belong into `policy_kwargs`")
+            raise ValueError(f"`{name}` is an argument of DreamerV3, not of `policy_kwargs`")
     for name in ("batch_length", "replay_context", "online_queue"):
         if name in model.replay_buffer_kwargs:
-            raise ValueError(f"`{name}` is an argument of DreamerV3 itself, it does not belong into `replay_buffer_kwargs`")
+            raise ValueError(f"`{name}` is an argument of DreamerV3, not of `replay_buffer_kwargs`")
     if "optimize_memory_usage" in model.replay_buffer_kwargs:
-        raise ValueError(
-            "`replay_buffer_kwargs` knows no `optimize_memory_usage`: every observation is stored only once anyway"
-        )
+        raise ValueError("`replay_buffer_kwargs` has no `optimize_memory_usage`: every observation is stored only once anyway")
     buffer_class = model.replay_buffer_class
     if buffer_class is not None and not issubclass(buffer_class, SequenceReplayBuffer):
         raise ValueError(
@@ -247,7 +245,7 @@ def check_kwargs(model: "Model") -> None:
         )
 
 
-def check_spaces(model: "Model") -> None:
+def check_spaces(model: Model) -> None:
     """:raises ValueError: if a space is not supported, or if VecNormalize normalises an image"""
     action_space = model.action_space
     observed = as_space_dict(model.observation_space)
@@ -269,7 +267,7 @@ def check_spaces(model: "Model") -> None:
         check_vec_normalize(model._vec_normalize_env, model)
 
 
-def check_vec_normalize(vec_normalize: VecNormalize, model: "Model") -> None:
+def check_vec_normalize(vec_normalize: VecNormalize, model: Model) -> None:
     """:raises ValueError: if it normalises an image, or if its observations have other shapes than the model's"""
     theirs = as_space_dict(vec_normalize.observation_space)
     for key, space in as_space_dict(model.observation_space).items():
@@ -296,7 +294,7 @@ def check_vec_normalize(vec_normalize: VecNormalize, model: "Model") -> None:
             )
 
 
-def check_loaded_buffer(loaded: Any, model: "Model") -> None:
+def check_loaded_buffer(loaded: Any, model: Model) -> None:
     """
     :param loaded: a buffer from a file
     :param model: the model that loads it
@@ -313,7 +311,7 @@ def check_loaded_buffer(loaded: Any, model: "Model") -> None:
     )
 
 
-def rank_invariants(model: "Model", total_timesteps: int) -> dict[str, Any]:
+def rank_invariants(model: Model, total_timesteps: int) -> dict[str, Any]:
     """:return: by name what must be the same on all ranks; if it differed, ranks would wait for each other forever"""
     facts = {name: getattr(model, name) for name in (*RANGES, *POSITIVE, *SAME_ON_ALL_RANKS) if name != "buffer_size"}
     rate = model.learning_rate
@@ -326,7 +324,7 @@ def rank_invariants(model: "Model", total_timesteps: int) -> dict[str, Any]:
     return {**facts, "VecNormalize": model._vec_normalize_env is not None}
 
 
-def warn_if_short(model: "Model", total_timesteps: int, reset_num_timesteps: bool) -> None:
+def warn_if_short(model: Model, total_timesteps: int, reset_num_timesteps: bool) -> None:
     """
     Warn if a ``learn`` ends before training starts.
 
@@ -349,7 +347,7 @@ def warn_if_short(model: "Model", total_timesteps: int, reset_num_timesteps: boo
         )
 
 
-def warn_if_no_window(model: "Model") -> None:
+def warn_if_no_window(model: Model) -> None:
     """After a ``learn`` without an update: warn if the reason was that the replay buffer holds no window."""
     buffer = model.replay_buffer
     is_large = buffer.buffer_size >= buffer.window_length  # otherwise there was a warning at the start
@@ -360,14 +358,14 @@ def warn_if_no_window(model: "Model") -> None:
         )
 
 
-def log_run_setup(model: "Model", total_timesteps: int, reset_num_timesteps: bool) -> None:
+def log_run_setup(model: Model, total_timesteps: int, reset_num_timesteps: bool) -> None:
     """Before a run: warn if nothing will be learnt, and print what the arguments mean for several ranks."""
     if not model.replay_buffer.warn_if_small():
         warn_if_short(model, total_timesteps, reset_num_timesteps)
     log_scaling(model)
 
 
-def log_scaling(model: "Model") -> None:
+def log_scaling(model: Model) -> None:
     """Print batch, environments, learning rate and update interval over all ranks."""
     ranks, size = model._ranks, model._ranks.size
     if not ranks.is_launched or model.verbose < 1:

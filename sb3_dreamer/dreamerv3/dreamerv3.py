@@ -226,12 +226,16 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
             self.policy_kwargs, self.replay_buffer_kwargs = user_policy_kwargs, user_buffer_kwargs
         self.replay_buffer.latent_shape = self.policy.size.latent_shape
         self._apply_settings()
-        self._setup_update()
+        self._setup_update(is_first=True)
 
-    def _setup_update(self) -> None:
-        """Create the objective, the update and the acting step from the settings."""
+    def _setup_update(self, is_first: bool = False) -> None:
+        """
+        Create the objective, the update and the acting step from the settings.
+
+        :param is_first: by the constructor, which says once if the model cannot use the fused loops
+        """
         settings = {name: getattr(self, name) for name in checks.SETTINGS_OF_LOSS}
-        self.loss_module = make_loss(self.policy, self.fused, self.verbose, **settings)
+        self.loss_module = make_loss(self.policy, self.fused, self.verbose if is_first else 0, **settings)
         self._update = make_update(self.loss_module, self.agc_clip, self.tau, self.compile, self.verbose, self._ranks)
         self._act = make_acting(self.policy, self.compile)
 
@@ -250,7 +254,7 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfDreamerV3:
-        """As :meth:`OffPolicyAlgorithm.learn`; ``total_timesteps`` is counted over all ranks."""
+        """As :meth:`OffPolicyAlgorithm.learn`, with ``total_timesteps`` over all ranks; ``train`` needs ``log_interval``."""
         self._log_interval = log_interval
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
@@ -509,14 +513,12 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         :raises ValueError: if the buffer does not fit the model; the model then keeps its current buffer
         :raises ImportError: as :meth:`load`
         """
-        current = self.replay_buffer
-        try:
-            with explain_newer_numpy():
-                super().load_replay_buffer(path, truncate_last_traj)
-            checks.check_loaded_buffer(self.replay_buffer, self)
-        except BaseException:
-            self.replay_buffer = current
-            raise
+        with explain_newer_numpy():
+            super().load_replay_buffer(path, truncate_last_traj)
+
+    def _adopt_replay_buffer(self) -> None:
+        """Check a buffer from a file, and give it the model's settings."""
+        checks.check_loaded_buffer(self.replay_buffer, self)
         self.replay_buffer.resize(max(self.buffer_size // self.n_envs, 1))
         self.replay_buffer.online_queue = self.online_queue
         self.replay_buffer.storage = self.replay_buffer_kwargs.get("storage", "host")

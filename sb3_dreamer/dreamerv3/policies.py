@@ -117,7 +117,7 @@ class DreamerPolicy(BasePolicy):
         unknown = sorted(set(dimensions) - SIZE_FIELDS)
         if unknown:
             known = ", ".join(sorted(SIZE_FIELDS))
-            raise TypeError(f"`policy_kwargs` knows no {', '.join(unknown)}. {hints(unknown)}Dimensions are {known}")
+            raise TypeError(f"`policy_kwargs` has no {', '.join(unknown)}. {hints(unknown)}Dimensions are {known}")
         self.model_size = model_size
         self.dimensions = dimensions
         self.key_kwargs = dict(image_keys=image_keys, vector_keys=vector_keys, decoder_keys=decoder_keys)

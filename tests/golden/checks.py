@@ -5,6 +5,7 @@ Nothing here knows a dimension: all are read from the arrays.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -343,13 +344,14 @@ CHECKS: dict[str, Callable[[Golden], None]] = {
 }
 
 
-def run_check(name: str, arrays: dict[str, np.ndarray]) -> Golden:
+def run_check(name: str, arrays: dict[str, np.ndarray], **options: Any) -> Golden:
     """
+    :param options: of the check
     :raises AssertionError: if our numbers differ, an array is not looked at, or nobody knows this kind of file
     """
     family = [prefix for prefix in CHECKS if name.startswith(prefix)]
     assert family, f"no check for golden file {name}"
     golden = Golden(name, arrays)
-    CHECKS[max(family, key=len)](golden)
+    CHECKS[max(family, key=len)](golden, **options)
     golden.finish()
     return golden

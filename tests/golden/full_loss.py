@@ -30,7 +30,7 @@ TERMS = {
 NO_OBSERVATION = ("action", "reward", "is_first", "is_last", "is_terminal", "dyn.deter", "dyn.stoch")
 
 
-def check_full_loss(g: Golden) -> None:
+def check_full_loss(g: Golden, fused: bool | str = "auto") -> None:
     weights, data = g.with_prefix("w:"), g.with_prefix("data:")
     observations = {key: array for key, array in data.items() if key not in NO_OBSERVATION}
     stoch_shape = g.arrays["post_stoch_sample"].shape[2:]
@@ -49,7 +49,7 @@ def check_full_loss(g: Golden) -> None:
     policy.return_normalizer.high.copy_(g.tensor("retnorm_hi_before"))
     batch = full_loss_batch(g, data, observations)
     with patch.object(BoundedNormal, "sample", lambda self, noise: noise):  # take actions as they are
-        output, loss_module = full_loss_forward(g, policy, batch)
+        output, loss_module = full_loss_forward(g, policy, batch, fused)
     check_full_loss_values(g, policy, batch, output, loss_module)
     check_full_loss_gradients(g, policy, batch, output)
 
@@ -77,10 +77,13 @@ def full_loss_batch(g: Golden, data: dict[str, np.ndarray], observations: dict[s
     )
 
 
-def full_loss_forward(g: Golden, policy: DreamerPolicy, batch: SequenceBatch) -> tuple[LossOutput, DreamerLoss]:
+def full_loss_forward(
+    g: Golden, policy: DreamerPolicy, batch: SequenceBatch, fused: bool | str
+) -> tuple[LossOutput, DreamerLoss]:
     imagined = g.tensor("imag_stoch").argmax(-1)  # (N, H, S)
     loss_module = make_loss(
         policy,
+        fused,
         imagination_horizon=imagined.shape[1],
         gamma=GAMMA,
         return_lambda=LAMBDA,

@@ -186,15 +186,21 @@ class DistributedOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._ranks.request_buffer_save(path)
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
-        """As SB3's; each rank reads its own file."""
-        super().load_replay_buffer(self._ranks.file(path), truncate_last_traj)
+        """As SB3's; each rank reads its own file. If the buffer does not fit, the model keeps its current one."""
+        current = self.replay_buffer
+        try:
+            super().load_replay_buffer(self._ranks.file(path), truncate_last_traj)
+            self._adopt_replay_buffer()
+        except BaseException:
+            self.replay_buffer = current
+            raise
         self._ranks.restore_random_states(getattr(self.replay_buffer, "random_states", None))
 
     def _excluded_save_params(self) -> list[str]:
         """The ranks are those of the process that loads the file."""
         return [*super()._excluded_save_params(), "_ranks", "_settings"]
 
-    # ---- what a subclass says ----
+    # ---- what a subclass provides. If it overrides `_sample_action`, it also calls `_count_other_ranks` there. ----
 
     def _rank_invariants(self, total_timesteps: int) -> dict[str, Any]:
         """:return: by name what must be the same on all ranks, because ranks that differ would wait for each other forever"""
@@ -213,6 +219,13 @@ class DistributedOffPolicyAlgorithm(OffPolicyAlgorithm):
 
         :param n_steps: steps of all ranks
         :param can_sample: whether all can sample
+        """
+
+    def _adopt_replay_buffer(self) -> None:
+        """
+        After a replay buffer was read from a file.
+
+        :raises ValueError: if it does not fit the model
         """
 
     def _on_learn_end(self) -> None:

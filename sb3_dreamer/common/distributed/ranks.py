@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
 
+class RankLostError(RuntimeError):
+    """Another rank has ended."""
+
+
 class Agreement(NamedTuple):
     """
     Result of synchronising the ranks after a rollout: steps of all ranks together, whether to continue, whether all ranks

@@ -26,7 +26,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from sb3_dreamer.common.distributed.ranks import Agreement, Ranks
+from sb3_dreamer.common.distributed.ranks import Agreement, RankLostError, Ranks
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -39,10 +39,6 @@ SEEDS_BETWEEN_RANKS = 1000
 FAILURE_GRACE_SECONDS = 1.0
 # Renamed in torch 2.13.
 ALL_GATHER = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
-
-
-class RankLostError(RuntimeError):
-    """Another rank has ended."""
 
 
 @lru_cache

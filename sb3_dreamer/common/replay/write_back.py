@@ -93,6 +93,7 @@ class LatentWriteBack:
         :param indices: rows of the update
         :param posterior: their latents (B, T, ...)
         """
+        self.write_ready()
         # New tensors: the next update may overwrite its outputs in place.
         deter = posterior.deter.detach().to(th.float16)  # (B, T, D)
         stoch = posterior.stoch.detach().argmax(-1).to(th.int16)  # (B, T, S)

@@ -33,7 +33,10 @@ def make_loss(policy: DreamerPolicy, fused: bool | str = "auto", verbose: int = 
     if fused and supports_fused(policy.world_model.rssm, policy.actor):
         return FusedDreamerLoss(policy, **settings)
     if fused and verbose >= 1:
-        print("The fused loops need dynamics_layers = posterior_layers = 1: using the step-by-step model.")
+        print(
+            "Using the step-by-step model: the fused loops need RSSM and ActorHead of this package, with dynamics_layers = "
+            "posterior_layers = 1."
+        )
     return DreamerLoss(policy, **settings)
 
 
