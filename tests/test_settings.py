@@ -178,7 +178,7 @@ def test_longer_windows_wait_until_there_is_one():
         ("gamma", 2, "`gamma` must be a number between 0.0 and 1.0, got 2"),
         ("training_ratio", 0, "`training_ratio` must be a positive number, got 0"),
         ("learning_rate", "fast", "`learning_rate` must be a number of at least 0"),
-        ("loss_scales", {"rewards": 1.0}, "`loss_scales` knows no 'rewards'"),
+        ("loss_scales", {"rewards": 1.0}, "`loss_scales` has no key 'rewards'"),
         ("precision", "fp16", "`precision` must be one of"),
         ("train_freq", (1, "episode"), "`train_freq` in episodes needs one environment, got 3"),
         ("log_every_updates", 0, "`log_every_updates` must be a whole number of at least 1, got 0"),
