@@ -4,7 +4,7 @@ Solve CartPole-v1 with a small DreamerV3, in Python: train, keep the best model,
     python examples/cartpole.py
     python examples/plot_run.py logs/cartpole
 
-Exits with an error if the best model stays below 450 of 500. The best model and the logs are written to ``logs/cartpole/``.
+Exits with an error if the best model scores below 450 of 500. The best model and the logs are written to ``logs/cartpole/``.
 """
 
 import argparse
@@ -25,7 +25,7 @@ N_ENVS = 4
 
 
 def make_model(log_dir: Path, seed: int) -> DreamerV3:
-    """217 thousand parameters, settings for thousands (not millions) of updates: docs/tuning.md says why."""
+    """A model of 217 thousand parameters, for thousands (not millions) of updates: docs/tuning.md explains the settings."""
     return DreamerV3(
         "MlpPolicy",
         make_vec_env("CartPole-v1", n_envs=N_ENVS, seed=seed, monitor_dir=str(log_dir)),
@@ -54,7 +54,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log-dir", type=Path, default=Path("logs") / "cartpole")
     args = parser.parse_args()
-    th.set_num_threads(1)  # matrices this small gain nothing from a second thread
+    th.set_num_threads(1)  # matrices this small are not faster with a second thread
     args.log_dir.mkdir(parents=True, exist_ok=True)
 
     start = time.perf_counter()
@@ -77,7 +77,7 @@ def main() -> int:
     print(f"Training and evaluation: {seconds:.0f} s, {model.num_timesteps} steps, {model._n_updates} updates")
     print(f"Best model: greedy return {greedy:.1f}, sampled return {sampled:.1f} (of 500; 20 new episodes each)")
     print(f"TensorBoard: tensorboard --logdir {args.log_dir}")
-    if greedy < BAR:  # the best model was chosen by its greedy return
+    if greedy < BAR:  # EvalCallback selects the best model by its greedy return
         print(f"Not solved: the greedy return is below {BAR:.0f}", file=sys.stderr)
         return 1
     return 0

@@ -1,10 +1,10 @@
 """
-Plot a run that Monitor and EvalCallback recorded, as RL Zoo and ``examples/cartpole.py`` do: training episodes, evaluations.
+Plot the training episodes (Monitor) and evaluations (EvalCallback) of a run of RL Zoo or ``examples/cartpole.py``.
 
     python examples/plot_run.py logs/demo --bar 450
 
-Takes the newest run below the folder, prints its evaluations, writes ``learning_curve.png`` beside them, and shows it
-where there is a display. With ``--bar`` it exits with an error if the best evaluation stays below.
+Takes the newest run in the folder or its subfolders, prints its evaluations, writes ``learning_curve.png`` next to them, and
+shows it if there is a display. With ``--bar`` it exits with an error if the best evaluation is below that return.
 """
 
 import argparse
@@ -21,15 +21,15 @@ HAS_DISPLAY = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"
 
 
 def newest_run(folder: Path) -> Path:
-    """:return: the folder of the newest ``evaluations.npz`` below"""
+    """:return: folder of the newest ``evaluations.npz`` in ``folder`` or its subfolders"""
     found = sorted(folder.rglob("evaluations.npz"), key=lambda path: path.stat().st_mtime)
     if not found:
-        sys.exit(f"No `evaluations.npz` below {folder}: train with evaluations first")
+        sys.exit(f"No `evaluations.npz` in {folder}: train with evaluations first")
     return found[-1].parent
 
 
 def plot(run: Path, steps: np.ndarray, means: np.ndarray, bar: float | None) -> Path:
-    """:return: the picture's path"""
+    """:return: path of the figure"""
     figure, axes = plt.subplots(figsize=(7, 4))
     axes.plot(*ts2xy(load_results(str(run)), "timesteps"), ".", markersize=3, alpha=0.5, label="training episodes")
     axes.plot(steps, means, "o-", label="evaluations")

@@ -3,8 +3,7 @@
 import ast
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-PACKAGE = ROOT / "sb3_dreamer"
+from tests.support.package import PACKAGE, ROOT, module_name
 
 # Lowest floor first. A file may import from floors below its own.
 COMMON = [
@@ -86,11 +85,6 @@ TESTS = {
     "zoo": "test_zoo.py",
 }
 MOST_FLOORS = 8  # of what a reader of the algorithm opens: `dreamerv3/` without `fast/`
-
-
-def module_name(path: Path) -> str:
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return ".".join(part for part in parts if part != "__init__")
 
 
 def imports(path: Path) -> set[str]:

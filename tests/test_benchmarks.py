@@ -154,7 +154,7 @@ def test_an_unfinished_run_without_a_checkpoint_is_refused(short_run):
 def test_a_line_that_was_cut_off_is_refused(short_run):
     short_run.path.parent.mkdir()
     short_run.path.write_text('{"steps": 600}\n{"steps": 200, "comp')
-    with pytest.raises(harness.RefusedRun, match="ends inside a line"):
+    with pytest.raises(harness.RefusedRun, match="ends with an incomplete line"):
         harness.execute(short_run, allow_dirty=True)
 
 
@@ -201,7 +201,7 @@ def test_benchmarks_need_no_tests_and_no_paths():
 def test_a_variant_needs_a_name():
     command = [*COMMAND[:-2], "--hyperparams", "gamma:0.9"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 2 and "--hyperparams and --trial go together" in result.stderr
+    assert result.returncode == 2 and "--hyperparams and --trial must be given together" in result.stderr
 
 
 @pytest.mark.parametrize("name", TASKS)

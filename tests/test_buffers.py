@@ -8,8 +8,9 @@ from sb3_dreamer.common.preprocessing import encode_actions
 from sb3_dreamer.common.type_aliases import LatentState
 from sb3_dreamer.dreamerv3.losses import DreamerLoss
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
+from tests.support.callbacks import StopAt
 from tests.support.helpers import counter_envs, counter_model
-from tests.support.replay import StopAt, check_buffer, check_windows, fill, plain_buffer, stream
+from tests.support.replay import check_buffer, check_windows, fill, plain_buffer, stream
 
 
 def test_rows_and_windows_across_wrap_around():

@@ -21,9 +21,9 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecNo
 
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.envs import CounterEnv
-from tests.support.helpers import TINY
-from tests.support.replay import StopAt, check_buffer
-from tests.test_buffers import counter_model
+from tests.support.callbacks import StopAt
+from tests.support.helpers import TINY, counter_model
+from tests.support.replay import check_buffer
 
 
 def cartpole_model(**kwargs) -> DreamerV3:

@@ -5,12 +5,11 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3 import DQN, SAC
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.save_util import load_from_zip_file
 
 from sb3_dreamer.common.distributed.algorithm import DistributedOffPolicyAlgorithm
-from tests.support.replay import StopAt
+from tests.support.callbacks import CallAt, StopAt
 
 SMALL = dict(learning_starts=20, batch_size=8, buffer_size=500, seed=0, device="cpu")
 
@@ -93,19 +92,6 @@ def test_the_steps_of_all_environments_are_counted():
     assert model.counted == [6] * 7 and model.num_timesteps == 42 and model.n_ends == 1
 
 
-class At(BaseCallback):
-    """Calls a function with the model at one step."""
-
-    def __init__(self, step, function):
-        super().__init__()
-        self.step, self.function = step, function
-
-    def _on_step(self) -> bool:
-        if self.num_timesteps == self.step:
-            self.function(self.model)
-        return True
-
-
 def test_changes_in_place_are_seen():
     model = dqn()
     model.scales = {"a": [1.0, {"b": 2.0}], "c": (3, 4)}
@@ -130,7 +116,7 @@ def test_what_a_callback_changes_applies_after_the_rollout():
     model.learn(20)
     assert model.n_applied == 0
     seen = []
-    model.learn(20, callback=At(6, lambda model: (setattr(model, "gamma", 0.5), seen.append(model.n_applied))))
+    model.learn(20, callback=CallAt(step_6=lambda model: (setattr(model, "gamma", 0.5), seen.append(model.n_applied))))
     assert seen == [0] and model.n_applied == 1 and model._settings == {"gamma": 0.5}
 
 

@@ -12,7 +12,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.envs import CounterEnv
 from sb3_dreamer.common.optimizers import LaProp
-from sb3_dreamer.common.schedules import TrainRatio, warmup_factor
+from sb3_dreamer.common.schedules import TrainRatio, lr_scaling_factor, warmup_factor
 from tests.support.helpers import TINY, counter_envs, counter_model
 
 
@@ -136,6 +136,25 @@ def test_updates_by_hand_are_gifts():
 def test_warmup():
     assert [warmup_factor(n, 4) for n in range(6)] == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
     assert warmup_factor(0, 0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("scaling", "n_ranks", "progress", "factor"),
+    [
+        ("sqrt", 4, 0.0, 2.0),
+        ("linear", 4, 0.0, 4.0),
+        (None, 4, 0.0, 1.0),
+        ("linear", 1, 0.5, 1.0),
+        ("sqrt+priming", 1, 0.0, 1.0),
+        ("sqrt+priming", 4, 0.0, 0.4),
+        ("sqrt+priming", 4, 0.05, 0.4),
+        ("sqrt+priming", 4, 0.075, 1.2),
+        ("linear+priming", 4, 0.1, 4.0),
+        ("linear+priming", 4, 1.0, 4.0),
+    ],
+)
+def test_lr_scaling_factor(scaling, n_ranks, progress, factor):
+    assert lr_scaling_factor(scaling, n_ranks, progress) == pytest.approx(factor, rel=1e-12)
 
 
 @pytest.mark.parametrize("optimizer_class", [None, th.optim.Adam, th.optim.SGD])

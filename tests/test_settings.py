@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
@@ -14,6 +13,7 @@ from sb3_dreamer.dreamerv3 import dreamerv3 as algorithm_module
 from sb3_dreamer.dreamerv3.checks import FIXED, SETTINGS_OF_LOOP, SETTINGS_OF_UPDATE
 from sb3_dreamer.dreamerv3.fast.captured import CapturedUpdate
 from sb3_dreamer.dreamerv3.update import TrainingUpdate
+from tests.support.callbacks import CallAt
 from tests.support.helpers import counter_model
 from tests.support.python_graph import PythonGraph
 
@@ -40,23 +40,6 @@ CHANGED: dict[str, Any] = dict(
 COMMON: dict[str, Any] = dict(training_ratio=8, learning_rate=1e-2, lr_warmup_steps=0)
 
 
-class At(BaseCallback):
-    """Calls a function with the model at so many environment steps; 0: when training starts."""
-
-    def __init__(self, **functions: Any):
-        super().__init__()
-        self.functions = {int(name.removeprefix("step_")): function for name, function in functions.items()}
-
-    def _on_training_start(self) -> None:
-        self._call(0)
-
-    def _on_step(self) -> bool:
-        return self._call(self.num_timesteps) is not False
-
-    def _call(self, step: int) -> Any:
-        return self.functions.get(step, lambda model: None)(self.model)
-
-
 def setting(name: str, value: Any):
     return lambda model: setattr(model, name, value)
 
@@ -81,7 +64,7 @@ def test_a_setting_acts_as_if_it_had_been_given_to_the_constructor(name, unchang
     model = counter_model(**COMMON)  # which seeds all generators
     setattr(model, name, CHANGED[name])
     assert_equal(outcome(model.learn(75)), expected)
-    model = counter_model(**COMMON).learn(75, callback=At(step_0=setting(name, CHANGED[name])))
+    model = counter_model(**COMMON).learn(75, callback=CallAt(step_0=setting(name, CHANGED[name])))
     if name == "precision":  # the first step acted in the old one
         assert model.policy.precision == "bf16"
     else:
@@ -90,7 +73,7 @@ def test_a_setting_acts_as_if_it_had_been_given_to_the_constructor(name, unchang
 
 @pytest.mark.parametrize("name", CHANGED)
 def test_a_setting_acts_in_mid_run(name, unchanged):
-    model = counter_model(**COMMON).learn(75, callback=At(step_36=setting(name, CHANGED[name])))
+    model = counter_model(**COMMON).learn(75, callback=CallAt(step_36=setting(name, CHANGED[name])))
     n_updates, parameters = outcome(model)
     assert n_updates != unchanged[0] or not th.equal(parameters, unchanged[1])
 
@@ -114,10 +97,10 @@ def test_every_argument_is_a_setting_or_none_of_training():
 
 def test_a_change_in_place_counts():
     model = counter_model(loss_scales={"reward": 1.0})
-    model.learn(60, callback=At(step_30=lambda model: model.loss_scales.update(reward=7.0)))
+    model.learn(60, callback=CallAt(step_30=lambda model: model.loss_scales.update(reward=7.0)))
     assert model.loss_module.loss_scales["reward"] == 7.0
     model = counter_model(learning_rate=[(0, 1e-3), (60, 1e-3)], lr_warmup_steps=0)
-    model.learn(60, callback=At(step_30=lambda model: model.learning_rate.append((61, 0.0))))
+    model.learn(60, callback=CallAt(step_30=lambda model: model.learning_rate.append((61, 0.0))))
     assert model.lr_schedule(61) == 0.0
 
 
@@ -134,7 +117,7 @@ def test_train_freq(monkeypatch):
     monkeypatch.setattr(
         model, "collect_rollouts", lambda *args, **kwargs: (calls.append(kwargs["train_freq"]), right(*args, **kwargs))[1]
     )
-    model.learn(60, callback=At(step_30=setting("train_freq", 4), step_54=setting("train_freq", (2, "step"))))
+    model.learn(60, callback=CallAt(step_30=setting("train_freq", 4), step_54=setting("train_freq", (2, "step"))))
     assert [frequency for frequency, _ in calls] == [1] * 10 + [4] * 2 + [2]
     model.train_freq = 5
     assert model.learn(30).train_freq.frequency == 5
@@ -145,7 +128,7 @@ def test_the_account_follows():
     model = counter_model(training_ratio=32)
     model.learn(60)
     before = model._n_updates
-    model.learn(60, callback=At(step_3=setting("batch_size", 8)), reset_num_timesteps=False)
+    model.learn(60, callback=CallAt(step_3=setting("batch_size", 8)), reset_num_timesteps=False)
     assert model.num_timesteps == 120
     model.batch_size = 8
     assert model._n_updates - before == 3 * 20
@@ -162,13 +145,13 @@ def test_longer_windows_wait_until_there_is_one():
     model = counter_model(**COMMON)
     seen = []
     look = {f"step_{n}": lambda model: seen.append(model._n_updates) for n in range(45, 99, 3)}
-    model.learn(96, callback=At(**{**look, "step_42": setting("batch_length", 24)}))
+    model.learn(96, callback=CallAt(**{**look, "step_42": setting("batch_length", 24)}))
     first = next(i for i, n in enumerate(seen) if n > seen[0])
     # 25 rows, one more than steps per episode: 24 steps of 3 environments are not enough for the shortest episodes' two rows.
     assert 0 < first < len(seen) - 1 and model._update.policy is model.policy
     assert model.replay_buffer.batch_length == 24
     with pytest.warns(UserWarning, match="a window needs 2001 .*: no update will be made"):
-        model.learn(60, callback=At(step_30=setting("batch_length", 2000)))
+        model.learn(60, callback=CallAt(step_30=setting("batch_length", 2000)))
 
 
 @pytest.mark.parametrize(
@@ -195,7 +178,7 @@ def test_what_cannot_be_is_refused_before_the_next_update(name, value, message):
     model = counter_model(**COMMON)
     right = getattr(model, name)
     with pytest.raises(ValueError) as error:
-        model.learn(60, callback=At(step_33=setting(name, value)))
+        model.learn(60, callback=CallAt(step_33=setting(name, value)))
     assert message in str(error.value)
     updates, rows = model._n_updates, model.replay_buffer.counts.copy()
     assert model.num_timesteps == 33
@@ -218,9 +201,9 @@ def test_a_recorded_update_is_made_again_where_it_must_be(monkeypatch):
     monkeypatch.setattr(algorithm_module, "make_update", make_recorded)
     model = counter_model(**COMMON)
     assert len(made) == 1
-    model.learn(60, callback=At(step_33=setting("training_ratio", 16), step_39=setting("learning_rate", 1e-3)))
+    model.learn(60, callback=CallAt(step_33=setting("training_ratio", 16), step_39=setting("learning_rate", 1e-3)))
     assert len(made) == 2  # once for the run
-    model.learn(60, callback=At(step_33=setting("ent_coef", 0.5), step_45=setting("tau", 0.5)))
+    model.learn(60, callback=CallAt(step_33=setting("ent_coef", 0.5), step_45=setting("tau", 0.5)))
     assert len(made) == 5
     assert [update.update.loss_module.ent_coef for update in made[2:]] == [3e-4, 0.5, 0.5]
     assert [update.update.tau for update in made[2:]] == [0.02, 0.02, 0.5]

@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 from tests.support.helpers import counter_model
-from tests.test_architecture import PACKAGE, module_name
+from tests.support.package import PACKAGE, module_name
 
 
 def warn_calls() -> list[tuple[str, ast.Call]]:

@@ -1,1 +1,1 @@
-"""Small tasks: what is learned, and in how many steps."""
+"""Learning benchmark: returns on small tasks."""

@@ -1,16 +1,17 @@
 """
-Which ``deterministic=True``? Train, and evaluate the same weights in three ways at fixed points.
+Compare three ways to act deterministically: train, and evaluate the same weights in each way at fixed points.
 
     python -m benchmarks.learning.deterministic cartpole --seeds 0 1 2 --steps 4000
     python -m benchmarks.learning.deterministic --report
 
-- ``sampled``: latent and action drawn, as in training;
-- ``posterior_mode``: the most likely latent, the most likely action;
-- ``counter_noise``: the latent drawn with noise that the number of the step in its episode decides, the same in every
-  episode, and the most likely action.
+- ``sampled``: latent and action are sampled, as in training;
+- ``posterior_mode``: the most likely latent and the most likely action;
+- ``counter_noise``: the latent is sampled with noise that depends only on the step within the episode, and the action is the
+  most likely one.
 
-The last two draw no global random number. One file for every task and seed under ``benchmarks/results/deterministic``; a
-complete one is kept. A run starts from a clean commit, which the file names; with ``--allow-dirty`` it marks it with a ``+``.
+The last two draw no global random numbers. Each task and seed has one file under ``benchmarks/results/deterministic``. If the
+file exists, the run is skipped. A run needs a clean commit, which is stored in the file; with ``--allow-dirty`` the commit is
+marked with a ``+``.
 """
 
 import argparse
@@ -36,7 +37,7 @@ N_EPISODES = 100
 
 
 class CounterNoiseAgent:
-    """Predicts with the actor's mode and latents whose noise is a function of the step; the step is part of the state."""
+    """Act with the mode of the actor and latent noise that depends on the step. The step is part of the state."""
 
     def __init__(self, policy: DreamerPolicy, longest_episode: int = 1001):
         self.policy = policy
@@ -53,7 +54,7 @@ class CounterNoiseAgent:
 
 
 class CompareWays(BaseCallback):
-    """Evaluates the current weights in all ways, on the same environments, and leaves training as it was."""
+    """Evaluate the current weights in all ways on the same environments, without affecting training."""
 
     def __init__(self, env: Any, every: int):
         super().__init__()
@@ -81,11 +82,11 @@ def run(name: str, seed: int, steps: int, allow_dirty: bool = False) -> None:
     """
     Train once and write the evaluations.
 
-    :param name: of the task
-    :param seed: of the run
+    :param name: name of the task
+    :param seed: seed of the run
     :param steps: environment steps
-    :param allow_dirty: accept sources that differ from their commit
-    :raises RefusedRun: if they differ
+    :param allow_dirty: accept sources that differ from the last commit
+    :raises RefusedRun: if the sources differ and ``allow_dirty`` is False
     """
     path = RESULTS / f"{name}_seed{seed}.json"
     if path.exists():
@@ -100,12 +101,12 @@ def run(name: str, seed: int, steps: int, allow_dirty: bool = False) -> None:
 
 
 def report() -> None:
-    """Print a Markdown table over all files: means over the evaluations, and how often each way was the best."""
+    """Print a Markdown table of all files: means over the evaluations, and how often the mode was better or worse."""
     print("| task | seed | " + " | ".join(WAYS) + " | mode better / worse / equal |")
     print("|---|---|" + "---|" * (len(WAYS) + 1))
     for path in sorted(RESULTS.glob("*.json")):
         data = json.loads(path.read_text())
-        lines = data["evaluations"][2:]  # before, nothing is learnt
+        lines = data["evaluations"][2:]  # the first two are from the beginning of training
         means = [f"{np.mean([line[way] for line in lines]):.2f}" for way in WAYS]
         differences = np.sign([line["posterior_mode"] - line["counter_noise"] for line in lines])
         counts = " / ".join(str(int((differences == sign).sum())) for sign in (1, -1, 0))

@@ -1,4 +1,4 @@
-"""One run of the learning benchmark: build the model through its preset, train, evaluate, save checkpoints, go on from one."""
+"""One run of the learning benchmark: build the model from its preset, train, evaluate, save checkpoints, resume."""
 
 import argparse
 import contextlib
@@ -41,11 +41,11 @@ CHECKPOINT_SECONDS = 60.0
 
 
 class RefusedRun(RuntimeError):
-    """A run that would spoil its file of results."""
+    """A run that would corrupt its result file."""
 
 
 class Run(NamedTuple):
-    """One file of results."""
+    """One run and its result file."""
 
     task: str
     algorithm: str
@@ -67,24 +67,24 @@ class Run(NamedTuple):
 
     def written(self) -> list[dict[str, Any]]:
         """
-        :return: the lines of the file, the first of which says what is run
-        :raises RefusedRun: if the last line was cut off
+        :return: the lines of the file; the first one describes the run
+        :raises RefusedRun: if the last line is incomplete
         """
         text = self.path.read_text() if self.path.exists() else ""
         if text and not text.endswith("\n"):
-            raise RefusedRun(f"{self.path} ends inside a line: remove what there is of it")
+            raise RefusedRun(f"{self.path} ends with an incomplete line: remove that line")
         return [json.loads(line) for line in text.splitlines()]
 
     def is_complete(self) -> bool:
-        """The last evaluation is there."""
+        """Whether the last evaluation has been written."""
         lines = self.written()
         return len(lines) > 1 and bool(lines[-1]["complete"])
 
     def append(self, lines: list[str]) -> None:
         """
-        Write what the file does not hold yet. What it holds stays, even if a resumed run makes an evaluation again.
+        Append the lines that the file does not contain. Existing lines are kept, even if a resumed run repeats an evaluation.
 
-        :param lines: all of the run so far, the first of which says what is run
+        :param lines: all lines of the run so far; the first one describes the run
         """
         head, *evaluations = lines
         written = self.written()
@@ -94,11 +94,11 @@ class Run(NamedTuple):
             file.write("".join(f"{line}\n" for line in ([] if written else [head]) + missing))
 
 
-# ---- what is trained ----
+# ---- model ----
 
 
 def build(run: Run) -> tuple[BaseAlgorithm, VecEnv, dict[str, Any]]:
-    """:return: the model and the environments for evaluation, as RL Zoo makes them, and the preset as it was read"""
+    """:return: model, evaluation environments (both made by RL Zoo) and the preset"""
     plugin.register_all()
     task = TASKS[run.task]
     if task.package:
@@ -121,14 +121,14 @@ def build(run: Run) -> tuple[BaseAlgorithm, VecEnv, dict[str, Any]]:
             config=str(presets),
         )
         model, preset = manager.setup_experiment()
-        # The same without Monitor's files, which no checkpoint could hold.
+        # The same environments without Monitor's files, because open files cannot be saved in a checkpoint.
         model.set_env(manager.create_envs(manager.n_envs, no_log=True))
         eval_env = manager.create_envs(task.eval_envs, eval_env=True, no_log=True)
     return model, eval_env, dict(preset)
 
 
 def describe(run: Run, model: BaseAlgorithm, preset: dict[str, Any]) -> dict[str, Any]:
-    """The first line of the file."""
+    """:return: the first line of the file"""
     modules = dict(sb3_dreamer=sb3_dreamer, torch=th, stable_baselines3=stable_baselines3)
     modules |= dict(gymnasium=gymnasium, rl_zoo3=rl_zoo3, numpy=np)
     return dict(
@@ -156,9 +156,9 @@ def device_name(device: th.device) -> str:
 @functools.cache
 def commit() -> str:
     """
-    Asked once per process, when its first run starts: the checkout may move on while the code in memory stays.
+    Evaluated once per process, at its first run, because the checkout may change while the process runs.
 
-    :return: the commit that is run, with a + where the sources differ from it
+    :return: the current commit, with a + if the sources differ from it
     """
 
     def git(*arguments: str) -> str:
@@ -173,7 +173,7 @@ def commit() -> str:
 
 def check_sources(allow_dirty: bool = False) -> str:
     """
-    :param allow_dirty: accept sources that differ from their commit
+    :param allow_dirty: accept sources that differ from the last commit
     :return: the commit, see :func:`commit`
     :raises RefusedRun: if the sources differ
     """
@@ -185,25 +185,25 @@ def check_sources(allow_dirty: bool = False) -> str:
 
 def check(run: Run, allow_dirty: bool = False) -> None:
     """
-    :param run: what is about to start, or to be resumed
-    :param allow_dirty: accept sources that differ from their commit
-    :raises RefusedRun: if the sources differ, or the file holds an unfinished run that cannot be resumed
+    :param run: run to be started or resumed
+    :param allow_dirty: accept sources that differ from the last commit
+    :raises RefusedRun: if the sources differ, or the file contains an unfinished run that cannot be resumed
     """
     if run.is_complete() or (is_launched() and os.environ["RANK"] != "0"):
-        return  # nothing to do, or only the main rank writes
+        return  # nothing to do, or not the rank that writes
     check_sources(allow_dirty)
     if run.path.exists() and not run.checkpoint.exists():
         raise RefusedRun(
-            f"{run.path} holds an unfinished run that has no checkpoint: restore {run.checkpoint.name}, choose another "
+            f"{run.path} contains an unfinished run without a checkpoint: restore {run.checkpoint.name}, choose another "
             "--trial or --results, or move the file away"
         )
 
 
-# ---- how it is watched ----
+# ---- training and evaluation ----
 
 
 class LastValues(KVWriter):
-    """Keeps what was logged last."""
+    """Keep the values that were logged last."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
@@ -212,12 +212,12 @@ class LastValues(KVWriter):
         self.values = dict(key_values)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Nothing to close."""
 
 
 @dataclass
 class Progress:
-    """How far a run is; part of its checkpoint."""
+    """Progress of a run; part of its checkpoint."""
 
     lines: list[str] = field(default_factory=list)
     episodes: list[tuple[int, float]] = field(default_factory=list)  # (environment steps, training return) since the last line
@@ -237,12 +237,12 @@ def restore_random_states(states: tuple[Any, ...]) -> None:
     th.cuda.set_rng_state_all(states[3])
 
 
-# What ties the parts together: rebuilt, not saved. (SB3's wrappers also keep members of their class, which do not pickle.)
+# References between the saved objects: restored by construction. (Class members of SB3's wrappers cannot be pickled.)
 LINKS = ("env", "_vec_normalize_env", "venv", "class_attributes")
 
 
 def parts(model: BaseAlgorithm) -> list[Any]:
-    """:return: the objects that change while a model trains: itself, and its environments from the outermost wrapper in"""
+    """:return: objects with training state: the model, and its environment wrappers from the outside in"""
     found: list[Any] = [model]
     layer = model.get_env()
     while layer is not None:
@@ -256,7 +256,7 @@ def states(model: BaseAlgorithm) -> list[dict[str, Any]]:
 
 
 class Recorder(BaseCallback):
-    """Evaluates at fixed points without disturbing training, and saves checkpoints between two rollouts."""
+    """Evaluate at fixed points without affecting training, and save checkpoints between rollouts."""
 
     def __init__(self, run: Run, eval_env: VecEnv, progress: Progress):
         super().__init__()
@@ -269,20 +269,20 @@ class Recorder(BaseCallback):
         self.cpu, self.wall = time.process_time(), time.perf_counter()
 
     def stop_clock(self) -> None:
-        """Credit training with the time since the clock was started."""
+        """Add the time since the clock was started to the training time."""
         self.progress.train_cpu += time.process_time() - self.cpu
         self.progress.train_wall += time.perf_counter() - self.wall
         self.restart_clock()
 
     def _on_rollout_start(self) -> None:
         if is_launched() or self.run.device != "cpu":
-            return  # what the other ranks, or a recorded update, have in memory is out of reach
+            return  # the state of other ranks, or of a captured update, cannot be saved here
         is_due = time.perf_counter() - self.saved_at > CHECKPOINT_SECONDS
         if is_due or len(self.progress.lines) > self.saved_lines:
             self.save()
 
     def save(self) -> None:
-        """Everything that the rest of the run depends on, in one file that is either whole or the one before."""
+        """Save everything that the rest of the run depends on. The file is replaced atomically."""
         self.stop_clock()
         state = dict(parts=states(self.model), progress=vars(self.progress), random_states=random_states())
         unfinished = self.run.checkpoint.with_suffix(".unfinished")
@@ -305,7 +305,7 @@ class Recorder(BaseCallback):
         return not self.is_over
 
     def evaluate(self) -> None:
-        """Append one line to the file."""
+        """Evaluate and append one line to the file."""
         started, randomness = time.process_time(), random_states()
         line: dict[str, Any] = dict(steps=self.num_timesteps, updates=self.model._n_updates)
         if self.task.published:
@@ -323,7 +323,7 @@ class Recorder(BaseCallback):
         print(self.run.path.relative_to(self.run.folder), line, flush=True)
 
     def returns(self, deterministic: bool) -> list[float]:
-        """:return: of the same episodes each time"""
+        """:return: returns of the evaluation, which uses the same episodes each time"""
         self.eval_env.seed(10_000)
         th.manual_seed(10_000)
         np.random.seed(10_000)
@@ -336,7 +336,7 @@ class Recorder(BaseCallback):
         return list(returns)
 
     def metrics(self) -> dict[str, float]:
-        """:return: what the algorithm logs; for DreamerV3 means over the updates since the last line"""
+        """:return: logged values; for DreamerV3 means over the updates since the last line"""
         self.model.dump_logs()
         (values,) = self.model.logger.output_formats
         return {
@@ -348,10 +348,10 @@ class Recorder(BaseCallback):
 
 def execute(run: Run, allow_dirty: bool = False) -> None:
     """
-    Start or resume, until the run is complete. Runs with several ranks or on a GPU have no checkpoint to resume from.
+    Start or resume a run, and complete it. Runs with several ranks or on a GPU have no checkpoint to resume from.
 
-    :param run: what to run
-    :param allow_dirty: accept sources that differ from their commit
+    :param run: run to execute
+    :param allow_dirty: accept sources that differ from the last commit
     :raises RefusedRun: see :func:`check`
     """
     check(run, allow_dirty)

@@ -1,4 +1,4 @@
-"""Where the preset of a task is, and how the settings of a run differ from it."""
+"""Find the preset of a task, and compare the settings of a run with it."""
 
 import functools
 from pathlib import Path
@@ -12,7 +12,7 @@ from benchmarks.learning.tasks import Task
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 OURS = "dreamerv3"
-# As the command line says it: as RL Zoo does.
+# Name on the command line: name in RL Zoo.
 ALGORITHMS = {OURS: "dreamerv3", "ppo": "ppo", "sac": "sac", "dqn": "dqn", "recurrentppo": "ppo_lstm"}
 NOT_SET = "not set"
 
@@ -24,7 +24,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def find_presets(task: Task, algorithm: str) -> dict[str, Any]:
-    """:return: presets by environment, from the file that has the one of the task"""
+    """:return: all presets, by environment, of the file with the preset of the task"""
     if task.config:
         return read(ROOT / task.config)
     if algorithm == OURS:
@@ -35,13 +35,13 @@ def find_presets(task: Task, algorithm: str) -> dict[str, Any]:
 
 
 def find_preset(task: Task, algorithm: str) -> dict[str, Any]:
-    """:return: the preset of the task today"""
+    """:return: the current preset of the task"""
     presets = find_presets(task, algorithm)
     return presets[task.env if task.env in presets else "default"]
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """:return: ``a.b: value`` for every value of a dict inside a dict, tuples as lists"""
+    """:return: nested dicts flattened to ``a.b: value``, tuples as lists"""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, dict) and value:
@@ -59,14 +59,14 @@ def as_lists(value: Any) -> Any:
 
 def find_differences(task: Task, head: dict[str, Any]) -> list[str]:
     """
-    Compare a run with the preset of its task today, value by value.
+    Compare the settings of a run with the current preset of its task, value by value.
 
-    :param task: what was trained on
-    :param head: the first line of the run's file: ``preset`` holds all settings as they were run, overrides included
-    :return: ``key: value of the preset -> value of the run``, none if they are equal
+    :param task: task of the run
+    :param head: first line of the run's file: ``preset`` contains all settings of the run, overrides included
+    :return: ``key: value of the preset -> value of the run`` for each difference
     """
     preset, run = find_preset(task, head["algorithm"]), head["preset"]
-    # The task decides how long a run is, not the preset.
+    # The length of a run is set by the task, not by the preset.
     today = flatten({**preset, "n_timesteps": task.steps, "ranks": 1})
     as_run = flatten({**run, "n_timesteps": head["steps"], "ranks": head.get("ranks", 1)})
     pairs = {name: (today.get(name, NOT_SET), as_run.get(name, NOT_SET)) for name in sorted(today | as_run)}

@@ -1,10 +1,10 @@
 """
-Turn the learning benchmark's result files into ``docs/results.md``, ``docs/trials.md`` and curves.
+Write ``docs/results.md``, ``docs/trials.md`` and learning curves from the result files of the learning benchmark.
 
     python -m benchmarks.learning.report
 
-``results.md`` has the runs whose settings are those of today's presets, whatever their files are called; ``trials.md`` has all
-others, and what differs.
+``results.md`` shows the runs whose settings equal the current presets, regardless of their file names. ``trials.md`` shows all
+other runs and their differences from the presets.
 """
 
 import csv
@@ -31,17 +31,17 @@ HEAD = f"""{WRITTEN}
 
 Every number here comes from a file under [`benchmarks/results/learning`](../benchmarks/results/learning), written by
 `python -m benchmarks.learning.run TASK --algo ALGO`. A seed trains on one CPU core with the preset of its environment
-(ours: [`hyperparams/dreamerv3.yml`](../hyperparams/dreamerv3.yml); the others': RL Zoo's, or for our own worlds
-[its nearest kin](../benchmarks/learning/baselines.yml)), and is evaluated at fixed points on the same episodes, once with
-`deterministic=True` and once with sampled actions.
+(ours: [`hyperparams/dreamerv3.yml`](../hyperparams/dreamerv3.yml); the others': RL Zoo's, or, for our environments,
+[RL Zoo's preset of the most similar environment](../benchmarks/learning/baselines.yml)), and is evaluated at fixed points on
+the same episodes, once with `deterministic=True` and once with sampled actions.
 
 This page shows the runs whose settings are those of today's presets, compared value by value. Runs with other settings are
 in [trials](trials.md). A seed that was run twice with the same settings is listed twice. A `+` after a seed: some of its
 evaluations were made with changes that were not committed.
 
-The tasks `dmc_...` are dm_control as numbers with the published protocol
+The tasks `dmc_...` are dm_control with vector observations and the published protocol
 ([`dm_control_proprio.yml`](../hyperparams/dm_control_proprio.yml)): an environment step is two frames, and the lines of their
-files hold every training return (`training`: environment step and return), because that is what was published.
+files contain every training return (`training`: environment step and return), because these were published.
 A table compares them with the published curve of the 2023 agent (`danijar/dreamerv3@423291a:scores/data`, model size S, 5
 seeds): mean training return over the last 20,000 frames. `bound` is the one-sided 95% prediction bound for the mean of as many
 seeds as ours, `mean - t(0.95, n - 1) * s * sqrt(1 / k + 1 / n)` for our `k` seeds and the published `n`, where `s` is the
@@ -81,9 +81,9 @@ MEASURES: dict[str, Callable[[list[float]], float]] = {
 
 class Result(NamedTuple):
     """
-    One file.
+    One result file.
 
-    :param differences: of its settings from today's preset
+    :param differences: differences of its settings from the current preset
     """
 
     task: str
@@ -99,27 +99,27 @@ class Result(NamedTuple):
 
     @property
     def is_dirty(self) -> bool:
-        """An evaluation was made with changes that were not committed."""
+        """Whether an evaluation was made with uncommitted changes."""
         return any(line["commit"].endswith("+") for line in self.lines)
 
     @property
     def label(self) -> str:
-        """As the table of its task names the seed."""
+        """Name of the seed in the tables."""
         return f"{self.seed}+" if self.is_dirty else str(self.seed)
 
     def training_return(self, after: int, until: int) -> float:
-        """:return: mean return of the training episodes that ended in these environment steps"""
+        """:return: mean return of the training episodes that ended within this range of environment steps"""
         episodes = [episode for line in self.lines for episode in line["training"]]
         return float(np.mean([value for step, value in episodes if after < step <= until]))
 
     def returns(self, way: str, steps: int | None = None) -> list[float]:
-        """:return: of all evaluations, or of those until so many steps, give or take one rollout"""
+        """:return: returns of all evaluations, or of those until ``steps`` (plus 1 %, the length of a rollout)"""
         limit = float("inf") if steps is None else steps * 1.01
         return [line[way] for line in self.lines if line["steps"] <= limit]
 
 
 def load(folder: Path = RESULTS) -> list[Result]:
-    """:return: all results that have an evaluation"""
+    """:return: all results with at least one evaluation"""
     results = []
     for path in sorted(folder.glob("*/*.jsonl")):
         head, *lines = map(json.loads, path.read_text().splitlines())
@@ -131,7 +131,7 @@ def load(folder: Path = RESULTS) -> list[Result]:
 
 
 def of_presets(results: list[Result]) -> list[Result]:
-    """:return: the runs with today's presets, by seed; without those that stopped before another one of the same seed"""
+    """:return: the runs with the current presets, by seed; of several runs of a seed, the longest"""
     found = [result for result in results if not result.differences]
     longest: dict[tuple[str, str, int], int] = {}
     for result in found:
@@ -142,7 +142,7 @@ def of_presets(results: list[Result]) -> list[Result]:
 
 
 def number(value: float) -> str:
-    """:return: with three digits that count"""
+    """:return: the number with about three significant digits"""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
@@ -154,11 +154,11 @@ def table(head: list[str], rows: list[list[Any]]) -> str:
     return "\n".join([row(head), "|" + "---|" * len(head), *map(row, rows)]) + "\n"
 
 
-# ---- what is said of one algorithm, and of a bar ----
+# ---- rows of the tables ----
 
 
 def summary_row(name: str, group: list[Result]) -> list[Any]:
-    """Scores of every seed, side by side."""
+    """Scores of an algorithm, one per seed."""
 
     def scores(measure: str, way: str) -> str:
         return ", ".join(number(MEASURES[measure](result.returns(way))) for result in group)
@@ -187,7 +187,7 @@ SUMMARY_HEAD = [
 
 
 def bar_row(name: str, task: Task, bar: Bar, group: list[Result]) -> list[Any]:
-    """Whether a bar holds: its measure, mean over the seeds, each the mean over its runs."""
+    """Whether a bar is met. The measure is averaged over the runs of a seed, then over the seeds."""
     steps = bar.steps or task.steps
     demand = [f"{word} {number(value)}" for word, value in (("must", bar.must), ("aim", bar.aim)) if value is not None]
     cells: list[Any] = [f"[{name}](#{name})", task.claim, f"{steps:,}", bar.measure, ", ".join(demand)]
@@ -209,7 +209,7 @@ def bar_row(name: str, task: Task, bar: Bar, group: list[Result]) -> list[Any]:
 
 
 def published_rows(task: Task, group: list[Result]) -> list[list[Any]]:
-    """:return: our training returns next to the published ones, a row for each published point that all seeds have reached"""
+    """:return: our training returns next to the published ones, one row for each published point that any seed has reached"""
     if task.published is None:
         return []
     curve = task.published.split("/")[1]
@@ -229,7 +229,7 @@ def published_rows(task: Task, group: list[Result]) -> list[list[Any]]:
 
 
 def plot(name: str, task: Task, groups: dict[str, list[Result]], path: Path) -> None:
-    """Mean over the seeds at every evaluation, and a band from the worst to the best."""
+    """Plot the mean over the seeds at every evaluation, and a band from the worst to the best seed."""
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
     for label, group in groups.items():
         points = min(len(result.lines) for result in group)
@@ -248,14 +248,14 @@ def plot(name: str, task: Task, groups: dict[str, list[Result]], path: Path) -> 
     plt.close(figure)
 
 
-# ---- the pages ----
+# ---- pages ----
 
 
 def render(results: list[Result], plots: Path | None = None) -> str:
     """
-    :param results: what was measured
-    :param plots: folder for the curves; None draws none
-    :return: the page of today's presets
+    :param results: all results
+    :param plots: folder for the curves; None plots nothing
+    :return: the page of runs with the current presets
     """
     of_today = of_presets(results)
 
@@ -287,7 +287,7 @@ def render(results: list[Result], plots: Path | None = None) -> str:
 
 def render_trials(results: list[Result]) -> str:
     """
-    :param results: what was measured
+    :param results: all results
     :return: the page of all runs that :func:`render` does not show
     """
     of_today = of_presets(results)

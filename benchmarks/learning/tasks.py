@@ -1,14 +1,16 @@
-"""What the learning benchmark trains on, and the bars that DreamerV3 is held to."""
+"""Tasks of the learning benchmark, and the scores that DreamerV3 must reach."""
 
 from typing import NamedTuple
 
 
 class Bar(NamedTuple):
     """
-    :param measure: ``"best"`` evaluation, ``"last"`` one, or the lowest of the ``"last three"``; a seed's number
-    :param must: the mean over the seeds is at least this
-    :param aim: what we would like it to be
-    :param steps: only evaluations until then count, default: all
+    Score that must be reached.
+
+    :param measure: score of a seed: ``"best"`` evaluation, ``"last"`` evaluation, or the lowest of the ``"last three"``
+    :param must: lower bound for the mean over the seeds
+    :param aim: desired mean over the seeds
+    :param steps: only evaluations until this environment step count, default: all
     """
 
     measure: str
@@ -19,17 +21,19 @@ class Bar(NamedTuple):
 
 class Task(NamedTuple):
     """
-    :param claim: what learning it shows
-    :param env: id; its preset is the one trained with
+    Task of the learning benchmark.
+
+    :param claim: capability that the task tests
+    :param env: environment id, which selects the preset
     :param steps: environment steps
-    :param every: steps between evaluations
-    :param episodes: per evaluation, of every kind
-    :param bars: for DreamerV3
+    :param every: environment steps between evaluations
+    :param episodes: episodes per evaluation, deterministic and sampled each
+    :param bars: scores that DreamerV3 must reach
     :param references: scores to compare with, by name
-    :param eval_envs: environments that evaluate at the same time
-    :param train_seconds: stop after so much processor time
-    :param config: YAML file to take the preset from, relative to the root of the repository
-    :param published: the published curve that its training returns are compared with, as ``suite/task``
+    :param eval_envs: number of parallel evaluation environments
+    :param train_seconds: stop after this CPU time
+    :param config: YAML file with the preset, relative to the root of the repository
+    :param published: published curve that the training returns are compared with, as ``suite/task``
     :param package: module that registers the environment
     """
 
@@ -59,9 +63,9 @@ TMAZE = dict(every=500, episodes=100, references={"random": 0.0, "without memory
 
 
 def dm_control(name: str) -> Task:
-    """:return: a task of dm_control as numbers, to 100,000 frames: every action is done twice"""
+    """:return: a task of dm_control with vector observations, 100,000 frames with action repeat 2"""
     return Task(
-        "dm_control as numbers, the published protocol",
+        "dm_control with vector observations, the published protocol",
         f"dm_control/{'-'.join(name.rsplit('_', 1))}-v0",
         steps=50_000,
         every=5_000,

@@ -1,5 +1,5 @@
 """
-Our training update next to those of other implementations: the same work, in turns, in one process tree on one core.
+Compare our training update with those of other implementations, in turns, in one process tree on one core.
 
 Each peer needs its own virtual environment:
 
@@ -8,10 +8,10 @@ Each peer needs its own virtual environment:
 
     python -m benchmarks.peers.compare --torchrl peers/torchrl/bin/python --rllib peers/rllib/bin/python
 
-24 numbers, 6-dimensional Box, batch 16 x 64, horizon 15, float32, one thread, process CPU time of loss, backward, clipping,
-optimiser and slow critic. TorchRL: its public stepper, eager as it is by default on a CPU, at the same dimensions and with the
-same number of parameters. RLlib has no model of this size: XXS, its nearest, does three times the arithmetic; that ratio says
-what a user waits for, not how good the code is. One line of JSON for each.
+Vector observation of 24 numbers, 6-dimensional Box action, batch 16 x 64, horizon 15, float32, one thread. Measured is the
+process CPU time of loss, backward pass, clipping, optimiser and slow critic. TorchRL: its public stepper, eager (the default
+on a CPU), with the same dimensions and the same number of parameters. RLlib has no model of this size. Its nearest, XXS, needs
+three times the FLOP, so the ratio shows how long a user waits, not the quality of the code. Prints one line of JSON for each.
 """
 
 import argparse
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 class Worker:
-    """A process that makes one update whenever it is asked."""
+    """A process that makes one update per request."""
 
     def __init__(self, python: str, module: str):
         one_thread = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -44,7 +44,7 @@ class Worker:
     def _line(self) -> str:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            if line.startswith(("{", "[")):  # libraries print, too
+            if line.startswith(("{", "[")):  # skip the output of libraries
                 return line
         raise RuntimeError(f"{self.process.args} ended without an answer")
 

@@ -12,7 +12,7 @@ B, T = 16, 64
 
 
 class Still(gym.Env):
-    """24 numbers and 6 actions."""
+    """Placeholder environment: vector observation of 24 numbers, 6-dimensional Box action."""
 
     observation_space = gym.spaces.Box(-10.0, 10.0, (24,), np.float32)
     action_space = gym.spaces.Box(-1.0, 1.0, (6,), np.float32)

@@ -1,7 +1,8 @@
 """
-TorchRL's training update at our dimensions, for ``compare.py``: the builders of its own recipe, its public stepper and
-optimiser, eager as it is by default on a CPU. Its recipe's settings file is not in the wheel; the values here are those of
-the 1m model (640,867 parameters) and of its documentation.
+TorchRL's training update with the dimensions of our 1m model (640,867 parameters), for ``compare.py``.
+
+It uses the builders of TorchRL's recipe, and its public stepper and optimiser, eager (the default on a CPU). The settings file
+of the recipe is not part of the wheel. The other values are those of its documentation.
 """
 
 import sys
@@ -12,7 +13,7 @@ import torchrl
 from omegaconf import OmegaConf
 
 RECIPE = Path(torchrl.__file__).parent.parent / "sota-implementations" / "dreamer_v3"
-sys.path.insert(0, str(RECIPE))  # scripts that import each other, in no package
+sys.path.insert(0, str(RECIPE))  # scripts that import each other and are not in a package
 
 import train as recipe
 from tensordict import TensorDict
@@ -25,7 +26,7 @@ OBS_DIM, ACTION_DIM = 24, 6
 
 
 class Still(EnvBase):
-    """24 numbers and 6 actions: the recipe wants an environment to read the shapes from."""
+    """Placeholder environment (24 numbers, 6-dimensional action), because the recipe reads the shapes from one."""
 
     def __init__(self):
         super().__init__(batch_size=[])

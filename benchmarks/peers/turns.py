@@ -1,4 +1,4 @@
-"""A worker's side of an interleaved comparison: one update whenever the other side says so. Standard library only."""
+"""Worker process of ``compare.py``: one update per request. Uses only the standard library."""
 
 import json
 import sys
@@ -12,9 +12,9 @@ def take_turns(update: Callable[[], Any], **facts: Any) -> None:
     Print facts, then answer each line of the input with the (wall, process CPU) seconds of one update.
 
     :param update: one training update
-    :param facts: about it, e.g. its parameters
+    :param facts: printed once, e.g. the number of parameters
     """
-    update()  # warms up
+    update()  # warm-up
     print(json.dumps(facts), flush=True)
     for _ in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()

@@ -1,1 +1,1 @@
-"""How long an update, acting and replay take."""
+"""Benchmarks of the training update, acting and replay."""

@@ -1,12 +1,12 @@
 """
-A real run, and where its time goes: environment, acting, replay, update, all else.
+The time of a real run by part: environment, acting, replay, update, everything else.
 
     python -m benchmarks.speed.end_to_end --env CartPole-v1
     python -m benchmarks.speed.end_to_end --env sb3_dreamer/PixelCatch16-v0
     python -m benchmarks.speed.end_to_end --env ALE/Pong-v5 --steps 2600 --hyperparams "model_size:'1m'"
 
-The preset of the environment, as RL Zoo builds it, on one core. Parts are wall seconds of the calls from the outside, nested
-calls counted once; one line of JSON.
+The model is built by RL Zoo from the preset of the environment and runs on one core. The time of a part is the wall time of
+its calls. Prints one line of JSON.
 """
 
 import argparse
@@ -28,14 +28,14 @@ PARTS = ("environment", "acting", "replay add", "replay sample", "latents", "upd
 
 
 class Watch:
-    """Wall seconds by part."""
+    """Measure the wall time of each part."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self.calls: dict[str, int] = defaultdict(int)
 
     def around(self, owner: Any, name: str, part: str) -> None:
-        """Count the time of a method for a part."""
+        """Wrap a method so that its calls are timed and added to a part."""
         method: Callable[..., Any] = getattr(owner, name)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--env", default="CartPole-v1")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--hyperparams", nargs="+", action=StoreDict, default={}, help="over the preset")
+    parser.add_argument("--hyperparams", nargs="+", action=StoreDict, default={}, help="overrides of the preset")
     args = parser.parse_args()
     TASKS["end_to_end"] = Task("", args.env, args.steps, args.steps, 1, (), {})
     model, _, _ = build(Run("end_to_end", "dreamerv3", 0, args.steps, "", args.hyperparams, Path()))

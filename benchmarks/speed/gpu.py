@@ -1,18 +1,19 @@
 """
-Everything that only a CUDA device can tell, in one command of under ten minutes.
+All measurements that need a CUDA device, in one command of less than ten minutes.
 
     python -m benchmarks.speed.gpu --output benchmarks/results/speed/gpu.json
 
-1. the device: versions, rate of bf16 products, launch time
-2. the fast path equals the reference in float64, on the device; bf16 gradients point where float32 ones do
-3. one update eager, compiled, captured: time, kernels, memory; replayed = plain numbers; no recompilation, no waiting
-4. where the time of an uncompiled update goes
-5. acting captured, 1 and 16 environments
-6. replay feed: updates with and without sampling, host and device storage, against updates alone
+1. the device: versions, rate of bf16 matmuls, launch time
+2. the fast path equals the reference in float64 on the device; bf16 and float32 gradients have the same direction
+3. one update eager, compiled, captured: time, kernels, memory; captured and eager updates agree; no recompilation, no
+   synchronisation
+4. time of each part of an eager update
+5. acting eager and captured, 1 and 16 environments
+6. replay: updates with sampling from host and device storage, compared with updates alone
 7. larger models
 
-Each part writes its results at once; a part that fails is reported, the others are run, and the exit status is 1. Nothing else
-may use the device.
+The results of each part are written as soon as it ends. If a part fails, the error is reported, the other parts are run, and
+the exit status is 1. Nothing else may use the device.
 """
 
 import argparse
@@ -42,7 +43,7 @@ DEVICE = th.device("cuda")
 
 
 def milliseconds(function: Callable[[], Any], calls: int = 20, warm_ups: int = 3) -> float:
-    """:return: device time of one call, from events around all of them"""
+    """:return: device time of one call in milliseconds, from CUDA events around all calls"""
     for _ in range(warm_ups):
         function()
     begin, end = (th.cuda.Event(enable_timing=True) for _ in range(2))
@@ -121,7 +122,7 @@ def count_kernels(function: Callable[[], Any]) -> int:
 
 
 def check_replay_equals_plain(preset: str) -> float:
-    """:return: largest difference of the parameters after four updates of changing rate, replayed and plain, from one seed"""
+    """:return: largest difference of the parameters after four updates of changing rate, captured and eager, same seed"""
     policies = []
     for is_captured in (False, True):
         update: Any = make_update(preset, DEVICE)
@@ -136,7 +137,8 @@ def check_replay_equals_plain(preset: str) -> float:
         policies.append(policy)
     pairs = zip(policies[0].parameters(), policies[1].parameters(), strict=True)
     difference = max(float((a - b).detach().abs().max()) for a, b in pairs)
-    # Steps have the size of the rate; noise of kernels may turn single ones, a frozen rate or noise would turn most.
+    # A step is as large as the learning rate. Non-deterministic kernels may flip the sign of single entries, whereas a
+    # learning rate or noise that is frozen in the graph would change most of them.
     changed = [float(((a - b).abs() > 1e-4).float().mean()) for a, b in zip(*(p.parameters() for p in policies), strict=True)]
     assert float(np.mean(changed)) < 0.05, (preset, difference, changed)
     return difference
@@ -260,7 +262,7 @@ def main() -> None:
         try:
             results[name] = function()
         except Exception as error:
-            results[name] = {"failed": repr(error)}  # the file names no paths of the machine
+            results[name] = {"failed": repr(error)}  # without the traceback, which contains local paths
             failed.append(name)
             traceback.print_exc()
         results[f"{name} took s"] = round(time.perf_counter() - start, 1)

@@ -1,9 +1,9 @@
 """
-How long acting takes: ``policy.step`` on tensors, and ``model.predict`` with its way through numpy.
+Latency of acting: ``policy.step`` on tensors, and ``policy.predict`` on numpy arrays.
 
     python -m benchmarks.speed.policy_latency --preset proprio_1m --envs 1 16
 
-The minimum over rounds of process CPU time, in milliseconds; one line of JSON for each number of environments.
+Prints one line of JSON for each number of environments: process CPU time in milliseconds, minimum over rounds.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from sb3_dreamer.dreamerv3.policies import DreamerPolicy
 
 
 def milliseconds(function: Callable[[], Any], rounds: int, calls: int = 100) -> float:
-    """:return: CPU time of one call, the least of the rounds"""
+    """:return: CPU time of one call in milliseconds, minimum over rounds"""
     for _ in range(20):
         function()
     times = []
@@ -33,7 +33,7 @@ def milliseconds(function: Callable[[], Any], rounds: int, calls: int = 100) -> 
 
 
 class Actor:
-    """Acts on the same observations again and again, its state running along."""
+    """Act on the same observations repeatedly, passing the state on."""
 
     def __init__(self, policy: DreamerPolicy, observations: np.ndarray):
         self.policy, self.observations, self.tensors = policy, observations, th.as_tensor(observations)
@@ -41,11 +41,11 @@ class Actor:
         self.state, self.arrays = policy.initial_state(len(observations)), None
 
     def step(self) -> None:
-        """On tensors."""
+        """One step on tensors."""
         _, self.state = self.policy.step(self.tensors, self.state, th.as_tensor(self.starts))
 
     def predict(self) -> None:
-        """Through numpy, as SB3's users do."""
+        """One step on numpy arrays, the interface of SB3."""
         _, self.arrays = self.policy.predict(self.observations, self.arrays, self.starts)
 
 

@@ -1,8 +1,8 @@
 """
-The objective once more, straightforward: step by step, autograd throughout, dense two-hot targets, torch.distributions.
+A second, straightforward implementation of the objective. The tests compare the fast path with it.
 
-It reads the parameters of a policy and shares no arithmetic with the package, so it is the truth that the fast path is
-compared with, and the yardstick for its speed (``python -m benchmarks.speed.update_time``).
+It runs step by step, uses autograd throughout, dense two-hot targets and ``torch.distributions``. It reads the parameters of a
+policy and shares no arithmetic with the package. ``python -m benchmarks.speed.update_time`` compares its speed.
 """
 
 from typing import Any
@@ -38,7 +38,7 @@ def silu(x):
 
 
 def mlp(layers: nn.Module, x: th.Tensor) -> th.Tensor:
-    """Linear, RMSNorm, SiLU, again and again."""
+    """Layers of linear, RMSNorm and SiLU."""
     for layer in layers:  # type: ignore[attr-defined]
         x = silu(rms_norm(x @ layer[0].weight.t() + layer[0].bias, layer[1].weight))
     return x
@@ -49,13 +49,13 @@ def dense(layer: nn.Linear, x: th.Tensor) -> th.Tensor:
 
 
 def block_dense(layer: BlockLinear, x: th.Tensor) -> th.Tensor:
-    """Block by block."""
+    """Block-diagonal linear layer, block by block."""
     parts = x.chunk(layer.blocks, dim=-1)
     return th.cat([part @ weight for part, weight in zip(parts, layer.weight, strict=True)], dim=-1) + layer.bias
 
 
 def mixed(logits: th.Tensor, unimix: float) -> distributions.Categorical:
-    """Categorical with a share of the uniform distribution; logits (..., S, K)."""
+    """Mixture of the categorical and the uniform distribution; logits (..., S, K)."""
     probs = (1 - unimix) * logits.softmax(-1) + unimix / logits.shape[-1]
     return distributions.Categorical(probs=probs, validate_args=False)
 
@@ -120,7 +120,7 @@ def decode_image(decoder: ConvDecoder, deter: th.Tensor, stoch: th.Tensor) -> di
 
 
 def reconstruction_loss(decoder: Any, deter: th.Tensor, stoch: th.Tensor, observations: dict[str, th.Tensor]) -> th.Tensor:
-    """(N,), summed over keys and pixels."""
+    """Loss (N,), summed over keys and pixels."""
     loss = deter.new_zeros(len(deter))
     units = dict(zip(decoder.image_keys, decoder.to_unit, strict=True))
     for tower in decoder.towers:
@@ -145,7 +145,7 @@ def reconstruction_loss(decoder: Any, deter: th.Tensor, stoch: th.Tensor, observ
 
 
 def two_hot(head: Any, features: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-    """Logits and mean."""
+    """Logits and mean of a two-hot head."""
     logits = dense(head.output, mlp(head.mlp, features))
     weighted = logits.softmax(-1) * head.bins
     half = weighted.shape[-1] // 2
@@ -168,8 +168,10 @@ def two_hot_loss(logits: th.Tensor, bins: th.Tensor, target: th.Tensor) -> th.Te
 
 class Reference:
     """
-    :param policy: owns the parameters
-    :param settings: as those of :class:`DreamerLoss`
+    Objective of one policy.
+
+    :param policy: policy whose parameters are used
+    :param settings: those of :class:`DreamerLoss`
     """
 
     def __init__(self, policy: DreamerPolicy, **settings: Any):
@@ -178,7 +180,7 @@ class Reference:
         self.sizes = class_counts(policy.action_space)
 
     def core(self, deter, stoch, action):
-        """deter' of one step."""
+        """Next deter."""
         core = self.policy.world_model.rssm.core
         action = action / action.abs().clamp(min=1).detach()
         inputs = [mlp([core.from_deter], deter), mlp([core.from_stoch], stoch), mlp([core.from_action], action)]
@@ -200,7 +202,7 @@ class Reference:
         return th.cat([F.one_hot(action[..., i].long(), size) for i, size in enumerate(self.sizes)], dim=-1).to(dtype)
 
     def action_distributions(self, features):
-        """One for each action dimension."""
+        """One distribution for each action dimension."""
         actor = self.policy.actor
         x = mlp(actor.mlp, features)
         if self.sizes is None:
@@ -258,7 +260,7 @@ class Reference:
             all_actions.append(th.stack(chosen, dim=-1))
             if k < noise.stoch.shape[1]:
                 deter, stoch = all_features[-1].split([size.deter, size.stoch * size.classes], dim=-1)
-                # Box actions pass through float32, as those of the replay do.
+                # Box actions are rounded to float32, as in the replay buffer.
                 action = all_actions[-1].float() if self.sizes is None else all_actions[-1]
                 deter = self.core(deter, stoch, self.encode_action(action, deter.dtype))
                 prior = mixed(self.latent(rssm.prior_net, deter), size.unimix)
@@ -267,7 +269,7 @@ class Reference:
         return th.stack(all_features, 1).detach(), th.stack(all_actions, 1).detach()
 
     def terms(self, batch: SequenceBatch, noise: UpdateNoise) -> dict[str, th.Tensor]:
-        """:return: every loss by name, before its mean"""
+        """:return: every loss term by name, before the mean"""
         policy, settings = self.policy, self.settings
         world_model, lam = policy.world_model, settings["return_lambda"]
         lead = batch.rewards.shape
@@ -281,12 +283,12 @@ class Reference:
 
         recent = features[:, -settings["imagine_last"] :] if settings.get("imagine_last") else features
         length = recent.shape[1]
-        dream, dreamt_actions = self.imagine(recent.flatten(0, 1).detach(), noise.imagination)
-        value_logits, value = two_hot(policy.critic, dream)
-        slow = two_hot(policy.critic_target, dream)[1].detach()
-        reward = two_hot(world_model.reward_head, dream)[1].detach()
+        imagined, imagined_actions = self.imagine(recent.flatten(0, 1).detach(), noise.imagination)
+        value_logits, value = two_hot(policy.critic, imagined)
+        slow = two_hot(policy.critic_target, imagined)[1].detach()
+        reward = two_hot(world_model.reward_head, imagined)[1].detach()
         head = world_model.continue_head
-        goes_on = th.sigmoid(dense(head.output, mlp(head.mlp, dream)).squeeze(-1)).detach()
+        goes_on = th.sigmoid(dense(head.output, mlp(head.mlp, imagined)).squeeze(-1)).detach()
         weight = goes_on.cumprod(1)[:, :-1]
         returns = [value[:, -1].detach()]
         for t in range(value.shape[1] - 1, 0, -1):
@@ -296,8 +298,8 @@ class Reference:
         normalizer = policy.return_normalizer
         normalizer.update(returned)
         advantage = (returned - value[:, :-1].detach()) / normalizer.scale
-        by_dimension = self.action_distributions(dream[:, :-1])
-        log_prob = th.stack([d.log_prob(dreamt_actions[:, :-1, i]) for i, d in enumerate(by_dimension)]).sum(0)
+        by_dimension = self.action_distributions(imagined[:, :-1])
+        log_prob = th.stack([d.log_prob(imagined_actions[:, :-1, i]) for i, d in enumerate(by_dimension)]).sum(0)
         entropy = th.stack([d.entropy() for d in by_dimension]).sum(0)
         terms["actor"] = -weight * (log_prob * advantage + settings["ent_coef"] * entropy)
         bins, kept = policy.critic.bins, value_logits[:, :-1]
@@ -320,6 +322,6 @@ class Reference:
         return terms
 
     def loss(self, batch: SequenceBatch, noise: UpdateNoise) -> tuple[th.Tensor, dict[str, th.Tensor]]:
-        """:return: the number to minimise, and its terms"""
+        """:return: the total loss and its terms"""
         terms = self.terms(batch, noise)
         return th.stack([scale * terms[name].mean() for name, scale in self.scales.items()]).sum(), terms

@@ -1,9 +1,9 @@
 """
-What replay costs: ``add`` per environment step, ``sample`` of a batch of windows, and writing latents back.
+Time of the replay buffer: ``add`` per environment step, ``sample`` of a batch of windows, write-back of latents.
 
     python -m benchmarks.speed.replay --preset image_12m
 
-Minimum over rounds of process CPU time; one line of JSON.
+Prints one line of JSON: process CPU time, minimum over rounds.
 """
 
 import argparse

@@ -1,14 +1,14 @@
 """
-What several ranks cost: one training update alone, under DDP with one rank, and with two ranks that exchange gradients.
+Cost of communication between ranks: a training update without communication, with all-reduced gradients, on one and two ranks.
 
     python -m benchmarks.speed.scaling                             # proprio_1m, 1 and 2 ranks, one thread each
     python -m benchmarks.speed.scaling --preset image_12m --iterations 3
     python -m benchmarks.speed.scaling --device cuda --ranks 1 8 --iterations 50
-    python -m benchmarks.speed.scaling --bytes                     # only the bytes that an update reduces, all sizes
+    python -m benchmarks.speed.scaling --bytes                     # only the bytes per update, for all model sizes
 
-Every number of ranks is one launch of torchrun. In it three things take turns: the update as one process makes it, on
-all ranks at once and without a word between them; the same with all gradients reduced; and the bare reduction of as many
-bytes. A line of JSON per number of ranks; each rank trains a whole batch, so twice the ranks is twice the work.
+Each number of ranks is one launch of torchrun. Three variants take turns: the update on all ranks without communication, the
+update with all-reduced gradients, and the all-reduce alone. Prints one line of JSON per number of ranks. Each rank trains on a
+full batch, so two ranks do twice the work.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from sb3_dreamer.dreamerv3.policies import DreamerPolicy
 
 
 def reduced_bytes(policy: DreamerPolicy, batch_size: int = BATCH) -> dict[str, int]:
-    """:return: what one update sends round: gradients, and the returns of all dreams, which are gathered (float32)"""
+    """:return: bytes that one update communicates: gradients (all-reduce) and imagined returns (all-gather), float32"""
     gradients = 4 * sum(parameter.numel() for parameter in policy.trainable_parameters())
     return dict(gradient_bytes=gradients, return_bytes=4 * batch_size * LENGTH * HORIZON)
 
@@ -43,19 +43,19 @@ def print_bytes() -> None:
 
 
 def reduction(n_bytes: int, device: th.device) -> Callable[[], None]:
-    """:return: reduces so many bytes over the ranks, in pieces as large as DDP's"""
-    pieces = th.ones(n_bytes // 4, device=device).split(BUCKET_MB * 2**20 // 4)
+    """:return: a function that all-reduces ``n_bytes`` over the ranks, in chunks as large as DDP's buckets"""
+    chunks = th.ones(n_bytes // 4, device=device).split(BUCKET_MB * 2**20 // 4)
 
     def reduce() -> None:
-        works = [th.distributed.all_reduce(piece, async_op=True) for piece in pieces]
+        works = [th.distributed.all_reduce(chunk, async_op=True) for chunk in chunks]
         for work in works:
             work.wait()
 
     return reduce
 
 
-def settled(function: Callable[[], Any], device: th.device) -> Callable[[], None]:
-    """:return: the same, waited for"""
+def synchronized(function: Callable[[], Any], device: th.device) -> Callable[[], None]:
+    """:return: the function, followed by a device synchronisation"""
 
     def call() -> None:
         function()
@@ -66,7 +66,7 @@ def settled(function: Callable[[], Any], device: th.device) -> Callable[[], None
 
 
 def work(args: argparse.Namespace) -> None:
-    """One rank."""
+    """Run the benchmark on one rank."""
     th.set_num_threads(args.threads)
     ranks = join_ranks()
     device = th.device(ranks.device(args.device))
@@ -75,12 +75,12 @@ def work(args: argparse.Namespace) -> None:
     batch = make_batch(alone.policy)
     sizes = reduced_bytes(alone.policy)
     functions = {
-        "alone": settled(lambda: alone(batch), device),
-        "together": settled(lambda: together(batch), device),
-        "reduction": settled(reduction(sizes["gradient_bytes"], device), device),
+        "alone": synchronized(lambda: alone(batch), device),
+        "together": synchronized(lambda: together(batch), device),
+        "reduction": synchronized(reduction(sizes["gradient_bytes"], device), device),
     }
     for function in functions.values():
-        for _ in range(2):  # DDP arranges its buckets in the first
+        for _ in range(2):  # DDP builds its buckets in the first call
             function()
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
     for _ in range(args.iterations):

@@ -1,12 +1,12 @@
 """
-How long one training update takes, without replay and environment.
+Time of one training update, without replay and environment.
 
     python -m benchmarks.speed.update_time                             # proprio_1m: fast, plain path, reference
     python -m benchmarks.speed.update_time --preset image_12m --variants fast reference --iterations 2
     python -m benchmarks.speed.update_time --variants fast compiled
 
-Variants take turns within one process. One line of JSON each. Compare the CPU seconds of one run, never those of two: a
-shared machine changes by a third from one process to the next.
+Variants take turns within one process. Prints one line of JSON for each. Compare only CPU seconds of one run, because a shared
+machine varies by a third from one process to the next.
 """
 
 import argparse
@@ -28,7 +28,7 @@ VARIANTS = ("fast", "compiled", "plain", "reference")
 
 
 def use_reference(update: TrainingUpdate, batch: SequenceBatch) -> Callable[[], Any]:
-    """:return: the same update with the straightforward objective of the reference"""
+    """:return: the update with the loss of the reference implementation"""
     policy, reference = update.policy, Reference(update.policy, **SETTINGS)
 
     def step() -> None:
@@ -61,9 +61,9 @@ def main() -> None:
     for name in args.variants:
         functions[name], update = make_variant(name, args.preset)
         start = time.perf_counter()
-        functions[name]()  # the first one warms up, and compiles
+        functions[name]()  # warm-up, including compilation
         compile_seconds[name] = time.perf_counter() - start if name == "compiled" else 0.0
-        # Compiled steps are not taken apart: what they hold reaches no dispatcher.
+        # Operations of compiled steps cannot be counted, because they do not pass through the dispatcher.
         n_operations, gflop = (None, None) if name == "compiled" else count_operations(functions[name])
         facts[name] = dict(
             parameters=sum(p.numel() for p in update.policy.trainable_parameters()),

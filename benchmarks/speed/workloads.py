@@ -1,4 +1,4 @@
-"""What the speed benchmarks run: models and batches of fixed sizes, and counters of time, operations and memory."""
+"""Models and batches of fixed sizes for the speed benchmarks; measurement of time, operations and memory."""
 
 import resource
 import time
@@ -26,7 +26,7 @@ SETTINGS: dict[str, Any] = dict(
 
 
 class Preset(NamedTuple):
-    """A model and what it sees."""
+    """A model size with its spaces."""
 
     model_size: str
     observation_space: spaces.Space
@@ -43,7 +43,7 @@ PRESETS = {
 
 
 def make_policy(preset: str, device: th.device | str = "cpu", precision: str = "fp32") -> DreamerPolicy:
-    """:return: a policy of the preset, the same each time"""
+    """:return: a policy of the preset, initialised with a fixed seed"""
     th.manual_seed(0)
     model_size, observation_space, action_space = PRESETS[preset]
     policy = DreamerPolicy(observation_space, action_space, lambda _: 4e-5, model_size=model_size, precision=precision)
@@ -65,7 +65,7 @@ def make_update(
 
 
 def make_batch(policy: DreamerPolicy, batch_size: int = BATCH, length: int = LENGTH) -> SequenceBatch:
-    """:return: synthetic replay: noise, an episode's end in the middle of every fourth row"""
+    """:return: a batch of random data; in every fourth sequence an episode ends in the middle"""
     rng, lead, device = np.random.default_rng(0), (batch_size, length), policy.device
     space, action_space = policy.observation_space, policy.action_space
     if space.dtype == np.uint8:
@@ -98,7 +98,7 @@ VIEWS = "view transpose aten.t. expand select slice unbind split detach permute 
 
 
 class Operations(TorchDispatchMode):
-    """Counts operations, views aside, for they do no work; and what matrix products and convolutions compute."""
+    """Count operations except views, and the FLOP of matmuls and convolutions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,24 +113,24 @@ class Operations(TorchDispatchMode):
 
 
 def count_operations(function: Callable[[], Any]) -> tuple[int, float]:
-    """:return: operations that reach the device's kernels in one call, and what they compute, in GFLOP"""
+    """:return: number of operations (except views) of one call, and their GFLOP"""
     with Operations() as operations:
         function()
     return operations.count, operations.flop / 1e9
 
 
 def peak_rss_mb() -> float:
-    """:return: of this process so far"""
+    """:return: peak memory of this process so far, in MB"""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def interleave(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[tuple[float, float]]]:
     """
-    Call the functions in turn, so that what else the machine does meets all of them alike.
+    Call the functions in turn, so that other load on the machine affects all of them equally.
 
-    :param functions: by name
-    :param rounds: calls of each
-    :return: by name, (wall, process CPU) seconds of each call
+    :param functions: functions by name
+    :param rounds: number of calls of each function
+    :return: (wall, process CPU) seconds of each call, by name
     """
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
     for _ in range(rounds):

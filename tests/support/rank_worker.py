@@ -1,9 +1,9 @@
 """
-What the ranks of ``test_distributed.py`` do, each in a process of its own:
+Scenarios of ``test_distributed.py``. Each rank runs in its own process:
 
     torchrun --nproc-per-node=2 -m tests.support.rank_worker SCENARIO FOLDER
 
-Every rank leaves ``rank0.pt`` and so on in the folder. ``updates()`` is run by the test itself too, as one rank.
+Rank 0 writes its result to ``rank0.pt`` in the folder, and so on. The test also calls ``updates()`` itself, as a single rank.
 """
 
 import functools
@@ -38,11 +38,11 @@ from tests.support.helpers import MIXED, TINY, double, make_loss, make_policy, r
 N_UPDATES, BATCH, LENGTH = 5, 8, 6
 
 
-# ---- the same update by one rank and by many ----
+# ---- the same update on one and on several ranks ----
 
 
 def share_of(tree: Any, rank: int, size: int) -> Any:
-    """A rank's part of the first axis of every tensor and array."""
+    """The part of one rank of every tensor and array, along the first axis."""
     if isinstance(tree, th.Tensor | np.ndarray):
         n = len(tree) // size
         return tree[rank * n : (rank + 1) * n]
@@ -52,7 +52,7 @@ def share_of(tree: Any, rank: int, size: int) -> Any:
 
 
 def updates(ranks: Ranks, is_reduced: bool = True) -> dict[str, Any]:
-    """Five updates in float64 without warm-up, of a batch and a noise of which this rank takes its share."""
+    """Five updates in float64 without warm-up. Each rank uses its share of batch and noise."""
     policy = make_policy(MIXED, spaces.Box(-1.0, 1.0, (2,), np.float32))
     randomize_outputs(policy)
     policy.double()
@@ -94,10 +94,10 @@ def updates(ranks: Ranks, is_reduced: bool = True) -> dict[str, Any]:
 # ---- a real run ----
 
 
-class StopAt(BaseCallback):
-    """Says stop at so many steps, and sleeps once before that."""
+class SleepAndStop(BaseCallback):
+    """Requests a stop after so many steps, and sleeps once before that."""
 
-    def __init__(self, steps: int, seconds: float = 0.0):
+    def __init__(self, steps: int, seconds: float):
         super().__init__()
         self.steps, self.seconds = steps, seconds
 
@@ -109,7 +109,7 @@ class StopAt(BaseCallback):
 
 
 class CountSteps(BaseCallback):
-    """Runs on all ranks."""
+    """Counts its calls on every rank."""
 
     all_ranks = True
 
@@ -118,7 +118,7 @@ class CountSteps(BaseCallback):
 
 
 class SetAt(BaseCallback):
-    """Changes settings at so many steps."""
+    """Changes settings after so many steps."""
 
     def __init__(self, steps: int, all_ranks: bool, **settings: Any):
         super().__init__()
@@ -132,7 +132,7 @@ class SetAt(BaseCallback):
 
 
 def fingerprint(model: DreamerV3) -> str:
-    """Of all parameters, buffers and the optimiser's state, to the bit."""
+    """Hash of all parameters, buffers and the optimiser state."""
     tensors = [*model.policy.state_dict().values()]
     for state in model.policy.optimizer.state.values():
         tensors += [value for value in state.values() if isinstance(value, th.Tensor)]
@@ -140,8 +140,8 @@ def fingerprint(model: DreamerV3) -> str:
 
 
 def learn(folder: Path) -> dict[str, Any]:
-    """CartPole: a run without an update, then one with evaluation, checkpoints, VecNormalize and a stop within a rollout."""
-    # An evaluation longer than what the group of the gradients waits for.
+    """CartPole: a run without updates, then one with evaluation, checkpoints, VecNormalize and a stop within a rollout."""
+    # The evaluation must take longer than the timeout of the gradients' process group.
     dist.init_process_group = functools.partial(dist.init_process_group, timeout=timedelta(seconds=4))
     venv = make_vec_env("CartPole-v1", 2, monitor_dir=str(folder / "monitor"), vec_env_cls=SubprocVecEnv)
     env = VecNormalize(venv, norm_reward=False)
@@ -153,7 +153,7 @@ def learn(folder: Path) -> dict[str, Any]:
     model.learn(12)  # before the first update
     at_start = fingerprint(model)
     eval_env = VecNormalize(make_vec_env("CartPole-v1", 1, seed=1), training=False, norm_reward=False)
-    stop, count = StopAt(896, seconds=6.0), CountSteps()
+    stop, count = SleepAndStop(896, seconds=6.0), CountSteps()
     checkpoints = CheckpointCallback(100, str(folder / "checkpoints"), save_replay_buffer=True)
     evaluation = EvalCallback(eval_env, eval_freq=50, n_eval_episodes=2, log_path=str(folder / "eval"), verbose=0)
     start = time.perf_counter()
@@ -181,7 +181,7 @@ def learn(folder: Path) -> dict[str, Any]:
     model.load_replay_buffer(folder / "replay.pkl")
     result["random_goes_on"] = bool((th.rand(3) == expected[0]).all() and (np.random.rand(3) == expected[1]).all())
     result["own_rows"] = bool((np.asarray(model.replay_buffer.observations)[:20] == result["first_rows"]).all())
-    # A second run with the same model: the wrapper of the first one must be gone, or both would reduce.
+    # A second run with the same model: the DDP wrapper of the first run must be deleted, or both would reduce the gradients.
     wrapper = weakref.ref(model._update.parallel)
     model.learn(100, callback=lambda *_: True, reset_num_timesteps=False)
     result["wrapper_is_gone"] = wrapper() is None and model._update.parallel is not None
@@ -195,11 +195,11 @@ def learn(folder: Path) -> dict[str, Any]:
     }
 
 
-# ---- what goes wrong on one rank ----
+# ---- failures on one rank ----
 
 
 class Accident(gym.Wrapper):
-    """Happens on rank 1 after 60 steps."""
+    """Fails on rank 1 after 60 steps."""
 
     def __init__(self, env: gym.Env, kind: str):
         super().__init__(env)
@@ -216,12 +216,12 @@ class Accident(gym.Wrapper):
             if self.kind == "terminate":
                 os.kill(os.getpid(), signal.SIGTERM)
             if self.kind == "error":
-                raise FileNotFoundError("the world of rank 1 is gone")
+                raise FileNotFoundError("the environment of rank 1 is gone")
         return super().step(action)
 
 
 def compiled(folder: Path) -> dict[str, Any]:
-    """Compiled steps with ranks; then saved and loaded by the same script, with nothing between."""
+    """Train with compiled steps on several ranks, then save and load without a pause."""
     model = DreamerV3("MlpPolicy", "CartPole-v1", **{**TINY, "training_ratio": 16}, compile=True, verbose=1)
     model.learn(60)
     for _ in range(5):
@@ -236,12 +236,12 @@ def accident(kind: str) -> None:
     model = DreamerV3("MlpPolicy", env, **{**TINY, "training_ratio": 32}, seed=0)
     if kind == "script" and os.environ["RANK"] == "1":
         (Path(sys.argv[2]) / "accident").write_text(str(time.time()))
-        raise FileNotFoundError("the script of rank 1 is at its end")
+        raise FileNotFoundError("the script of rank 1 failed")
     model.learn(1_000_000)
 
 
 def differ() -> dict[str, Any]:
-    """What ranks agree on when each says something else, and the messages of what must be the same and is not."""
+    """Synchronise ranks that disagree; collect the errors for arguments and settings that differ between ranks."""
     ranks = join_ranks()
     messages: dict[str, Any] = {
         "steps": ranks.sync_rollout(3 + ranks.rank, goes_on=True, can_sample=True),

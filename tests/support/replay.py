@@ -1,24 +1,10 @@
-"""Checks of a replay buffer whose every number is known: that of the counter worlds."""
+"""Replay buffers with known contents, and checks of the buffer of the counter environments."""
 
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from tests.support.helpers import COUNTERS
-
-
-class StopAt(BaseCallback):
-    """Stops, or raises, at the n-th step."""
-
-    def __init__(self, n: int, error: type[BaseException] | None = None):
-        super().__init__()
-        self.n, self.error = n, error
-
-    def _on_step(self) -> bool:
-        if self.n_calls == self.n and self.error is not None:
-            raise self.error
-        return self.n_calls != self.n
 
 
 def stream(buffer: SequenceReplayBuffer, env: int) -> dict[str, np.ndarray]:
@@ -31,7 +17,7 @@ def stream(buffer: SequenceReplayBuffer, env: int) -> dict[str, np.ndarray]:
 
 def check_rows(rows: dict[str, np.ndarray], env: int) -> list[int]:
     """
-    Check every row of a stretch of one environment's stream.
+    Check consecutive rows of one environment.
 
     :return: indices of the rows at which an episode was abandoned (a reset without done)
     """
@@ -45,14 +31,14 @@ def check_rows(rows: dict[str, np.ndarray], env: int) -> list[int]:
         assert rows["actions"][i, 0] == (0 if is_start else last_action[i])
         if i + 1 < len(step):
             follows = (episode[i + 1], step[i + 1]) == (episode[i], step[i] + 1)
-            starts_anew = step[i + 1] == 0 and episode[i + 1] > episode[i]
-            assert starts_anew if is_end else follows or starts_anew
-            if starts_anew and not is_end:
+            is_new_episode = step[i + 1] == 0 and episode[i + 1] > episode[i]
+            assert is_new_episode if is_end else follows or is_new_episode
+            if is_new_episode and not is_end:
                 abandoned.append(i)
         if is_end:
             assert rows["dones"][i] and rows["timeouts"][i] == truncates
         elif i in abandoned:
-            assert rows["dones"][i] and rows["timeouts"][i]  # cut like a truncated episode
+            assert rows["dones"][i] and rows["timeouts"][i]  # stored like a truncated episode
         else:
             assert not rows["dones"][i] and not rows["timeouts"][i]
     return abandoned
@@ -63,7 +49,7 @@ def check_buffer(buffer: SequenceReplayBuffer) -> list[list[int]]:
 
 
 def check_windows(buffer: SequenceReplayBuffer, n: int = 64) -> None:
-    """Check sampled windows row by row, and where they start from."""
+    """Check sampled windows row by row, and their initial latents."""
     batch = buffer.sample(n)
     steps, envs = batch.indices
     assert steps.shape == (n, buffer.batch_length)
@@ -80,11 +66,11 @@ def check_windows(buffer: SequenceReplayBuffer, n: int = 64) -> None:
         next_row = (steps[i, -1] + 1) % buffer.buffer_size
         is_newest = steps[i, -1] + 1 == buffer.counts[env]
         if not is_newest and buffer.is_first[next_row, env] and rows["observations"][-1, 1] != COUNTERS[env][0]:
-            assert rows["dones"][-1] and rows["timeouts"][-1]  # abandoned just behind the window
+            assert rows["dones"][-1] and rows["timeouts"][-1]  # abandoned right after the window
             rows["dones"][-1] = rows["timeouts"][-1] = False
         check_rows(rows, env)
         before = (steps[i, 0] - 1) % buffer.buffer_size
-        assert steps[i, 0] - 1 >= buffer.counts[env] - buffer.filled[env]  # the context row is alive
+        assert steps[i, 0] - 1 >= buffer.counts[env] - buffer.filled[env]  # the context row has not been overwritten
         known = float(buffer.has_latent[before, env])
         np.testing.assert_array_equal(batch.initial.deter[i], buffer.deter[before, env].astype(np.float32) * known)
         np.testing.assert_array_equal(batch.initial.stoch[i].sum(-1), np.full(2, known))
@@ -92,14 +78,14 @@ def check_windows(buffer: SequenceReplayBuffer, n: int = 64) -> None:
 
 
 def plain_buffer(**kwargs) -> SequenceReplayBuffer:
-    """Thirty rows of one number for each of two environments."""
+    """A buffer of scalar observations: thirty rows for each of two environments."""
     observation_space, action_space = spaces.Box(-np.inf, np.inf, (1,)), spaces.Discrete(5)
     defaults = dict(observation_space=observation_space, action_space=action_space, device="cpu", latent_shape=(8, 2, 4))
     return SequenceReplayBuffer(**{**defaults, "buffer_size": 60, "n_envs": 2, "batch_length": 4, **kwargs})
 
 
 def fill(buffer: SequenceReplayBuffer, n_steps: int, start: int = 0) -> None:
-    """One endless episode per environment, whose observation and reward are the step's number."""
+    """Add one endless episode per environment. Observation and reward are the number of the step."""
     for t in range(start, start + n_steps):
         now, then = (np.full((buffer.n_envs, 1), value, np.float32) for value in (t, t + 1))
         buffer.add(now, then, np.full(buffer.n_envs, t % 5), then[:, 0], np.zeros(buffer.n_envs), [{}] * buffer.n_envs)
