@@ -1,11 +1,11 @@
-"""Imports run downwards only, `common` knows nothing of `dreamerv3`, files are short, and each has its tests."""
+"""Imports only go to lower layers, `common` does not import `dreamerv3`, files are short, and each has tests."""
 
 import ast
 from pathlib import Path
 
 from tests.support.package import PACKAGE, ROOT, module_name
 
-# Lowest floor first. A file may import from floors below its own.
+# Lowest layer first. A module may import from lower layers only.
 COMMON = [
     {
         "common",
@@ -73,27 +73,27 @@ PACKAGE_AND_ZOO = [
 ]
 FLOORS = COMMON + READABLE + FAST + ALGORITHM + PACKAGE_AND_ZOO
 FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
-# Where the tests of a module, or of a folder, lie, if not in `test_MODULE.py` or `test_FOLDER_MODULE.py` (two modules have one
-# name: in the latter).
+# Test files of modules and folders without a `test_MODULE.py` or `test_FOLDER_MODULE.py` (the latter if two modules have the
+# same name).
 TESTS = {
     "common.distributed.launch": "test_distributed.py",
     "common.distributed.torchrun": "test_distributed.py",
     "common.envs": "test_envs.py",
-    "common.type_aliases": None,  # tuples with names
-    "common.utils": None,  # names for old files
+    "common.type_aliases": None,  # named tuples
+    "common.utils": None,  # aliases for old files
     "dreamerv3.fast": "test_scan.py test_update.py",
     "zoo": "test_zoo.py",
 }
-MOST_FLOORS = 8  # of what a reader of the algorithm opens: `dreamerv3/` without `fast/`
+MOST_FLOORS = 8  # of `dreamerv3/` without `fast/`
 
 
 def imports(path: Path) -> set[str]:
-    """Our modules that a file imports, also those for type checkers alone."""
+    """Modules of the package that a file imports, including imports for type checking."""
     tree = ast.parse(path.read_text())
     froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     assert not any(node.level for node in froms), f"{path} has a relative import"
     found = {node.module for node in froms}
-    # `from package import module` imports a module, too.
+    # `from package import module` also imports a module.
     names = {f"{node.module}.{alias.name}" for node in froms for alias in node.names}
     found |= {name for name in names if (ROOT / name.replace(".", "/")).with_suffix(".py").is_file()}
     found |= {name for name in names if (ROOT / name.replace(".", "/")).is_dir()}
@@ -102,12 +102,12 @@ def imports(path: Path) -> set[str]:
 
 
 def import_graph() -> dict[str, set[str]]:
-    """Our modules, and what each of them imports of ours."""
+    """Imports of each module of the package from the package."""
     return {module_name(path): imports(path) - {module_name(path)} for path in PACKAGE.rglob("*.py")}
 
 
-def circles(graph: dict[str, set[str]]) -> list[str]:
-    """Modules that import themselves by way of others."""
+def cycles(graph: dict[str, set[str]]) -> list[str]:
+    """Modules in import cycles."""
     reached = {name: set(others) for name, others in graph.items()}
     for middle in graph:
         for name in graph:
@@ -117,7 +117,7 @@ def circles(graph: dict[str, set[str]]) -> list[str]:
 
 
 def n_floors_of(graph: dict[str, set[str]]) -> int:
-    """The most modules on a way along the arrows between modules of the graph, which has no circle."""
+    """Number of modules on the longest path of an import graph without cycles."""
 
     def height(name: str) -> int:
         return 1 + max((height(other) for other in graph[name] & graph.keys()), default=0)
@@ -125,35 +125,35 @@ def n_floors_of(graph: dict[str, set[str]]) -> int:
     return max(map(height, graph))
 
 
-def test_the_graph_sees_imports_for_type_checkers_and_circles(tmp_path):
+def test_import_graph_includes_type_checking_imports_and_finds_cycles(tmp_path):
     lines = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from sb3_dreamer.common.buffers import A\n"
     lines += "def f():\n    import sb3_dreamer.common.metrics\n    from sb3_dreamer.dreamerv3 import fast\n"
     (tmp_path / "one.py").write_text(lines)
     assert imports(tmp_path / "one.py") == {"common.buffers", "common.metrics", "dreamerv3", "dreamerv3.fast"}
-    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c"]
-    assert n_floors_of({"a": {"b", "c"}, "b": {"c"}, "c": {"elsewhere"}}) == 3
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c"]
+    assert n_floors_of({"a": {"b", "c"}, "b": {"c"}, "c": {"other"}}) == 3
 
 
 def test_imports_run_downwards():
-    """Prints the figures of the graph (``pytest -s``): arrows, arrows that run upwards, circles, floors."""
+    """Prints the size of the graph (``pytest -s``): imports, upward imports, cycles, layers."""
     graph = import_graph()
     assert graph.keys() == FLOOR_OF.keys(), f"add to FLOORS, or remove: {graph.keys() ^ FLOOR_OF.keys()}"
-    arrows = [(name, other) for name, others in graph.items() for other in others]
-    upward = [f"{name} imports {other}" for name, other in arrows if FLOOR_OF[other] >= FLOOR_OF[name]]
+    edges = [(name, other) for name, others in graph.items() for other in others]
+    upward = [f"{name} imports {other}" for name, other in edges if FLOOR_OF[other] >= FLOOR_OF[name]]
     inside = {name: others for name, others in graph.items() if name.startswith("dreamerv3.")}
     readable = {name: others for name, others in inside.items() if not name.startswith("dreamerv3.fast")}
     n_floors, n_all = n_floors_of(readable), n_floors_of(inside)
     print(
-        f"\n{len(arrows)} arrows, {len(upward)} upwards, {len(circles(graph))} in circles, "
+        f"\n{len(edges)} imports, {len(upward)} upwards, {len(cycles(graph))} in cycles, "
         f"{n_floors} floors in dreamerv3/ without fast/, {n_all} with it"
     )
     assert not upward, upward
-    assert not circles(graph)
+    assert not cycles(graph)
     assert n_floors <= MOST_FLOORS
 
 
-def test_one_file_alone_imports_the_fast_path():
-    """A reader of the algorithm may leave the folder closed."""
+def test_only_the_algorithm_imports_the_fast_path():
+    """The algorithm can be read without the ``fast`` folder."""
     inside = {path for path in PACKAGE.rglob("*.py") if path.parent.name == "fast"}
     outside = {
         module_name(path) for path in set(PACKAGE.rglob("*.py")) - inside if any("fast" in name for name in imports(path))
@@ -162,7 +162,7 @@ def test_one_file_alone_imports_the_fast_path():
 
 
 def test_every_module_has_a_test_file():
-    """No row of TESTS is out of date either: it names a module without a file of its own, and files that exist."""
+    """Every entry of TESTS is needed: its module has no test file of that name, and the files listed exist."""
     there, used, missing = {path.name for path in (ROOT / "tests").glob("test_*.py")}, set(), []
     paths = [path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
     for path in paths:

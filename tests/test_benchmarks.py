@@ -1,4 +1,4 @@
-"""The learning benchmark: a killed run goes on with the same numbers, and the page of results says what the files say."""
+"""The learning benchmark: a killed run resumes with the same results, and the result pages match the files."""
 
 import importlib
 import json
@@ -37,7 +37,7 @@ COMMAND = [
     "--trial",
     "small",
 ]
-# What depends on the machine, not on the run.
+# Values that depend on the machine.
 TIMES = ("train_cpu_s", "train_wall_s", "eval_cpu_s")
 
 
@@ -55,7 +55,7 @@ def without_times(line: str) -> dict:
     return {name: value for name, value in json.loads(line).items() if name not in TIMES}
 
 
-def test_a_killed_run_goes_on_with_the_same_numbers(tmp_path):
+def test_a_killed_run_resumes_with_the_same_results(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert start(whole).wait(120) == 0
     process = start(killed)
@@ -76,7 +76,7 @@ def test_a_killed_run_goes_on_with_the_same_numbers(tmp_path):
     assert {"world_model/reward_loss", "world_model/dynamics_loss", "actor_critic/entropy"} <= lines[-1]["metrics"].keys()
 
     content = (whole / "tmaze4" / "dreamerv3-small-seed3.jsonl").read_text()
-    assert start(whole).wait(120) == 0  # nothing is left to do
+    assert start(whole).wait(120) == 0  # already complete
     assert (whole / "tmaze4" / "dreamerv3-small-seed3.jsonl").read_text() == content
 
 
@@ -88,7 +88,7 @@ def test_a_killed_run_goes_on_with_the_same_numbers(tmp_path):
         ("pixelcatch16", "dreamerv3", dict(training_ratio=2)),  # transposed by VecTransposeImage
     ],
 )
-def test_other_runs_go_on_too(task, algorithm, hyperparams, tmp_path, monkeypatch):
+def test_other_runs_resume_too(task, algorithm, hyperparams, tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setitem(harness.TASKS, task, TASKS[task]._replace(every=200, episodes=2))
     runs = [harness.Run(task, algorithm, 0, 600, "short", hyperparams, tmp_path / name) for name in ("whole", "stopped")]
@@ -117,7 +117,7 @@ def short_run(tmp_path, monkeypatch) -> harness.Run:
     return harness.Run("tmaze4", "recurrentppo", 0, 600, "short", {}, tmp_path)
 
 
-def test_what_is_written_stays_when_an_evaluation_is_made_again(short_run, monkeypatch):
+def test_lines_are_kept_when_an_evaluation_is_repeated(short_run, monkeypatch):
     save = harness.Recorder.save
 
     def die_before_the_third(recorder):
@@ -132,13 +132,13 @@ def test_what_is_written_stays_when_an_evaluation_is_made_again(short_run, monke
     assert [line["steps"] for line in short_run.written()] == [600, 200, 400]
     marked = short_run.path.read_text().replace('"steps": 400', '"mark": 1, "steps": 400')
     short_run.path.write_text(marked)
-    harness.execute(short_run, allow_dirty=True)  # from step 256: it evaluates at 400 again
+    harness.execute(short_run, allow_dirty=True)  # from step 256: the evaluation at 400 is repeated
     assert [line["steps"] for line in short_run.written()] == [600, 200, 400, 600]
     assert short_run.path.read_text().startswith(marked) and short_run.is_complete()
     assert not short_run.checkpoint.exists()
 
 
-def test_an_unfinished_run_without_a_checkpoint_is_refused(short_run):
+def test_an_unfinished_run_without_a_checkpoint_is_rejected(short_run):
     short_run.path.parent.mkdir()
     content = '{"steps": 600}\n{"steps": 200, "complete": false}\n'
     short_run.path.write_text(content)
@@ -151,14 +151,14 @@ def test_an_unfinished_run_without_a_checkpoint_is_refused(short_run):
     assert short_run.path.read_text() == content
 
 
-def test_a_line_that_was_cut_off_is_refused(short_run):
+def test_an_incomplete_line_is_rejected(short_run):
     short_run.path.parent.mkdir()
     short_run.path.write_text('{"steps": 600}\n{"steps": 200, "comp')
     with pytest.raises(harness.RefusedRun, match="ends with an incomplete line"):
         harness.execute(short_run, allow_dirty=True)
 
 
-def test_sources_that_differ_from_their_commit_are_refused(short_run, monkeypatch):
+def test_uncommitted_sources_are_rejected(short_run, monkeypatch):
     monkeypatch.setattr(harness, "commit", lambda: "abc1234+")
     with pytest.raises(harness.RefusedRun, match="--allow-dirty"):
         harness.execute(short_run)
@@ -167,7 +167,7 @@ def test_sources_that_differ_from_their_commit_are_refused(short_run, monkeypatc
     assert not short_run.path.exists()
 
 
-def test_the_comparison_of_ways_refuses_them_too_and_names_the_commit(tmp_path, monkeypatch, capsys):
+def test_comparison_of_deterministic_ways_rejects_them_and_stores_the_commit(tmp_path, monkeypatch, capsys):
     def build(_):
         return DreamerV3("MlpPolicy", "CartPole-v1", seed=0, **TINY), make_vec_env("CartPole-v1", 2), None
 
@@ -187,14 +187,14 @@ def test_the_comparison_of_ways_refuses_them_too_and_names_the_commit(tmp_path, 
     assert "| cartpole | 5 |" in capsys.readouterr().out
     monkeypatch.setattr(deterministic, "build", None)
     monkeypatch.setattr(sys, "argv", command)
-    deterministic.main()  # what is complete is kept, whatever the sources
+    deterministic.main()  # a complete run is skipped, whatever the sources
 
 
 def test_benchmarks_need_no_tests_and_no_paths():
     for path in (ROOT / "benchmarks").rglob("*.py"):
         source = path.read_text()
         assert not re.search(r"^\s*(from|import) tests\b", source, flags=re.MULTILINE), path
-        # TorchRL's recipe is a folder of scripts that import each other.
+        # TorchRL's recipe consists of scripts that import each other.
         assert "sys.path" not in source or path.name == "torchrl_update.py", path
 
 
@@ -208,7 +208,7 @@ def test_a_variant_needs_a_name():
 def test_every_task_has_an_environment_and_presets(name):
     env_id = TASKS[name].env
     if TASKS[name].package:
-        pytest.importorskip(env_id.split("/")[0])  # RL Zoo brings shimmy without it
+        pytest.importorskip(env_id.split("/")[0])  # RL Zoo installs shimmy without dm_control
         importlib.import_module(TASKS[name].package)
     gymnasium.make(env_id).close()
     config = TASKS[name].config
@@ -225,11 +225,11 @@ def test_the_pages_are_the_report():
     assert (ROOT / "docs" / "trials.md").read_text() == report.render_trials(results), "python -m benchmarks.learning.report"
 
 
-# ---- settings as run and today's preset ----
+# ---- settings of a run and the current preset ----
 
 
 def head(**changes) -> dict:
-    """The first line of a run of today's preset, with changes."""
+    """The first line of a run with the current preset, with changes."""
     task, preset = TASKS["cartpole"], presets.find_preset(TASKS["cartpole"], "dreamerv3")
     return dict(task="cartpole", algorithm="dreamerv3", steps=task.steps, preset={**preset, **changes})
 
@@ -255,7 +255,7 @@ def test_settings_are_compared_by_value():
     "task, algorithm", [("cartpole", "ppo"), ("tmaze4", "recurrentppo"), ("dmc_walker_walk", "dreamerv3")]
 )
 def test_a_run_has_the_preset_that_the_report_expects(task, algorithm):
-    """RL Zoo's own file, ours for the others, and one with a default for all environments."""
+    """RL Zoo's presets, our presets for the baselines, and a file with a default for all environments."""
     if TASKS[task].package:
         pytest.importorskip(TASKS[task].env.split("/")[0])
     run = harness.Run(task, algorithm, 0, TASKS[task].steps, "", {}, Path())
@@ -285,7 +285,7 @@ def test_a_seed_that_was_run_twice_counts_once():
     assert report.bar_row("name", TASK, Bar("last", must=0.6), group)[-3] == "0.63"
 
 
-# ---- verdicts, on results made up here ----
+# ---- verdicts, on synthetic results ----
 
 TASK = Task("claim", "CartPole-v1", steps=1000, every=250, episodes=20, bars=(), references={})
 
@@ -353,7 +353,7 @@ UPDATE_KEYS = {
 
 
 def printed(*command: str) -> list[dict]:
-    """The lines of JSON that a benchmark prints."""
+    """Run a benchmark and parse its lines of JSON."""
     command = [sys.executable, "-m", *command]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
     return [json.loads(line) for line in result.stdout.splitlines()]
@@ -366,7 +366,7 @@ def test_speed_of_the_update_is_measured_for_each_variant():
     fast, plain, reference = lines
     assert fast["parameters"] == reference["parameters"] > 1000
     assert fast["dispatched_ops"] < plain["dispatched_ops"] < reference["dispatched_ops"]
-    # All of them do the same arithmetic, up to what is read once or twice.
+    # All variants need nearly the same FLOP.
     assert fast["gflop"] == pytest.approx(reference["gflop"], rel=0.1)
     assert all(line["min_cpu_seconds"] > 0 for line in lines)
 
@@ -380,7 +380,7 @@ def test_speed_of_acting_and_replay_is_measured():
 
 
 def test_training_returns_are_compared_with_the_published_curve():
-    """The window ends at the published point; seeds that are not there yet do not count."""
+    """The window ends at the published point. Seeds that have not reached it are not counted."""
     task = TASKS["dmc_cartpole_swingup"]
 
     def result(seed: int, level: float, until: int = 50_000) -> report.Result:

@@ -1,4 +1,4 @@
-"""Rows of arrival in a world whose every number is known."""
+"""Replay rows in an environment where every number is known."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def test_rows_and_windows_across_wrap_around():
     assert buffer.pos == 29 and buffer.size() == 27
     check_windows(buffer)
     model.learn(3 * 75, reset_num_timesteps=False)
-    # 100 steps make as many rows and one first row per episode: 15, 10 and 8 episodes.
+    # 100 steps make 100 rows, plus one first row per episode: 15, 10 and 8 episodes.
     assert (buffer.counts == [115, 110, 108]).all()
     assert buffer.full and buffer.size() == 40 and buffer.observations.shape == (40, 3, 3)
     assert check_buffer(buffer) == [[], [], []]
@@ -50,7 +50,7 @@ def test_early_stop_loses_nothing():
     buffer = model.replay_buffer
     assert (buffer.counts == [9 + 2, 9 + 1, 9 + 1]).all()  # the transition at which the callback stopped is there
     model.learn(3 * 21, reset_num_timesteps=False)
-    assert check_buffer(buffer) == [[], [], []]  # no hole, no cut
+    assert check_buffer(buffer) == [[], [], []]  # no gap, no abandoned episode
     assert stream(buffer, 2)["observations"][10:12, 1].tolist() == [10, 11]
     check_windows(buffer)
 
@@ -82,14 +82,14 @@ def test_interrupt_then_learn(where, monkeypatch):
     model.learn(3 * 15, reset_num_timesteps=False)
     cuts = check_buffer(model.replay_buffer)
     if where == "train":
-        assert cuts == [[], [], []]  # the environments stand where the buffer ends
+        assert cuts == [[], [], []]  # the environments are in the state of the newest rows
     else:
         assert all(len(cut) <= 1 for cut in cuts) and any(cuts)
     check_windows(model.replay_buffer)
 
 
 def test_loading_a_buffer_opens_an_episode(tmp_path):
-    """The loaded rows end elsewhere than the environments stand."""
+    """The environments do not continue the episodes of the loaded rows."""
     model = counter_model()
     model.learn(3 * 15)
     model.save_replay_buffer(tmp_path / "buffer")
@@ -106,7 +106,7 @@ def test_loading_a_buffer_opens_an_episode(tmp_path):
 
 
 def replayed_latents(model, env: int, noise: list[np.ndarray]) -> LatentState:
-    """Run ``observe`` over the whole stream of one environment with the noise that acting used."""
+    """Run ``observe`` over all rows of one environment with the noise used for acting."""
     rows, policy = stream(model.replay_buffer, env), model.policy
     n = len(rows["rewards"])
     used = np.zeros((n, policy.size.stoch), np.float32)
@@ -161,7 +161,7 @@ def test_latents_are_written_back():
     del model.replay_buffer.update_latents
     buffer = model.replay_buffer
     where = indices.steps % buffer.buffer_size, indices.envs[:, None]
-    # Windows of one batch may overlap; the last writer of a row wins, so compare where a row occurs once.
+    # Windows of a batch may overlap and the last write wins, so compare only rows that occur once.
     flat = indices.steps * 3 + indices.envs[:, None]
     once = np.isin(flat, [value for value, count in zip(*np.unique(flat, return_counts=True), strict=True) if count == 1])
     assert once.any() and latents.deter.std() > 1e-3
@@ -190,7 +190,7 @@ def test_online_queue_serves_each_new_window_once():
     first_rows = [buffer.sample(4).indices for _ in range(5)]
     served = [(int(e), int(s) - 1) for i in first_rows for e, s in zip(i.envs, i.steps[:, 0], strict=True)]
     expected = [(env, 5 * k) for k in range(7) for env in range(2)]
-    assert served[:14] == expected  # in order, contexts included, none twice
+    assert served[:14] == expected  # in order, context rows included, none twice
     assert not buffer._queue
     fill(buffer, 1, start=34)
     assert not buffer._queue
@@ -227,7 +227,7 @@ def test_no_context_starts_as_a_new_episode():
     assert batch.is_first[:, 0].all() and not batch.is_first[:, 1:].any()
     assert not batch.initial.deter.any() and not batch.initial.stoch.any()
     assert buffer.n_windows.tolist() == [18, 18]  # 21 rows, windows of 4
-    assert buffer.deter.size == 0  # nothing is kept that is not used
+    assert buffer.deter.size == 0  # nothing unused is stored
 
 
 def test_rows_without_latent_start_from_zeros():
@@ -239,7 +239,7 @@ def test_rows_without_latent_start_from_zeros():
     assert not batch.initial.stoch.any()  # class 0 or 2 would be something else
 
 
-def test_nothing_but_finite_numbers_is_stored():
+def test_only_finite_numbers_are_stored():
     buffer = plain_buffer()
     fill(buffer, 3)
     good = np.zeros((2, 1), np.float32)

@@ -45,7 +45,7 @@ def test_checkpoints_can_be_continued(tmp_path):
 
 
 class Count(BaseCallback):
-    """Counts each of its calls, and looks at what callbacks may look at."""
+    """Counts each of its calls, and checks the attributes that callbacks may use."""
 
     def __init__(self):
         super().__init__()
@@ -84,7 +84,7 @@ def test_calls(train_freq):
 
 
 def test_all_stock_callbacks_together(tmp_path):
-    """In one list, with a plain function; each leaves its trace."""
+    """In one list, together with a function. Each has an effect."""
     seen = []
     best = StopTrainingOnRewardThreshold(reward_threshold=1e9, verbose=1)
     evaluation = EvalCallback(
@@ -184,7 +184,7 @@ def test_stop_at_an_episode_counts_it():
 
 
 def test_continue_in_the_same_environment(tmp_path):
-    """``force_reset=False``: the environment goes on, the model begins anew in mid-episode."""
+    """``force_reset=False``: the environment continues, and the model starts a new sequence in mid-episode."""
     model = cartpole_model()
     model.learn(33)
     model.save(tmp_path / "model")

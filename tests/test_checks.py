@@ -1,4 +1,4 @@
-"""What a model checks before it builds or learns: numbers, frequencies, what may still change."""
+"""Checks before a model is built or trained: numbers, frequencies, settings that may change."""
 
 import warnings
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ STEP, EPISODE = TrainFrequencyUnit.STEP, TrainFrequencyUnit.EPISODE
 
 
 @pytest.mark.parametrize("name", checks.RANGES)
-def test_every_range_includes_its_ends_and_nothing_beyond(name):
+def test_every_range_includes_its_bounds_only(name):
     low, high, is_whole = checks.RANGES[name]
     ends = [end for end in (low, high) if end != float("inf")]
     for end in ends:
@@ -51,13 +51,13 @@ def test_every_range_includes_its_ends_and_nothing_beyond(name):
 )
 def test_a_train_freq_is_converted(given, meant):
     model = SimpleNamespace(train_freq=given, n_envs=1, _ranks=Ranks())
-    for _ in range(2):  # what has been converted stays
+    for _ in range(2):  # converting twice changes nothing
         checks.convert_train_freq(model)
         assert model.train_freq == meant and type(model.train_freq.frequency) is int
 
 
 @pytest.mark.parametrize("bad", [0, -1, 2.0, True, "4", None, (2, "steps"), (2, "step", 1), (0, "episode")])
-def test_a_train_freq_that_is_none_is_refused(bad):
+def test_invalid_train_freq(bad):
     with pytest.raises(ValueError, match="`train_freq` must be a whole number of steps"):
         checks.convert_train_freq(SimpleNamespace(train_freq=bad, n_envs=1, _ranks=Ranks()))
 
@@ -74,7 +74,7 @@ def test_episodes_need_one_environment_and_one_rank():
 
 
 @pytest.mark.parametrize("name", checks.FIXED)
-def test_what_the_networks_and_the_buffer_were_made_with_is_fixed(name):
+def test_arguments_of_networks_and_buffer_cannot_change(name):
     model = counter_model()
     settings = {one: getattr(model, one) for one in checks.FIXED}
     checks.check_unchanged(model, settings)
@@ -84,7 +84,7 @@ def test_what_the_networks_and_the_buffer_were_made_with_is_fixed(name):
         checks.check_unchanged(model, settings)
 
 
-def test_ranks_compare_what_they_would_wait_for_each_other_with():
+def test_ranks_compare_arguments_that_would_block_them():
     def facts(n_steps=100, **kwargs):
         return checks.rank_invariants(counter_model(**kwargs), n_steps)
 
@@ -93,7 +93,7 @@ def test_ranks_compare_what_they_would_wait_for_each_other_with():
 
     assert differing(facts()) == set()
     assert differing(facts(n_steps=101)) == {"total_timesteps"}
-    assert differing(facts(buffer_size=2000, verbose=1)) == set()  # each rank has its own
+    assert differing(facts(buffer_size=2000, verbose=1)) == set()  # may differ between ranks
     assert differing(facts(batch_size=5, gamma=0.5)) == {"batch_size", "gamma"}
     assert differing(facts(policy_kwargs=dict(units=12))) == {"policy"}
     assert differing(facts(learning_rate=lambda progress: 4e-5)) == {"learning_rate"}
@@ -101,8 +101,8 @@ def test_ranks_compare_what_they_would_wait_for_each_other_with():
     assert ours == theirs == [2.0, 1.5, 1.0]  # functions are compared by their values
 
 
-def test_numbers_of_numpy(tmp_path):
-    """As they come out of an array or a search: every number, alone and in a tuple, then saved and loaded."""
+def test_numpy_numbers(tmp_path):
+    """As from an array or a hyperparameter search: every number, alone and in a tuple, then saved and loaded."""
     numbers = {name: np.int64(value) for name, value in TINY.items() if isinstance(value, int)}
     numbers |= {name: np.float32(0.5) for name in ("gamma", "ent_coef", "learning_rate", "free_nats", "tau", "agc_clip")}
     numbers |= dict(seed=np.int64(0), stats_window_size=np.int64(10), replay_context=np.True_, online_queue=np.False_)
@@ -128,10 +128,10 @@ def test_train_freq_between_two_runs():
     ("n_envs", "train_freq", "learning_starts", "steps", "end"),
     [(1, 1, 60, 50, 50), (1, 1, 40, 40, 40), (1, 1, 40, 41, None), (3, 4, 40, 25, 36), (3, 4, 40, 37, None)],
 )
-def test_a_run_that_ends_before_training_starts_says_so(n_envs, train_freq, learning_starts, steps, end):
+def test_a_run_that_ends_before_training_starts_warns(n_envs, train_freq, learning_starts, steps, end):
     arguments = {**TINY, "learning_starts": learning_starts, "train_freq": train_freq}
     model = DreamerV3("MlpPolicy", make_vec_env("CartPole-v1", n_envs), seed=0, **arguments)
-    for _ in range(2):  # each time, for the count begins again
+    for _ in range(2):  # each time, because the step count is reset
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             counts = []
@@ -145,12 +145,12 @@ def test_a_run_that_ends_before_training_starts_says_so(n_envs, train_freq, lear
             assert f"ends at step {end}, and training starts after `learning_starts`={learning_starts} steps" in messages[0]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model.learn(steps, reset_num_timesteps=False)  # goes on counting
+        model.learn(steps, reset_num_timesteps=False)  # the step count continues
     assert model._n_updates > 0
 
 
 @pytest.mark.parametrize(("n_envs", "steps", "rows"), [(1, 50, 51), (4, 200, 51)])
-def test_a_run_whose_windows_never_fill_says_so(n_envs, steps, rows):
+def test_a_run_without_a_full_window_warns(n_envs, steps, rows):
     env = DummyVecEnv([Endless] * n_envs)
     model = DreamerV3("MlpPolicy", env, **{**TINY, "learning_starts": 0, "batch_length": 64})
     with pytest.warns(UserWarning, match=rf"No update was made: {steps} .* {rows} rows, a window needs 65") as warned:

@@ -30,7 +30,7 @@ def image(shape: tuple[int, ...]) -> spaces.Box:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("policy", ["CnnPolicy", "MlpPolicy"])
 def test_sizes_and_channel_orders(shape, policy, tmp_path):
-    if policy == "MlpPolicy":  # an image is an image by any name
+    if policy == "MlpPolicy":  # images are recognised with every policy name
         model = check_whole_cycle(NoiseEnv(image(shape), spaces.Discrete(2)), tmp_path)
     else:
         model = DreamerV3(policy, NoiseEnv(image(shape), spaces.Discrete(2)), **QUICK)
@@ -86,7 +86,7 @@ def test_float_images(tmp_path):
 
 
 def test_pixels_are_scaled_once():
-    """The encoder sees [-0.5, 0.5], the decoder's target is [0, 1], whatever the replay's dtype."""
+    """The input of the encoder is in [-0.5, 0.5], the target of the decoder in [0, 1], for every dtype in the replay."""
     env = gym.make("sb3_dreamer/PixelCatch-v0", image_size=16)
     model = DreamerV3("CnnPolicy", env, seed=0, **QUICK)
     model.learn(20)

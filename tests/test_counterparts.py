@@ -1,4 +1,4 @@
-"""Whatever the constructors and policies of SB3 and sb3-contrib know and ours do not is refused by naming its counterpart."""
+"""Arguments of SB3 and sb3-contrib that DreamerV3 does not have are rejected, and the error names the counterpart."""
 
 import inspect
 
@@ -22,7 +22,7 @@ THEIRS = [
 
 
 def parameters(cls: type) -> set[str]:
-    """Named parameters of a constructor and, where it hands others on, of those below it."""
+    """Named parameters of a constructor and, if it passes on keyword arguments, of its base classes."""
     found = set()
     for base in cls.__mro__:
         if "__init__" in vars(base) and base.__module__.split(".")[0] in ("stable_baselines3", "sb3_contrib", "sb3_dreamer"):
@@ -68,7 +68,7 @@ def test_policy_kwargs():
 
 
 @pytest.mark.parametrize("name", {**ARGUMENTS, **POLICY_KWARGS})
-def test_each_argument_is_refused(name):
+def test_each_argument_is_rejected(name):
     counterpart = ARGUMENTS.get(name, POLICY_KWARGS.get(name))
     with pytest.raises(TypeError) as error:
         counter_model(**{name: 1})
@@ -76,14 +76,14 @@ def test_each_argument_is_refused(name):
 
 
 @pytest.mark.parametrize("name", POLICY_KWARGS)
-def test_each_policy_kwarg_is_refused(name):
+def test_each_policy_kwarg_is_rejected(name):
     with pytest.raises(TypeError) as error:
         counter_model(policy_kwargs={name: 1})
     assert f"has no {name}. The counterpart of `{name}`: {POLICY_KWARGS[name]}. " in str(error.value)
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_each_policy_is_refused(name):
+def test_each_policy_is_rejected(name):
     for arguments in (dict(), dict(policy=name)):
         with pytest.raises(ValueError) as error:
             DreamerV3(*([] if arguments else [name]), env=counter_envs(), **arguments, **TINY)
@@ -91,7 +91,7 @@ def test_each_policy_is_refused(name):
 
 
 def test_what_is_named_exists():
-    """Each word in backticks is an argument, a dimension, a key or a policy of ours."""
+    """Each word in backticks is an argument, a dimension, a key or a policy of this package."""
     known = parameters(DreamerV3) | parameters(DreamerPolicy) | SIZE_FIELDS | set(DreamerV3.policy_aliases)
     known |= {"critic", "replay_critic"}
     for counterpart in [*ARGUMENTS.values(), *POLICY_KWARGS.values(), *POLICIES.values()]:
@@ -120,7 +120,7 @@ def test_files_of_others(cls, env_id, tmp_path):
 
 
 def test_arguments_of_others_at_load(tmp_path):
-    """SB3 sets any attribute there, and is silent about those that nobody reads."""
+    """SB3 accepts any attribute there and ignores those that are not used."""
     counter_model().save(tmp_path / "model")
     for arguments in (dict(gradient_steps=4), dict(optimize_memory_usage=True), dict(net_arch=[4])):
         with pytest.raises(TypeError, match=f"`{next(iter(arguments))}` is no argument of DreamerV3"):

@@ -1,4 +1,4 @@
-"""Encoders and decoders of one's own, and settings of the policy."""
+"""Custom encoders and decoders, and settings of the policy."""
 
 import gymnasium as gym
 import numpy as np
@@ -19,7 +19,7 @@ TOKENS = spaces.Box(0, VOCABULARY - 1, (LENGTH,), np.int64)
 
 
 class TokenEnv(gym.Env):
-    """Says one of eight sentences of six words."""
+    """Observes one of eight sentences of six words."""
 
     def __init__(self):
         self.observation_space, self.action_space, self.t = TOKENS, spaces.Discrete(2), 0
@@ -36,7 +36,7 @@ class TokenEnv(gym.Env):
 
 
 class TokenEncoder(nn.Module):
-    """Embeds each word; the values are names, not numbers."""
+    """Embeds each word. The values are categories, not quantities."""
 
     def __init__(self, observation_space, width=8):
         super().__init__()
@@ -44,12 +44,12 @@ class TokenEncoder(nn.Module):
         self.features_dim = width * observation_space.shape[0]
 
     def forward(self, obs):
-        assert obs.dtype == th.int64  # the space's own dtype
+        assert obs.dtype == th.int64  # the dtype of the space
         return self.embedding(obs).flatten(1)
 
 
 class TokenDecoder(nn.Module):
-    """Logits over words at each place."""
+    """Logits over words at each position."""
 
     def __init__(self, observation_space, deter, stoch, classes, units=64):
         super().__init__()
@@ -94,12 +94,12 @@ def test_tokens_are_learnt(tmp_path):
 @pytest.mark.parametrize(
     "own", [dict(encoder_class=TokenEncoder), dict(decoder_class=TokenDecoder)], ids=["encoder", "decoder"]
 )
-def test_each_may_come_alone(own):
+def test_custom_encoder_or_decoder_alone(own):
     assert token_model(**own).learn(40)._n_updates > 0
 
 
 class PositionDecoder(nn.Module):
-    """Reconstructs one key of two."""
+    """Reconstructs one of two keys."""
 
     def __init__(self, observation_space, deter, stoch, classes):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The same seed gives the same run; another one, another."""
+"""The same seed gives the same run, another seed a different one."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def test_set_random_seed_after_construction():
 
 
 def test_evaluation_leaves_training_alone():
-    """Deterministic evaluations between updates change nothing in the run."""
+    """Deterministic evaluations between updates do not affect training."""
     parameters = []
     for callback in (None, EvalCallback(make_vec_env("CartPole-v1", 2, seed=1), eval_freq=10, n_eval_episodes=2, verbose=0)):
         model = DreamerV3("MlpPolicy", make_vec_env("CartPole-v1", 2), seed=0, **TINY)

@@ -1,4 +1,4 @@
-"""Dict observations: images in both channel orders beside vectors, under every wrapper, in processes, with goals."""
+"""Dict observations: images in both channel orders next to vectors, under every wrapper, in processes, with goals."""
 
 import gymnasium as gym
 import numpy as np
@@ -83,7 +83,7 @@ def test_frame_stack(channels_last):
     assert model.learn(40)._n_updates > 0
     rows = model.replay_buffer.observations["joints"][:20, 0]
     follows = ~model.replay_buffer.is_first[1:20, 0]
-    np.testing.assert_array_equal(rows[1:][follows][:, :8], rows[:-1][follows][:, 4:])  # each stack moves on by one
+    np.testing.assert_array_equal(rows[1:][follows][:, :8], rows[:-1][follows][:, 4:])  # each stack is shifted by one frame
 
 
 def test_vec_normalize_leaves_the_other_keys_alone():
@@ -106,7 +106,7 @@ def test_vec_normalize_leaves_the_other_keys_alone():
 
 @pytest.mark.parametrize("is_wrapped", [False, True], ids=["SB3 transposes", "RL Zoo transposes"])
 def test_vec_normalize_below_a_transposed_image(is_wrapped):
-    """The order of README and RL Zoo. Rows, terminal ones included, are those of the same environment without it."""
+    """The wrapper order of README and RL Zoo. Rows, terminal ones included, equal those without VecNormalize."""
     space = camera_and_joints(channels_last=True)
 
     def learn(normalize):
@@ -128,7 +128,7 @@ def test_vec_normalize_below_a_transposed_image(is_wrapped):
 
 @pytest.mark.parametrize("wrapper", [lambda env: VecFrameStack(env, 2)])
 def test_vec_normalize_must_see_what_the_model_sees(wrapper):
-    """Else SB3 would store rows as they were before the wrapper, of another shape."""
+    """Otherwise SB3 would store observations from before the wrapper, with a different shape."""
     parts = camera_and_joints(channels_last=True).spaces
     space = spaces.Dict({key: parts[key] for key in ("camera", "joints")})
     inner = DummyVecEnv([lambda: NoiseEnv(space, spaces.Discrete(3))])
@@ -143,7 +143,7 @@ def test_extracted_key():
 
 
 def test_a_dict_of_one_key_is_that_key():
-    """The same numbers through both doors: same parameters, same losses, same actions."""
+    """The same observations in both forms give the same parameters, losses and actions."""
 
     class InDict(gym.ObservationWrapper):
         def __init__(self, env):

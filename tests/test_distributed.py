@@ -1,4 +1,4 @@
-"""Several ranks under torchrun, on a CPU with gloo: as exact as one, they stay alike, and end together."""
+"""Several ranks under torchrun on a CPU with gloo: updates equal those of one rank, ranks stay in sync and stop together."""
 
 import json
 import os
@@ -26,7 +26,7 @@ ONE_MACHINE = ["--standalone"]
 
 
 def start(arguments, *options):
-    """:return: a launcher at work, in a process group of its own"""
+    """:return: a running launcher in its own process group"""
     command = [*TORCHRUN, *options, *map(str, arguments)]
     return subprocess.Popen(
         command, cwd=ROOT, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
@@ -34,7 +34,7 @@ def start(arguments, *options):
 
 
 def finish(process, timeout=300):
-    """:return: exit status and output; nobody is left behind"""
+    """:return: exit status and output, after all processes have ended"""
     try:
         output, _ = process.communicate(timeout=timeout)
     finally:
@@ -46,7 +46,7 @@ def finish(process, timeout=300):
 
 
 def run_ranks(scenario, folder, n_ranks):
-    """:return: what each rank has left, and the output"""
+    """:return: the result of each rank, and the output"""
     worker = ["-m", "tests.support.rank_worker", scenario, folder]
     status, output = finish(start(worker, *ONE_MACHINE, f"--nproc-per-node={n_ranks}"))
     assert status == 0, output
@@ -82,20 +82,20 @@ def assert_as_one_rank(ours, theirs):
 
 
 @pytest.mark.parametrize("n_ranks", [1, 2, 4])
-def test_ranks_with_a_share_of_the_batch_take_the_update_of_one(n_ranks, one_rank, tmp_path):
+def test_ranks_that_share_a_batch_equal_one_rank(n_ranks, one_rank, tmp_path):
     for result in run_ranks("updates", tmp_path, n_ranks)[0]:
         assert_as_one_rank(result, one_rank)
 
 
-def test_without_the_reduction_they_do_not(one_rank, tmp_path):
-    """The same comparison fails where it must: in the gradients by far more than rounding."""
+def test_without_the_reduction_ranks_differ(one_rank, tmp_path):
+    """The comparison detects it: gradients differ by far more than rounding."""
     for result in run_ranks("unreduced", tmp_path, 2)[0]:
         assert largest_error(result["gradients"][0], one_rank["gradients"][0]) > 1e-2
         with pytest.raises(AssertionError):
             assert_as_one_rank(result, one_rank)
 
 
-def test_two_machines_are_as_one(one_rank, tmp_path):
+def test_two_machines_equal_one_rank(one_rank, tmp_path):
     """Two launchers that meet at a rendezvous, as on two machines."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -117,9 +117,9 @@ def real_run(tmp_path_factory):
     return folder, *run_ranks("learn", folder, 2)
 
 
-def test_a_run_with_callbacks_stays_alike_and_ends_together(real_run):
+def test_a_run_with_callbacks_stays_in_sync_and_stops_together(real_run):
     _, (main, other), _ = real_run
-    # Alike to the bit: after a run that the main rank stopped in the middle of a rollout, after another one, and from a file.
+    # Bit-equal: after a run that the main rank stopped in the middle of a rollout, after another run, and after loading.
     for name in (
         "fingerprint",
         "fingerprint_at_start",
@@ -129,20 +129,21 @@ def test_a_run_with_callbacks_stays_alike_and_ends_together(real_run):
         "num_timesteps",
     ):
         assert main[name] == other[name], name
-    # A rollout is 3 steps of 2 x 2 environments. The main rank stops at 896 steps, in the second step of rollout 75; the other
-    # one, which does not know, ends that rollout. What each has done counts.
+    # A rollout is 3 steps of 2 x 2 environments. The main rank stops at 896 steps, in the second step of rollout 75. The other
+    # rank is informed after the rollout. The steps of both are counted.
     assert main["num_timesteps"] == 74 * 12 + 2 * 2 + 3 * 2
     assert (main["calls"], other["calls"]) == ((224, 224), (0, 225))
-    # 16 trained time steps per environment step, 2 x 4 x 8 per update; the account opens with one update after 64 steps.
+    # 16 trained time steps per environment step, 2 x 4 x 8 per update. Training starts with one update after 64 steps.
     assert main["n_updates"] == 1 + (74 * 12 - 72) * 16 // (2 * 4 * 8) > 200
-    # Twice the ranks, the square root of two the rate; the last update was number n_updates, its warm-up one less.
+    # Two ranks: sqrt(2) times the learning rate. Update number n has warm-up factor (n - 1) / 1000.
     assert main["rate"] == other["rate"] == pytest.approx(1e-3 * 2**0.5 * (main["n_updates"] - 1) / 1000, rel=1e-9)
-    # Each rank has its own worlds, rows and random numbers, and reads them back.
+    # Each rank has its own environments, rows and random states, and loads them.
     assert not np.array_equal(main["first_rows"], other["first_rows"])
     for result in (main, other):
         assert result["own_rows"] and result["random_goes_on"] and result["wrapper_is_gone"]
     assert main["rows"] > 0 and other["rows"] > 0
-    # Statistics are of what both have seen, 12 steps before, and two resets of 2 x 2 environments.
+    # The statistics cover the observations of both ranks, including the first run of 12 steps and two resets of 2 x 2
+    # environments.
     seen = np.concatenate([main["seen"], other["seen"]])
     assert len(seen) == main["num_timesteps"] + 12 + 2 * 4
     for mine, theirs, expected in zip(
@@ -154,18 +155,18 @@ def test_a_run_with_callbacks_stays_alike_and_ends_together(real_run):
 
 def test_files_and_output_are_the_main_ranks(real_run):
     folder, (main, other), output = real_run
-    assert main["seconds"] > 6.0  # it evaluated for longer than the group of the gradients waits
+    assert main["seconds"] > 6.0  # the evaluation took longer than the timeout of the gradients' process group
     assert (other["writers"], other["verbose"]) == ([], 0)
     assert main["writers"] == ["HumanOutputFormat", "TensorBoardOutputFormat"]
-    assert len(list((folder / "board").iterdir())) == 3  # one went on in its own
+    assert len(list((folder / "board").iterdir())) == 3  # one run continued in its folder
     assert not (folder / "model_of_1.zip").exists()
     assert re.search(r"has not saved \S+model_of_1.zip within 2 s", output)
     monitors = sorted(path.name for path in (folder / "monitor").iterdir())
     assert monitors == ["0.monitor.csv", "1.monitor.csv"]
     results = load_results(str(folder / "monitor"))
-    assert 300 < results["l"].sum() < 800  # of half of the steps
+    assert 300 < results["l"].sum() < 800  # one of two ranks
     saved = {path.name for path in (folder / "checkpoints").iterdir()}
-    # A checkpoint is written at 400 and 800 steps; the other rank hears of it after the rollout.
+    # A checkpoint is written at 400 and 800 steps. The other rank is informed after the rollout.
     for steps in (400, 800):
         for name in (
             "rl_model_{}_steps.zip",
@@ -183,7 +184,7 @@ def test_files_and_output_are_the_main_ranks(real_run):
 
 @pytest.mark.parametrize("command", [["-m", "rl_zoo3.train"], ["-m", "sb3_dreamer.zoo", "train"]], ids=["stock", "ours"])
 def test_other_algorithms_of_the_zoo_keep_their_files(command, tmp_path):
-    """Each rank trains PPO by itself there, in a folder of its own."""
+    """Each rank trains PPO independently in its own folder."""
     arguments = ["--algo", "ppo", "--env", "CartPole-v1", "-n", "64", "--eval-freq", "-1", "--log-folder", str(tmp_path)]
     environment = {**ENVIRONMENT, "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "x", "MASTER_PORT": "1"}
     subprocess.run(
@@ -200,7 +201,7 @@ def test_compiled_steps_and_a_load_right_after_a_save(tmp_path):
     assert main["is_compiled"] and other["is_compiled"]
     assert main["fingerprint"] == other["fingerprint"] == main["loaded"] == other["loaded"]
     assert output.count("Compiled one step") == 1
-    assert output.count("Using cpu device") == 1  # the main rank speaks, once for the model that is verbose
+    assert output.count("Using cpu device") == 1  # printed once, by the main rank, for the verbose model
 
 
 def test_zoo_trains_with_ranks(tmp_path):
@@ -245,7 +246,7 @@ def test_the_example_trains_with_ranks(tmp_path):
     assert {"best_model.zip", "evaluations.npz", "model.zip", "rl_model_replay_buffer_240_steps_rank1.pkl"} <= names, names
 
 
-# ---- what goes wrong ----
+# ---- failures ----
 
 
 @pytest.mark.parametrize(
@@ -257,7 +258,7 @@ def test_the_example_trains_with_ranks(tmp_path):
         ("script", "FileNotFoundError: the script of rank 1 failed"),
     ],
 )
-def test_one_rank_ends_all(kind, message, tmp_path):
+def test_a_failing_rank_ends_all(kind, message, tmp_path):
     status, output = finish(
         start(["-m", "tests.support.rank_worker", kind, tmp_path], *ONE_MACHINE, "--nproc-per-node=2"), timeout=90
     )
@@ -274,14 +275,14 @@ def test_ctrl_c_ends_all(tmp_path):
         time.sleep(0.1)
         assert process.poll() is None, process.communicate()
     begin = time.monotonic()
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    os.killpg(process.pid, signal.SIGINT)  # as from a terminal
     status, output = finish(process, timeout=60)
     assert status != 0
     assert time.monotonic() - begin < 30
     assert "KeyboardInterrupt" in output or "SignalException" in output, output
 
 
-def test_ranks_that_differ_agree_or_are_told(tmp_path):
+def test_ranks_that_differ_agree_or_raise(tmp_path):
     (main, other), _ = run_ranks("differ", tmp_path, 2)
     seeds = main.pop("seeds"), other.pop("seeds")
     assert (seeds[0][0], seeds[1][0]) == (7, 1007)
@@ -291,8 +292,8 @@ def test_ranks_that_differ_agree_or_are_told(tmp_path):
     assert main["stop"] == Agreement(2, False, True, [])
     assert main["short buffer"] == Agreement(2, True, False, [])
     assert main["batch_size"] == "`batch_size` must be the same on all ranks, got [4, 5]"
-    # The account opens with one update after 26 steps; each of the next 32 owes 32 / (2 x 4 x 8) of one. From step 60 on,
-    # windows are 8 x 6 and a rollout is 4 steps, so it ends after 92, and 34 steps owe 64 / (2 x 8 x 6) each.
+    # Training starts with one update after 26 steps. Each of the next 32 steps adds 32 / (2 x 4 x 8) updates. From step 60 on,
+    # windows are 8 x 6 and a rollout is 4 steps, so it ends after 92, and 34 steps add 64 / (2 x 8 x 6) updates each.
     assert main["set on all"][:2] == (0.1, 1 + 16 + 22)
     hint = "a callback that changes settings needs `all_ranks = True`"
     assert main["set on one: ent_coef"] == f"`ent_coef` must be the same on all ranks, got [0.2, 0.1]: {hint}"
@@ -305,7 +306,7 @@ def test_ranks_that_differ_agree_or_are_told(tmp_path):
 # ---- without a launcher ----
 
 
-def test_one_process_imports_and_starts_nothing_of_it():
+def test_one_process_does_not_use_torch_distributed():
     script = """
 import sys, json
 from sb3_dreamer import DreamerV3

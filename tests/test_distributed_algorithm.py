@@ -1,4 +1,4 @@
-"""Training by ranks, where it is not Dreamer that trains: SB3's own algorithms on this base learn as SB3's do."""
+"""The distributed base class with other algorithms: DQN and SAC on this base train exactly as in SB3."""
 
 import gymnasium as gym
 import numpy as np
@@ -15,7 +15,7 @@ SMALL = dict(learning_starts=20, batch_size=8, buffer_size=500, seed=0, device="
 
 
 class RankedDQN(DistributedOffPolicyAlgorithm, DQN):
-    """SB3's, and what a subclass is told."""
+    """DQN that records the calls of the hooks."""
 
     def __init__(self, *args, **kwargs):
         self.counted, self.n_applied, self.n_ends = [], 0, 0
@@ -33,7 +33,7 @@ class RankedDQN(DistributedOffPolicyAlgorithm, DQN):
 
 
 class RankedSAC(DistributedOffPolicyAlgorithm, SAC):
-    """SB3's."""
+    """SAC on the distributed base class."""
 
 
 def dqn(cls=RankedDQN, n_envs=1, **kwargs):
@@ -60,7 +60,7 @@ def test_one_process_learns_as_sb3_does(make, ours, theirs):
 
 
 def test_a_transition_at_a_stop_is_stored():
-    """SB3 drops it. The rows of two runs join without a gap, and an episode that ended there is counted."""
+    """SB3 drops it. The rows of two runs have no gap, and an episode that ended there is counted."""
     ours, theirs = (dqn(cls).learn(100, callback=StopAt(30)) for cls in (RankedDQN, DQN))
     assert (theirs.num_timesteps, theirs.replay_buffer.pos) == (30, 29)
     assert (ours.num_timesteps, ours.replay_buffer.pos) == (30, 30)

@@ -1,4 +1,4 @@
-"""What a process by itself does in the place of several, and that several offer the same."""
+"""The interface of ranks for a single process, and that several ranks have the same interface."""
 
 import inspect
 
@@ -9,7 +9,7 @@ from sb3_dreamer.common.distributed.torchrun import ManyRanks
 
 
 def public_methods(cls) -> dict[str, list[str]]:
-    """:return: by name the names of the parameters"""
+    """:return: names of the parameters of each method"""
     methods = inspect.getmembers(cls, inspect.isfunction)
     return {name: list(inspect.signature(method).parameters) for name, method in methods if not name.startswith("_")}
 
@@ -19,7 +19,7 @@ def test_ranks_of_a_launcher_have_the_methods_of_one_process():
     one, many = public_methods(Ranks), public_methods(ManyRanks)
     assert {name: many[name] for name in one} == one
     inherited = {name for name in one if name not in vars(ManyRanks)}
-    assert not inherited, inherited  # each must do something where there are several
+    assert not inherited, inherited  # each must be overridden for several ranks
 
 
 def test_one_process_agrees_with_itself():

@@ -1,4 +1,4 @@
-"""Distributions against slow, obvious versions."""
+"""Distributions compared with slow, simple versions."""
 
 import math
 
@@ -22,7 +22,7 @@ from sb3_dreamer.common.distributions import (
 
 
 def dense_two_hot(x: float, bins: np.ndarray) -> np.ndarray:
-    """The target written out, one bin at a time."""
+    """The dense target, one bin at a time."""
     target = np.zeros(len(bins))
     if x <= bins[0]:
         target[0] = 1.0
@@ -59,7 +59,7 @@ def test_two_hot_mean_is_exactly_zero_at_uniform_logits():
         for level in (0.0, 3.3):
             assert SymexpTwoHot(th.full((7, n_bins), level), symexp_bins(n_bins)).mean().eq(0.0).all()
     naive = (th.full((255,), 1 / 255) * symexp_bins(255)).sum()
-    assert naive != 0.0  # what a left-to-right sum would give
+    assert naive != 0.0  # result of a left-to-right sum
 
 
 def test_bins():
@@ -75,7 +75,7 @@ def test_symlog_round_trip():
     assert symlog(th.tensor(math.e - 1)).item() == pytest.approx(1.0)
 
 
-def test_unimix_puts_a_floor_under_every_class():
+def test_unimix_is_a_lower_bound_of_every_class():
     dist = OneHotCategoricalST(th.tensor([[100.0, 0.0, 0.0, 0.0]]), unimix=0.01)
     np.testing.assert_allclose(dist.probs[0], [0.9925, 0.0025, 0.0025, 0.0025], rtol=1e-5)
     assert dist.entropy().item() == pytest.approx(-(0.9925 * math.log(0.9925) + 3 * 0.0025 * math.log(0.0025)), rel=1e-4)

@@ -1,4 +1,4 @@
-"""The algorithm around the update: construction, acting, training by hand, updates that a stop has left undone."""
+"""The algorithm: construction, acting, explicit calls of train, pending updates after a stop."""
 
 import warnings
 
@@ -29,8 +29,8 @@ def test_critic_target_follows():
     assert any(not th.equal(p, q) for p, q in zip(start, model.policy.critic_target.parameters(), strict=True))
 
 
-def test_train_by_hand(monkeypatch):
-    """As for SAC, the batch size may be left out; without it the model's own counts, as it is then."""
+def test_explicit_calls_of_train(monkeypatch):
+    """The batch size is optional. The default is the current batch size of the model."""
     model = counter_model().learn(60)
     updates, sizes, sample = model._n_updates, [], model.replay_buffer.sample
     monkeypatch.setattr(model.replay_buffer, "sample", lambda n, env=None: sizes.append(n) or sample(n, env=env))
@@ -59,8 +59,8 @@ def test_construction_is_silent_and_light(recwarn):
     assert auto.policy.size.deter == 512
 
 
-def test_a_debt_is_paid_without_a_warning():
-    """A learn() that is too short to train makes the updates that a stop has left undone, and says nothing."""
+def test_pending_updates_are_made_without_a_warning():
+    """A learn() before ``learning_starts`` makes the updates that were pending after a stop, and does not warn."""
     model = DreamerV3("MlpPolicy", counter_envs(), seed=0, **{**TINY, "learning_starts": 0, "training_ratio": 64})
     model.learn(60, callback=lambda local, _: local["self"].num_timesteps < 48)
     assert model._train_ratio.owed >= 1
@@ -71,7 +71,7 @@ def test_a_debt_is_paid_without_a_warning():
     assert model._n_updates > n_updates
 
 
-def test_a_debt_is_paid_at_the_learning_rate_of_its_steps():
+def test_pending_updates_use_the_learning_rate_of_their_steps():
     rates = [(40, 1e-3), (60, 1e-5)]
     arguments = {**TINY, "learning_starts": 0, "training_ratio": 64, "learning_rate": rates, "lr_warmup_steps": 0}
     model = DreamerV3("MlpPolicy", counter_envs(), seed=0, **arguments)
@@ -85,7 +85,7 @@ def test_a_debt_is_paid_at_the_learning_rate_of_its_steps():
 
 
 def test_acting_in_training_equals_predict():
-    """What ``_sample_action`` does is ``predict`` with the carried state."""
+    """``_sample_action`` equals ``predict`` with the carried state."""
     model = counter_model(learning_starts=0)
     model._setup_learn(30)
     state, starts, obs = None, np.ones(3, bool), model._last_obs

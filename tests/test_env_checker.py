@@ -1,4 +1,4 @@
-"""What is said about environments that the model cannot take: of the old gym, vectorised, a class, with odd spaces."""
+"""Errors for unsupported environments: gym, vector environments, classes, unsupported spaces."""
 
 import functools
 import sys
@@ -20,11 +20,11 @@ from tests.support.helpers import ACTION_SPACES, TINY, VECTOR
 
 
 class OldSpace:
-    """A space of the ``gym`` package, which is none of gymnasium's."""
+    """A space of the ``gym`` package, which is not a gymnasium space."""
 
 
 class OldEnv:
-    """An environment of the ``gym`` package, by its looks."""
+    """An environment with the interface of the ``gym`` package."""
 
     observation_space, action_space = OldSpace(), OldSpace()
     unwrapped = SimpleNamespace(reset=lambda seed=None: None)
@@ -38,7 +38,7 @@ class OldEnv:
 
 @pytest.fixture
 def old_gym(monkeypatch):
-    """SB3 finds a ``gym`` package, and shimmy turns its environment into one of ours."""
+    """Simulate an installed ``gym`` package whose environments shimmy converts."""
     monkeypatch.setattr(patch_gym, "gym_installed", True)
     monkeypatch.setattr(patch_gym, "gym", SimpleNamespace(Env=OldEnv), raising=False)
     stand_in = SimpleNamespace(GymV26CompatibilityV0=lambda env: CounterEnv(7))
@@ -55,7 +55,7 @@ def test_old_gym_is_checked_after_sb3_has_converted_it(old_gym):
         model.set_env(OldEnv())
 
 
-def test_old_gym_with_a_space_that_we_do_not_handle(old_gym):
+def test_old_gym_with_an_unsupported_space(old_gym):
     converted = NoiseEnv(spaces.Dict({"a": VECTOR, "b": spaces.Text(5)}), ACTION_SPACES["discrete"])
     old_gym.GymV26CompatibilityV0 = lambda env: converted
     with pytest.warns(UserWarning, match="OpenAI Gym"), pytest.raises(ValueError, match="`b` is Text"):
@@ -85,7 +85,7 @@ def test_vector_environments_of_gymnasium(mode):
     ],
     ids=["class", "function", "partial", "list", "spec", "number"],
 )
-def test_what_is_no_environment(env, kind):
+def test_not_an_environment(env, kind):
     model = DreamerV3("MlpPolicy", "CartPole-v1", **TINY)
     for take in (lambda: DreamerV3("MlpPolicy", env, **TINY), lambda: model.set_env(env)):
         with pytest.raises(ValueError, match=f"`env` must be an environment or the id of one, got {kind}"):
@@ -103,7 +103,7 @@ def make_with_text(space: spaces.Space = WITH_TEXT):
     "space", [WITH_TEXT, spaces.Text(50), spaces.Sequence(spaces.Discrete(2))], ids=["dict", "text", "sequence"]
 )
 def test_spaces_without_a_shape_in_any_vec_env(space):
-    """SB3's own: `'NoneType' object is not iterable`."""
+    """SB3's error: `'NoneType' object is not iterable`."""
 
     def make():
         return make_with_text(space)
@@ -134,12 +134,12 @@ def test_minigrid():
         make_vec_env("MiniGrid-Unlock-v0", 2)
 
 
-def test_other_errors_of_dummy_vec_env_are_its_own():
+def test_other_errors_of_dummy_vec_env_are_unchanged():
     with pytest.raises(TypeError, match="reset_me"):
         DummyVecEnv([lambda: NoiseEnv(VECTOR, reset_me=True)])
     with pytest.raises(ValueError, match="same instance"):
         env = CounterEnv(7)
         DummyVecEnv([lambda: env] * 2)
     constructor = DummyVecEnv.__init__
-    env_checker.explain_spaces()  # twice is once
+    env_checker.explain_spaces()  # may be called twice
     assert DummyVecEnv.__init__ is constructor

@@ -1,4 +1,4 @@
-"""The test worlds: SB3's check, and the bounds that make them tests."""
+"""The environments of this package: SB3's check, and scores of reference policies."""
 
 import warnings
 
@@ -52,7 +52,7 @@ def test_pixel_reach(observations):
     assert abs(np.mean(returns["straight"]) + 2.33) < 0.25 and abs(np.mean(returns["middle"]) + 19.4) < 0.8
     image = obs if observations == "image" else obs["image"]
     assert image[..., 0].any() and image[..., 1].any() == (observations == "image")
-    if observations == "image":  # from the picture alone: the marks are where point and goal are
+    if observations == "image":  # the image alone shows the positions of point and goal
         for channel, position in ((0, world.point), (1, world.goal)):
             y, x = np.argwhere(image[..., channel]).mean(0)
             assert np.abs(np.array([x, y]) / 63 * 2 - 1 - position).max() < 0.1
@@ -64,7 +64,7 @@ def test_pixel_reach(observations):
 
 
 @pytest.mark.parametrize("name", ["PixelCatch16", "PixelReachDict", "TMaze10"])
-def test_variants_under_ids_of_their_own(name):
+def test_registered_variants(name):
     env = gym.make(f"sb3_dreamer/{name}-v0")
     check_env(env.unwrapped)
     world = env.unwrapped
@@ -77,7 +77,7 @@ def test_variants_under_ids_of_their_own(name):
 
 
 @pytest.mark.parametrize("name", ["Counter", "PixelCatch", "PixelReach", "TMaze"])
-def test_worlds_can_be_drawn_and_built_without_a_warning(name):
+def test_environments_can_be_built_and_rendered_without_a_warning(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         env = make_vec_env(f"sb3_dreamer/{name}-v0", 2, seed=0)

@@ -1,7 +1,7 @@
 """
 One check per family of golden files. A check reads inputs, computes with our code and compares every other array.
 
-Nothing here knows a dimension: all are read from the arrays.
+All dimensions are read from the arrays.
 """
 
 from collections.abc import Callable
@@ -62,7 +62,7 @@ def check_twohot(g: Golden) -> None:
     assert is_constant.any() and bool((pred[is_constant] == 0.0).all()), f"{g.name}: uniform logits must give exactly 0"
     limit = np.maximum(1e-4 * np.maximum(1.0, np.abs(g.arrays["pred"])), 1e-5 * spread)
     g.expect_where("pred", pred, np.where(is_constant.numpy(), 0.0, limit))
-    # Only a contrast: the naive sum, whose rounding noise depends on the order of summation.
+    # For comparison: the naive sum, whose rounding error depends on the order of summation.
     g.expect_where("naive_pred", (probs * bins).sum(-1), 1e-4 + 1e-5 * spread)
 
 
@@ -237,7 +237,7 @@ def check_bounded_normal(g: Golden) -> None:
     g.expect("std", dist.std)
     g.expect("mode", dist.mode())
     sampled, action = dist.sample(g.tensor("noise")), g.tensor("action")
-    # Row 0 was set beyond the bounds by hand.
+    # Row 0 was set out of bounds by hand.
     g.expect("action", th.cat([action[:1], sampled[1:]]))
     g.expect("logp", dist.log_prob(action).sum(-1))
     g.expect("entropy", dist.entropy().sum(-1))
@@ -249,8 +249,8 @@ def check_optimizer(g: Golden) -> None:
     lr, warmup = float(g.input("lr")), int(g.input("warmup"))
     names = [name.removeprefix("p0:") for name in g.names("p0:")]
     params = {name: th.nn.Parameter(g.tensor(f"p0:{name}").clone()) for name in names}
-    # The optimiser runs on parameters set to zero before each step, which then hold the bare update: a step of 4e-8
-    # would drown in the rounding of the parameter it is added to. LaProp itself never looks at a parameter's value.
+    # Parameters are set to zero before each step, so that they equal the update afterwards. Added to a parameter, an update
+    # of 4e-8 would be lost in rounding. LaProp does not depend on the values of the parameters.
     updates = {name: th.nn.Parameter(th.zeros_like(p)) for name, p in params.items()}
     optimizer = LaProp(updates.values(), lr=lr)
     rates = g.input("lr_per_step")
@@ -346,8 +346,8 @@ CHECKS: dict[str, Callable[[Golden], None]] = {
 
 def run_check(name: str, arrays: dict[str, np.ndarray], **options: Any) -> Golden:
     """
-    :param options: of the check
-    :raises AssertionError: if our numbers differ, an array is not looked at, or nobody knows this kind of file
+    :param options: options of the check
+    :raises AssertionError: if our numbers differ, an array is not used, or there is no check for the file
     """
     family = [prefix for prefix in CHECKS if name.startswith(prefix)]
     assert family, f"no check for golden file {name}"

@@ -56,8 +56,8 @@ def check_full_loss(g: Golden, fused: bool | str = "auto") -> None:
 
 def full_loss_batch(g: Golden, data: dict[str, np.ndarray], observations: dict[str, np.ndarray]) -> SequenceBatch:
     """
-    Official records hold the action chosen *after* the observation and one context record in front; our rows hold the
-    action that led there, and the context only gives the initial latent.
+    Official records contain the action chosen *after* the observation, and one context record in front. Our rows contain the
+    action that led to the observation, and the context only gives the initial latent.
     """
     g.expect("prevact:action", data["action"][:, :-1])
     g.expect("init_deter", data["dyn.deter"][:, 0])
@@ -69,7 +69,7 @@ def full_loss_batch(g: Golden, data: dict[str, np.ndarray], observations: dict[s
         prev_actions=prev_actions.unsqueeze(-1) if prev_actions.dim() == 2 else prev_actions,
         rewards=rows["reward"],
         is_first=rows["is_first"],
-        # Repairs abandoned episodes, as the replay does when it writes a first row.
+        # Mark the ends of abandoned episodes, as the replay buffer does when it writes a first row.
         is_last=rows["is_last"] | th.cat([rows["is_first"][:, 1:], th.zeros_like(rows["is_first"][:, :1])], dim=1),
         is_terminal=rows["is_terminal"],
         initial=LatentState(th.as_tensor(data["dyn.deter"][:, 0]), th.as_tensor(data["dyn.stoch"][:, 0])),
@@ -166,7 +166,7 @@ def check_full_loss_gradients(g: Golden, policy: DreamerPolicy, batch: SequenceB
 
     norms, grads = module_norms(output.loss)
     for name, grad in grads.items():
-        # XLA and torch round differently; differences sit in a few entries, so the largest entry sets the limit.
+        # XLA and torch round differently, in a few entries. The tolerance is therefore relative to the largest entry.
         g.expect(f"grad:{name}", gm.to_official(name, grad), rtol=2e-3, atol=2e-7)
     for module, norm in norms.items():
         g.expect(f"gradnorm:{module}", norm, rtol=SUM_RTOL)

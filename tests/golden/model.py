@@ -14,12 +14,12 @@ from sb3_dreamer.dreamerv3.networks import ConvDecoder, MultiDecoder, MultiEncod
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
 from sb3_dreamer.dreamerv3.rssm import RSSM
 
-# One parameter: its official name, the tensor, and the way from our layout to the official one.
+# A parameter and its official name.
 Named = Iterator[tuple[str, nn.Parameter]]
 
 
 def to_official(name: str, tensor: th.Tensor) -> np.ndarray:
-    """Our layout of a weight or its gradient -> the official one: linear [in, out], conv [kh, kw, in, out]."""
+    """Convert a weight or gradient to the official layout: linear [in, out], conv [kh, kw, in, out]."""
     array = tensor.detach().numpy()
     if name.endswith("kernel"):
         return {2: lambda: array.T, 3: lambda: array, 4: lambda: array.transpose(2, 3, 1, 0)}[array.ndim]()
@@ -136,7 +136,7 @@ def load_weights(names: Named, weights: dict[str, np.ndarray]) -> None:
 
 
 def count_layers(weights: dict[str, np.ndarray], pattern: str) -> int:
-    """How many of pattern.format(0), pattern.format(1), ... there are."""
+    """Count pattern.format(0), pattern.format(1), ..."""
     n = 0
     while pattern.format(n) in weights:
         n += 1
@@ -144,7 +144,7 @@ def count_layers(weights: dict[str, np.ndarray], pattern: str) -> int:
 
 
 def size_from_weights(weights: dict[str, np.ndarray], **known: int) -> ModelSize:
-    """Read all dimensions from the shapes of the weights; what the file does not hold comes from ``known``."""
+    """Read all dimensions from the shapes of the weights; those that the file does not contain are in ``known``."""
     values = dict(known)
     if "dyn.dyngru.kernel" in weights:
         values["blocks"] = weights["dyn.dyngru.kernel"].shape[0]

@@ -1,4 +1,4 @@
-"""One golden file: its arrays, and a record of what was done with each."""
+"""One golden file: its arrays, and which of them were read or compared."""
 
 import numpy as np
 import torch as th
@@ -12,7 +12,7 @@ class Golden:
         self.arrays = arrays
         self.inputs: set[str] = set()
         self.outputs: set[str] = set()
-        self.read: set[str] = set()  # every array that our numbers may depend on
+        self.read: set[str] = set()  # arrays that our numbers may depend on
         self.ours: dict[str, tuple[np.ndarray, float, float]] = {}  # our numbers and their tolerances
 
     def __contains__(self, name: str) -> bool:
@@ -58,4 +58,4 @@ class Golden:
     def finish(self) -> None:
         """Fail unless every array was read or compared."""
         untouched = set(self.arrays) - self.inputs - self.outputs
-        assert not untouched, f"{self.name}: arrays that no check looks at: {sorted(untouched)}"
+        assert not untouched, f"{self.name}: arrays that no check uses: {sorted(untouched)}"

@@ -1,4 +1,4 @@
-"""Environments for tests, and one run through the whole cycle of a model in them."""
+"""Environments for tests, and a check of the whole life cycle of a model."""
 
 import gymnasium as gym
 import numpy as np
@@ -12,7 +12,7 @@ QUICK = {**TINY, "learning_starts": 8, "batch_length": 6, "training_ratio": 2, "
 
 
 class NoiseEnv(gym.Env):
-    """Random observations of any space; checks the actions it gets."""
+    """Random observations of any space. Checks the actions."""
 
     def __init__(self, observation_space: spaces.Space, action_space: spaces.Space):
         self.observation_space, self.action_space, self.t = observation_space, action_space, 0
@@ -31,7 +31,7 @@ class NoiseEnv(gym.Env):
 
 
 class Endless(gym.Env):
-    """Its one episode never ends."""
+    """An environment whose episode never ends."""
 
     observation_space, action_space = spaces.Box(-1.0, 1.0, (3,)), spaces.Discrete(2)
 
@@ -48,7 +48,7 @@ def policy_name(space: spaces.Space) -> str:
 
 
 def check_whole_cycle(env: gym.Env, tmp_path, **kwargs) -> DreamerV3:
-    """Construct, learn, predict, save, load: the same actions after it."""
+    """Construct, learn, predict, save, load. The loaded model must predict the same actions."""
     model = DreamerV3(policy_name(env.observation_space), env, seed=0, **{**QUICK, **kwargs})
     model.learn(30)
     assert model._n_updates > 0

@@ -14,7 +14,7 @@ from sb3_dreamer.dreamerv3.fast.make_update import make_loss as make_objective
 from sb3_dreamer.dreamerv3.losses import DreamerLoss
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
 
-# Everything as small as it goes: an update takes about ten milliseconds.
+# As small as possible: an update takes about ten milliseconds.
 TINY: dict[str, Any] = dict(
     model_size="debug",
     batch_size=4,
@@ -49,7 +49,7 @@ COUNTERS = ((7, False, 0), (11, True, 100), (13, False, 200))
 
 
 def counter_envs(offset: int = 0) -> DummyVecEnv:
-    """Three counter worlds of lengths 7, 11 (truncating) and 13, whose episodes never have the same number."""
+    """Three counter environments with episodes of 7, 11 (truncated) and 13 steps and disjoint episode numbers."""
 
     def make(length, truncates, first):
         return lambda: CounterEnv(length, truncates, first_episode=first + offset)
@@ -93,7 +93,7 @@ def random_observations(space: spaces.Space, lead: tuple[int, ...], rng: np.rand
 
 
 def random_batch(policy: DreamerPolicy, batch_size: int = 4, length: int = 8, seed: int = 0) -> SequenceBatch:
-    """A batch of noise with all kinds of flags."""
+    """A batch of random data and random flags."""
     rng = np.random.default_rng(seed)
     lead = (batch_size, length)
     is_first = rng.random(lead) < 0.15
@@ -117,7 +117,7 @@ def random_batch(policy: DreamerPolicy, batch_size: int = 4, length: int = 8, se
 
 
 def double(value):
-    """Floats of a nested structure in float64."""
+    """Cast all floats of a nested structure to float64."""
     if isinstance(value, th.Tensor):
         return value.double() if value.is_floating_point() else value
     if isinstance(value, dict):

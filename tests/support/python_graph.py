@@ -1,4 +1,4 @@
-"""What :class:`~sb3_dreamer.dreamerv3.fast.cuda_graph.CudaGraph` does, on any device and without a gain."""
+"""Stand-in for :class:`~sb3_dreamer.dreamerv3.fast.cuda_graph.CudaGraph` on any device, without a speed-up."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 class PythonGraph:
-    """A replay calls the function and copies its result."""
+    """A replay calls the function and copies the result."""
 
     def warm_up(self) -> AbstractContextManager[Any]:
         """Nothing to set up."""
@@ -34,4 +34,4 @@ class PythonGraph:
         return th.random.fork_rng([])
 
     def synchronize(self) -> None:
-        """Nothing runs beside."""
+        """Nothing to wait for."""
