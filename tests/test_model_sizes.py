@@ -68,7 +68,7 @@ def test_names():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("units", 0), ("stoch", 2.5), ("unimix", 1.0), ("cnn_multipliers", ()), ("deter", 30)],
+    [("units", 0), ("stoch", 2.5), ("unimix", 1.0), ("cnn_multipliers", ()), ("cnn_multipliers", "double"), ("deter", 30)],
 )
 def test_bad_dimensions(field, value):
     with pytest.raises(ValueError, match=f"`{field}`"):

@@ -155,3 +155,12 @@ def test_image_bounds_are_elementwise():
 def test_unsupported_space():
     with pytest.raises(ValueError, match="not supported"):
         MultiEncoder(spaces.Dict({"text": spaces.Text(5)}), SIZE)
+
+
+@pytest.mark.parametrize(
+    ("side", "channels"), [(16, [16, 32]), (32, [8, 16, 32]), (64, [4, 8, 16, 32]), (300, [4, 4, 8, 16, 32])]
+)
+def test_doubling_multipliers_follow_the_image_size(side, channels):
+    size = ModelSize(**{**SIZE.__dict__, "cnn_multipliers": "doubling", "depth": 4})
+    tower = MultiEncoder(spaces.Box(0, 255, (3, side, side), np.uint8), size).towers[0].tower
+    assert tower.channels == channels

@@ -18,7 +18,8 @@ class ModelSize:
     :param units: U, width of the MLPs
     :param depth: base number of channels of the convolutions
     :param cnn_multipliers: channels of each convolution stage in units of ``depth``, one entry per stage; None: (2, 3, 4, 4),
-        shortened, or with the last entry repeated, to match the image size
+        shortened, or with the last entry repeated, to match the image size; ``"doubling"``: 8 in the last stage and half in
+        each stage before it, so that all stages cost about the same
     :param encoder_layers: hidden layers of the vector encoder
     :param decoder_layers: hidden layers of the vector decoder
     :param dynamics_layers: hidden block layers of the GRU
@@ -40,7 +41,7 @@ class ModelSize:
     blocks: int = 8
     units: int = 1024
     depth: int = 64
-    cnn_multipliers: tuple[int, ...] | None = None
+    cnn_multipliers: tuple[int, ...] | str | None = None
     encoder_layers: int = 3
     decoder_layers: int = 3
     dynamics_layers: int = 1
@@ -61,8 +62,8 @@ class ModelSize:
                 if not 0.0 <= value < 1.0:
                     raise ValueError(f"`{field.name}` must lie in [0, 1), got {value}")
             elif field.name == "cnn_multipliers":
-                if value is not None and (len(value) == 0 or min(value) < 1):
-                    raise ValueError(f"`cnn_multipliers` must be positive integers, got {value}")
+                if value not in (None, "doubling") and (isinstance(value, str) or len(value) == 0 or min(value) < 1):
+                    raise ValueError(f"`cnn_multipliers` must be positive integers or 'doubling', got {value!r}")
             elif not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"`{field.name}` must be a positive integer, got {value!r}")
         if self.deter % self.blocks:
@@ -121,6 +122,6 @@ def resolve_model_size(name: str, has_images: bool = False, **overrides: Any) ->
     key = name.removeprefix("size") if isinstance(name, str) else name
     if key not in MODEL_SIZES:
         raise ValueError(f"`model_size` must be 'auto' or one of {', '.join(MODEL_SIZES)}, got {name!r}")
-    if overrides.get("cnn_multipliers") is not None:
+    if not isinstance(overrides.get("cnn_multipliers"), (str, type(None))):
         overrides["cnn_multipliers"] = tuple(overrides["cnn_multipliers"])
     return replace(MODEL_SIZES[key], **overrides)

@@ -37,6 +37,8 @@ from sb3_dreamer.common.type_aliases import TensorObs
 from sb3_dreamer.dreamerv3.model_sizes import ModelSize
 
 MULTIPLIERS = (2, 3, 4, 4)
+# With `cnn_multipliers="doubling"`: of the last stage, each stage before it has half.
+LAST_MULTIPLIER = 8
 # Allowed height and width of the coarsest feature map, as asserted in the official encoder.
 MIN_SIDE, MAX_SIDE = 3, 16
 # Number of activations of one layer that are computed at a time on a CPU. Whole batches are slower: the allocator requests
@@ -111,11 +113,13 @@ class ImageTower:
         self.layouts = layouts
         self.key_channels = [layout.channels for layout in layouts]
         self.height, self.width = layouts[0].height, layouts[0].width
+        n_stages = n_cnn_stages(self.height, self.width)
         if size.cnn_multipliers is None:
-            n_stages = n_cnn_stages(self.height, self.width)
             multipliers = (MULTIPLIERS + MULTIPLIERS[-1:] * n_stages)[:n_stages]
+        elif size.cnn_multipliers == "doubling":
+            multipliers = tuple(max(1, LAST_MULTIPLIER // 2**stage) for stage in reversed(range(n_stages)))
         else:
-            multipliers = size.cnn_multipliers
+            multipliers = size.cnn_multipliers  # type: ignore[assignment]
         self.channels = [size.depth * multiplier for multiplier in multipliers]
         stride = 2 ** len(self.channels)
         self.coarse_height, self.coarse_width = math.ceil(self.height / stride), math.ceil(self.width / stride)
