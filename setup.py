@@ -91,6 +91,7 @@ setup(
         "torch>=2.8,<3",
         "numpy>=1.24",
         "tensorboard>=2.9.1",
+        "pyyaml",
         "tqdm",
         "rich",
     ],

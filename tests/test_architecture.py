@@ -17,6 +17,7 @@ COMMON = [
         "common.envs.pixel_reach",
         "common.envs.t_maze",
         "common.functional",
+        "common.loss_weights",
         "common.metrics",
         "common.optimizers",
         "common.replay",
@@ -66,8 +67,8 @@ FAST = [
 ]
 ALGORITHM = [{"dreamerv3.dreamerv3"}, {"dreamerv3"}]
 PACKAGE_AND_ZOO = [
-    {"zoo", "zoo.startup._sb3_dreamer_zoo_hook", "zoo.presets", "zoo.ranks", "zoo.sampler"},
-    {""},
+    {"presets", "zoo", "zoo.startup._sb3_dreamer_zoo_hook", "zoo.ranks", "zoo.sampler"},
+    {"", "zoo.presets"},
     {"zoo.plugin"},
     {"zoo.__main__"},
 ]
@@ -81,6 +82,7 @@ TESTS = {
     "common.envs": "test_envs.py",
     "common.type_aliases": None,  # named tuples
     "common.utils": None,  # aliases for old files
+    "presets": "test_presets.py",
     "dreamerv3.fast": "test_scan.py test_update.py",
     "zoo": "test_zoo.py",
 }
@@ -170,7 +172,7 @@ def test_every_module_has_a_test_file():
         is_alone = [other.name for other in paths].count(path.name) == 1
         if {f"test_{name}.py" if is_alone else "", f"test_{folder.split('.')[-1]}_{name}.py"} & there:
             continue
-        row = next((row for row in (f"{folder}.{name}", folder, folder.split(".")[0]) if row in TESTS), None)
+        row = next((row for row in (module_name(path), folder, folder.split(".")[0]) if row in TESTS), None)
         used.add(row)
         missing += [f"{folder}.{name}"] if row is None else set((TESTS[row] or "").split()) - there
     assert not missing, missing

@@ -19,7 +19,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from benchmarks.learning import deterministic, harness, presets, report
 from benchmarks.learning.tasks import TASKS, Bar, Task
 from sb3_dreamer import DreamerV3
-from sb3_dreamer.zoo.presets import hyperparams_dir
+from sb3_dreamer.presets import hyperparams_dir
 from tests.support.helpers import TINY
 
 ROOT = Path(__file__).parent.parent

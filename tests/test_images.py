@@ -106,7 +106,7 @@ def test_learning_acting_and_reconstructing(name, policy, tmp_path):
     batch = model.replay_buffer.sample(2)
     world_model = model.policy.world_model
     filtered = world_model.observe(batch, th.rand(2, 6, model.policy.size.stoch))
-    losses, _ = world_model.loss(batch, *filtered, free_nats=1.0, gamma=0.99)
+    losses, *_ = world_model.loss(batch, *filtered, free_nats=1.0, gamma=0.99)
     # Pixels in [0, 1] against a decoder around 0.5: the bound of the squared error says that the scale is right.
     assert 0 < losses["reconstruction"].max() <= channels * height * width
 

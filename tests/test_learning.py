@@ -11,7 +11,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from examples.cartpole import make_model
 from sb3_dreamer import DreamerV3
-from sb3_dreamer.zoo.presets import hyperparams_dir
+from sb3_dreamer.presets import hyperparams_dir
 
 
 class Until(BaseCallback):

@@ -49,8 +49,23 @@ def test_the_clock_counts_the_second_to_the_fifth_update(monkeypatch):
         now += 1000.0  # the environment's time does not count
         clock.start()
         now += seconds
-        spoken.append(clock.stop())
+        spoken.append(clock.stop(updates_left=1000))
     assert spoken == [None] * 4 + [3.0] + [None] * 2
     assert clock.message(3.0, 33, th.device("cpu")).startswith(
         "3 s per update, about 40 updates in this learn(): about 2.0 min on cpu"
     )
+
+
+def test_a_run_of_days_is_announced_after_the_second_update(monkeypatch):
+    """With images on a CPU an update may take 34 s: nobody should wait for five of them to learn that."""
+    now = 0.0
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now)
+    clock, spoken = UpdateClock(), []
+    for _ in range(4):
+        clock.start()
+        now += 34.0
+        spoken.append(clock.stop(updates_left=50_000))
+    assert spoken == [None, 34.0, None, None]
+    message = clock.message(34.0, 50_000, th.device("cpu"))
+    assert "about 19.7 days" in message and 'preset("small")' in message
+    assert "about 9.5 hours" in clock.message(34.0, 1000, th.device("cpu"))

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import inspect
 import sys
+import warnings
 from pathlib import Path
 
 import gymnasium as gym
@@ -12,10 +13,11 @@ import yaml
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from sb3_dreamer import DreamerPolicy, DreamerV3
+from sb3_dreamer import DreamerPolicy, DreamerV3, preset
 from sb3_dreamer.dreamerv3.model_sizes import MODEL_SIZES, SIZE_FIELDS
+from sb3_dreamer.presets import hyperparams_dir
 from sb3_dreamer.zoo.plugin import register_all
-from sb3_dreamer.zoo.presets import find_config, hyperparams_dir
+from sb3_dreamer.zoo.presets import find_config
 from tests.support.envs import NoiseEnv
 from tests.support.helpers import MIXED
 
@@ -69,12 +71,12 @@ def package_of(env_id: str) -> str | None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_files(path):
     arguments = set(inspect.signature(DreamerV3).parameters)
-    for name, preset in yaml.safe_load(path.read_text()).items():
-        assert set(preset) <= arguments | ZOO_KEYS, name
-        assert set(preset.get("policy_kwargs", {})) <= SIZE_FIELDS, name
-        assert name.startswith(".") or {"n_timesteps", "policy"} <= set(preset), name
-        for key, value in preset.items():
-            if key not in ("policy", "env_wrapper", "model_size", "policy_kwargs"):
+    for name, settings in yaml.safe_load(path.read_text()).items():
+        assert set(settings) <= arguments | ZOO_KEYS, name
+        assert set(settings.get("policy_kwargs", {})) <= SIZE_FIELDS, name
+        assert name.startswith(".") or {"n_timesteps", "policy"} <= set(settings), name
+        for key, value in settings.items():
+            if key not in ("policy", "env_wrapper", "model_size", "policy_kwargs") and value != "harmony":
                 if key == "learning_rate" and str(value).startswith("lin_"):
                     value = float(value.removeprefix("lin_"))  # RL Zoo's way to write a rate that falls to 0
                 for number in value.values() if isinstance(value, dict) else [value]:
@@ -92,6 +94,48 @@ def test_the_docs_name_every_preset():
     text = (Path(__file__).parent.parent / "docs" / "presets.md").read_text()
     assert [name for name in ENVS if f"`{name}`" not in text] == []
     assert [path.name for path in FILES if path.parent == FOLDER and path.name not in text] == []
+
+
+SETTINGS = """learning_starts buffer_size batch_size batch_length training_ratio gamma ent_coef free_nats agc_clip imagine_last
+loss_scales lr_warmup_steps policy_kwargs model_size""".split()
+
+
+@pytest.mark.parametrize(("name", "config"), [("CartPole-v1", None), ("small", "small.yml")])
+def test_a_preset_in_python_is_that_of_rl_zoo(name, config, tmp_path):
+    register_all()
+    exp_manager = importlib.import_module("rl_zoo3.exp_manager")
+    namespace = argparse.Namespace()
+    manager = exp_manager.ExperimentManager(
+        namespace, "dreamerv3", "CartPole-v1", str(tmp_path), device="cpu", verbose=0, config=config
+    )
+    theirs, _ = manager.setup_experiment()
+    settings = preset(name)
+    model = DreamerV3("MlpPolicy", "CartPole-v1", device="cpu", **settings)
+    assert [getattr(model, key) for key in SETTINGS] == [getattr(theirs, key) for key in SETTINGS]
+    assert [one.lr_schedule(0.3) for one in (model, theirs)] == pytest.approx([3e-4, 3e-4])
+    assert settings.zoo == {"n_envs": 4, "n_timesteps": 10_000, "policy": "sb3_dreamer.DreamerPolicy"}
+
+
+def test_every_preset_is_there_in_python():
+    for name in [*PRESETS, "sizes/12m", "dm_control_proprio"]:
+        if name.startswith("."):
+            continue
+        with warnings.catch_warnings(record=True):
+            warnings.simplefilter("always")
+            settings = preset(name)
+        assert set(settings) | set(settings.zoo) <= set(inspect.signature(DreamerV3).parameters) | ZOO_KEYS
+        assert not set(settings) & ZOO_KEYS
+
+
+def test_a_preset_for_a_wrapped_environment_says_so():
+    with pytest.warns(UserWarning, match=r"preset 'atari' is for a wrapped environment.*'env_wrapper': 'sb3_dreamer"):
+        assert preset("atari")["model_size"] == "200m"
+
+
+@pytest.mark.parametrize(("name", "similar"), [("Cartpole-v1", "CartPole-v1"), ("smal", "small"), (".small", "small")])
+def test_unknown_presets_name_similar_ones(name, similar):
+    with pytest.raises(ValueError, match=f"`name` must be a preset, got '{name}'; similar ones: .*{similar}"):
+        preset(name)
 
 
 def test_find_config(tmp_path):

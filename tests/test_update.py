@@ -236,9 +236,9 @@ def test_a_recorded_optimiser_obeys_the_next_update_that_is_made():
 
 def test_a_plain_path_is_said_once(capsys):
     model = counter_model(verbose=1, policy_kwargs=dict(dynamics_layers=2))
-    capsys.readouterr()
     model.learn(60)
-    assert capsys.readouterr().out.count("using the step-by-step model") == 1
+    model.learn(60)
+    assert capsys.readouterr().out.count("Using the step-by-step model") == 1
     counter_model(verbose=1).learn(60)
     assert "step-by-step" not in capsys.readouterr().out
 

@@ -8,12 +8,17 @@ from stable_baselines3.common.logger import Logger
 
 
 class UpdateClock:
-    """Measures the duration of an update once, as the mean over updates two to five. The first update is a warm-up."""
+    """
+    Measures the duration of an update once: as the mean over updates two to five, or by the second one if a run with such
+    updates takes more than a day. The first update is a warm-up.
+    """
 
     LAST = 5
+    LONG_RUN = 86_400.0  # seconds
 
     def __init__(self) -> None:
         self.n_updates = 0
+        self._has_reported = False
         self._seconds = 0.0
         self._start = 0.0
 
@@ -21,24 +26,33 @@ class UpdateClock:
         """Call before an update."""
         self._start = time.perf_counter()
 
-    def stop(self) -> float | None:
+    def stop(self, updates_left: int) -> float | None:
         """
         Call after an update.
 
-        :return: mean seconds per update after the fifth update, otherwise None
+        :param updates_left: in this ``learn``
+        :return: mean seconds per update, once; otherwise None
         """
         self.n_updates += 1
-        if 1 < self.n_updates <= self.LAST:
-            self._seconds += time.perf_counter() - self._start
-        return self._seconds / (self.LAST - 1) if self.n_updates == self.LAST else None
+        if self._has_reported or self.n_updates == 1:
+            return None
+        self._seconds += time.perf_counter() - self._start
+        mean = self._seconds / (self.n_updates - 1)
+        if self.n_updates < self.LAST and mean * updates_left < self.LONG_RUN:
+            return None
+        self._has_reported = True
+        return mean
 
     def message(self, seconds: float, updates_left: int, device: th.device) -> str:
         """:return: a line with the duration of an update and of this ``learn``, and how to shorten it"""
         n_updates = self.n_updates + updates_left
+        minutes = seconds * n_updates / 60
+        duration = f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} hours"
+        duration = duration if minutes < 48 * 60 else f"{minutes / 60 / 24:.1f} days"
         return (
-            f"{seconds:.3g} s per update, about {n_updates} updates in this learn(): about {seconds * n_updates / 60:.1f} "
-            f"min on {device}, the environment's time not counted. Shorter: a smaller `model_size`, a lower "
-            "`training_ratio`, a faster `device`."
+            f"{seconds:.3g} s per update, about {n_updates} updates in this learn(): about {duration} on {device}, without "
+            'the time of the environment. Shorter: the small setting (`DreamerV3(..., **preset("small"))`), a smaller '
+            "`model_size`, a lower `training_ratio`, a faster `device`."
         )
 
 

@@ -19,7 +19,7 @@ from sb3_dreamer.common.images import image_layout
 from sb3_dreamer.common.preprocessing import as_space_dict
 from sb3_dreamer.common.schedules import SCALINGS, TrainRatio, lr_scaling_factor
 from sb3_dreamer.dreamerv3.counterparts import refuse_arguments
-from sb3_dreamer.dreamerv3.losses import LOSS_SCALES, LossScales
+from sb3_dreamer.dreamerv3.losses import HARMONY, LOSS_SCALES, LossScales
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
 
 # name: (smallest, largest, whole number?)
@@ -214,6 +214,10 @@ def convert_train_freq(model: Model) -> None:
 
 def check_loss_scales(loss_scales: LossScales | None, keys: list[str]) -> None:
     """:raises ValueError: if a name is not a loss, a weight is negative, or a weight names an unknown observation key"""
+    if isinstance(loss_scales, str):
+        if loss_scales != HARMONY:
+            raise ValueError(f"`loss_scales` must be a dict of weights or {HARMONY!r}, got {loss_scales!r}")
+        return
     for name, scale in (loss_scales or {}).items():
         if name not in LOSS_SCALES:
             raise ValueError(f"`loss_scales` has no key {name!r}, its keys are {', '.join(LOSS_SCALES)}")

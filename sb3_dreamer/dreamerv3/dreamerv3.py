@@ -61,7 +61,9 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
     :param ent_coef: weight of the actor's entropy
     :param free_nats: dynamics and representation loss are clipped from below at this value
     :param loss_scales: weights of the losses by name, see :data:`~sb3_dreamer.dreamerv3.losses.LOSS_SCALES`; losses that are
-        not named keep their weight. ``"reconstruction"`` takes a number, or weights by observation key.
+        not named keep their weight. ``"reconstruction"`` takes a number, or weights by observation key. ``"harmony"`` weights
+        reward, continue and each reconstructed key by their own running size, see
+        :class:`~sb3_dreamer.common.loss_weights.HarmonyWeights`.
     :param agc_clip: adaptive gradient clipping: largest ratio of a gradient's norm to the norm of its parameter tensor
     :param lr_warmup_steps: updates until the learning rate is reached; the first update has learning rate 0
     :param replay_context: start each window from the latent state stored with the row before it; after each update, store the
@@ -464,10 +466,10 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         self.replay_buffer.check_range(self._vec_normalize_env)
 
     def _log_eta(self) -> None:
-        """With ``verbose``, print the expected duration of this ``learn`` once, after its fifth update."""
-        seconds = self._clock.stop()
+        """With ``verbose``, print the expected duration of this ``learn`` once, after its second to fifth update."""
+        updates_left = self._train_ratio.updates_in(max(0, self._total_timesteps - self.num_timesteps))
+        seconds = self._clock.stop(updates_left)
         if seconds is not None and self.verbose >= 1:
-            updates_left = self._train_ratio.updates_in(max(0, self._total_timesteps - self.num_timesteps))
             print(self._clock.message(seconds, updates_left, self.device))
 
     def dump_logs(self) -> None:

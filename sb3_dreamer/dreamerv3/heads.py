@@ -33,6 +33,14 @@ class TwoHotHead(nn.Module):
         """
         return SymexpTwoHot(self.output(self.mlp(features)), self.bins)  # logits (..., bins)
 
+    def target_entropy(self, target: th.Tensor) -> th.Tensor:
+        """
+        :param target: raw values (...)
+        :return: entropy of the two-hot targets in nats (...), the least loss that is possible
+        """
+        _, weights = SymexpTwoHot(target, self.bins).two_hot(target)  # (..., 2)
+        return th.special.entr(weights).sum(-1)
+
 
 class ContinueHead(nn.Module):
     """
@@ -52,6 +60,14 @@ class ContinueHead(nn.Module):
         :return: distribution over (...)
         """
         return Bernoulli(self.output(self.mlp(features)).squeeze(-1))  # logit (...)
+
+    @staticmethod
+    def target_entropy(target: th.Tensor) -> th.Tensor:
+        """
+        :param target: probability (...)
+        :return: its entropy in nats (...), the least loss that is possible
+        """
+        return th.special.entr(target) + th.special.entr(1.0 - target)
 
 
 class ActorHead(nn.Module):

@@ -31,7 +31,8 @@ LOSS_SCALES: dict[str, float] = {
 }
 
 
-LossScales = Mapping[str, float | Mapping[str, float]]
+HARMONY = "harmony"
+LossScales = Mapping[str, float | Mapping[str, float]] | str
 
 
 def split_loss_scales(loss_scales: LossScales | None) -> tuple[dict[str, float], dict[str, float]]:
@@ -39,7 +40,8 @@ def split_loss_scales(loss_scales: LossScales | None) -> tuple[dict[str, float],
     :param loss_scales: as a user gives them
     :return: weight of each observation key in the reconstruction loss, and weight of each loss
     """
-    scales = {**LOSS_SCALES, **(loss_scales or {})}
+    given = {} if loss_scales is None or isinstance(loss_scales, str) else loss_scales
+    scales = {**LOSS_SCALES, **given}
     reconstruction = scales["reconstruction"]
     key_scales = dict(reconstruction) if isinstance(reconstruction, Mapping) else {}
     if key_scales:
@@ -119,7 +121,7 @@ class DreamerLoss(nn.Module):
     :param free_nats: lower limit of dynamics and representation loss, in nats
     :param imagine_last: L, start imagination from only the last L rows of each window; 0: from all T rows
     :param loss_scales: replaces values of :data:`LOSS_SCALES`; ``"reconstruction"`` may be a dict of weights by observation
-        key, 1 for keys that are not named
+        key, 1 for keys that are not named; ``"harmony"``: weights from the losses' own running size
     """
 
     def __init__(
@@ -142,6 +144,7 @@ class DreamerLoss(nn.Module):
         self.ent_coef = ent_coef
         self.free_nats = free_nats
         self.imagine_last = imagine_last
+        self.is_harmony = loss_scales == HARMONY
         self.key_scales, self.loss_scales = split_loss_scales(loss_scales)
         check_key_scales(self.key_scales, policy.world_model.decoded_keys)
         # With several ranks this is replaced by a function that gathers a tensor from all of them.
@@ -172,11 +175,20 @@ class DreamerLoss(nn.Module):
         if noise is None:
             noise = self.draw_noise(*batch.rewards.shape)
         world_model = self.policy.world_model
-        settings: dict[str, Any] = dict(free_nats=self.free_nats, gamma=self.gamma, key_scales=self.key_scales)
+        weights, key_scales = {}, self.key_scales
+        if self.is_harmony:
+            weights = self.policy.loss_weights()
+            key_scales = {key: weights[f"reconstruction/{key}"] for key in world_model.decoded_keys}
+        settings: dict[str, Any] = dict(free_nats=self.free_nats, gamma=self.gamma, key_scales=key_scales)
 
         # ---- world model ----
         states, posterior = self.observe(batch, noise.posterior)  # (B, T, ...)
-        terms, metrics = world_model.loss(batch, states, posterior, **settings)  # (B, T) each
+        terms, by_key, metrics = world_model.loss(batch, states, posterior, **settings)  # (B, T) each
+        if self.is_harmony:
+            sizes = world_model.sizes(batch, terms, by_key, gamma=self.gamma)
+            stacked = th.stack([sizes[name] for name in self.policy.loss_weights.names])  # (M,)
+            self.policy.loss_weights.update(self.gather(stacked.unsqueeze(0)).mean(0))
+            metrics |= {f"world_model/weight/{name}": weight for name, weight in weights.items()}
 
         # ---- imagine from the detached posterior states ----
         recent = LatentState(*(part[:, -self.imagine_last :] for part in states))  # (B, L, ...); the slice -0: takes all
@@ -194,7 +206,8 @@ class DreamerLoss(nn.Module):
         terms["replay_critic"] = self.replay_critic_term(batch, recent, imagined.returns[:, 0])
 
         self._check_shapes(terms, batch.rewards.shape, imagined.returns.shape, len(batch.rewards))
-        loss = th.stack([scale * terms[name].mean() for name, scale in self.loss_scales.items()]).sum()
+        scaled = [scale * weights.get(name, 1.0) * terms[name].mean() for name, scale in self.loss_scales.items()]
+        loss = th.stack(scaled).sum()
         metrics |= actor_metrics | self._loss_metrics(loss, terms)
         return LossOutput(loss, terms, states, trajectory, imagined, metrics)
 

@@ -16,6 +16,7 @@ from stable_baselines3.common.utils import polyak_update
 from torch import nn
 
 from sb3_dreamer.common.images import choose_keys, image_layout, warn_if_flattened
+from sb3_dreamer.common.loss_weights import HarmonyWeights
 from sb3_dreamer.common.optimizers import LaProp
 from sb3_dreamer.common.preprocessing import SINGLE_KEY, decode_actions, encode_actions, encoded_dim
 from sb3_dreamer.common.returns import ReturnNormalizer
@@ -155,6 +156,8 @@ class DreamerPolicy(BasePolicy):
         self.critic = TwoHotHead(self.size, self.size.critic_layers)
         self.critic_target = deepcopy(self.critic).requires_grad_(False)
         self.return_normalizer = ReturnNormalizer(return_normalizer_decay, *return_percentiles)
+        keys_decoded = [f"reconstruction/{key}" for key in self.world_model.decoded_keys]
+        self.loss_weights = HarmonyWeights(["reward", "continue", *keys_decoded])
         self.optimizer = self._make_optimizer(lr_schedule(1), **self.optimizer_kwargs)
 
     def _make_optimizer(self, lr: float, lr_scale: dict[str, float] | None = None, **kwargs: Any) -> th.optim.Optimizer:

@@ -156,8 +156,8 @@ class WorldModel(nn.Module):
         *,
         free_nats: float,
         gamma: float,
-        key_scales: Mapping[str, float] | None = None,
-    ) -> tuple[dict[str, th.Tensor], dict[str, th.Tensor]]:
+        key_scales: Mapping[str, float | th.Tensor] | None = None,
+    ) -> tuple[dict[str, th.Tensor], dict[str, th.Tensor], dict[str, th.Tensor]]:
         """
         World model loss (paper, world model learning).
 
@@ -167,7 +167,7 @@ class WorldModel(nn.Module):
         :param free_nats: see :meth:`RSSM.kl_loss`
         :param gamma: discount factor, which the continue head learns: its target is gamma * (1 - is_terminal)
         :param key_scales: weights of single keys in the reconstruction loss; the default is 1
-        :return: losses by name (B, T), and metrics
+        :return: losses by name (B, T), unweighted reconstruction losses by key (B, T), and metrics
         """
         prior = self.rssm.prior(states.deter)  # logits (B, T, S, K)
         features = self.rssm.features(states)  # (B, T, F)
@@ -185,9 +185,29 @@ class WorldModel(nn.Module):
             "world_model/prior_entropy": prior.entropy().sum(-1).mean().detach(),
             "world_model/posterior_entropy": posterior.entropy().sum(-1).mean().detach(),
         }
-        if len(by_key) > 1:
+        if len(by_key) > 1 or key_scales:
             metrics |= {f"world_model/reconstruction_loss/{key}": loss.detach().mean() for key, loss in by_key.items()}
-        return losses, metrics
+        return losses, by_key, metrics
+
+    def sizes(
+        self, batch: SequenceBatch, losses: dict[str, th.Tensor], by_key: dict[str, th.Tensor], *, gamma: float
+    ) -> dict[str, th.Tensor]:
+        """
+        How far losses are from the least that is possible: 0, or the entropy of their targets.
+
+        :param batch: B windows of T rows
+        :param losses: as from :meth:`loss`
+        :param by_key: as from :meth:`loss`
+        :param gamma: as for :meth:`loss`
+        :return: means of ``reward``, ``continue`` and, by key, ``reconstruction/KEY``, scalars
+        """
+        continues = gamma * (1.0 - batch.is_terminal.to(losses["continue"].dtype))  # (B, T)
+        floors = {
+            "reward": self.reward_head.target_entropy(batch.rewards),
+            "continue": self.continue_head.target_entropy(continues),
+        }
+        sizes = {name: (losses[name] - floor).mean() for name, floor in floors.items()}
+        return sizes | {f"reconstruction/{key}": loss.mean() for key, loss in by_key.items()}
 
     def reconstruction_losses(self, states: LatentState, observations: TensorObs) -> dict[str, th.Tensor]:
         """

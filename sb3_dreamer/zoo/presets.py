@@ -1,20 +1,8 @@
-"""Find the YAML files: inside the installed package, or at the top level of a checkout."""
+"""Find the YAML files for RL Zoo."""
 
 from pathlib import Path
 
-PACKAGE = Path(__file__).parent.parent
-DEFAULT = "dreamerv3.yml"
-
-
-def hyperparams_dir() -> Path:
-    """
-    :return: the folder of ``dreamerv3.yml``
-    :raises FileNotFoundError: if the installation is broken
-    """
-    for folder in (PACKAGE / "hyperparams", PACKAGE.parent / "hyperparams"):
-        if (folder / DEFAULT).is_file():
-            return folder
-    raise FileNotFoundError(f"`{DEFAULT}` is neither in {PACKAGE} nor next to it: install sb3_dreamer again")
+from sb3_dreamer.presets import DEFAULT, hyperparams_dir
 
 
 def find_config(config: str | None) -> str:

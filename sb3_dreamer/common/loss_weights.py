@@ -1,0 +1,60 @@
+"""Weights of losses that follow from the losses themselves."""
+
+import torch as th
+from torch import nn
+
+
+class HarmonyWeights(nn.Module):
+    """
+    A weight for each loss from its own running mean, so that small losses are not neglected (after HarmonyDream, Ma et al.,
+    ICML 2024, https://arxiv.org/abs/2310.00344, rectified form).
+
+    .. code-block:: text
+
+        minimise over sigma    L / sigma + log(1 + sigma)
+        weight                 1 / sigma = 2 / (L + sqrt(L^2 + 4 L)), at least 1 and at most 100
+
+    L is the loss above its floor: the entropy of soft targets, which is the least loss possible. The authors learn sigma by
+    gradient. Here it is computed from the running mean, which needs no learning rate. They also lower the weights of large
+    losses. Here no weight is below 1, that of the paper: with weight 1 / L an image is worth less than the KL that encoding
+    it costs, and the posterior ignores it.
+
+    :param names: names of the losses
+    :param decay: decay of the running means, which are corrected for their start at zero
+    :param smallest: least weight
+    :param largest: largest weight
+    """
+
+    means: th.Tensor
+    n_updates: th.Tensor
+
+    def __init__(self, names: list[str], decay: float = 0.99, smallest: float = 1.0, largest: float = 100.0):
+        super().__init__()
+        self.names = names
+        self.decay = decay
+        self.smallest, self.largest = smallest, largest
+        self.register_buffer("means", th.zeros(len(names)))
+        self.register_buffer("n_updates", th.zeros(()))
+
+    @th.no_grad()
+    def forward(self) -> dict[str, th.Tensor]:
+        """:return: weight of each loss, scalars; all 1 before the first update"""
+        means = self.means / (1.0 - self.decay**self.n_updates).clamp_min(1e-8)  # (M,)
+        means = means.clamp_min(0.0)
+        weights = (2.0 / (means + (means.square() + 4.0 * means).sqrt())).clamp(self.smallest, self.largest)  # (M,)
+        weights = th.where(self.n_updates == 0, 1.0, weights)
+        return dict(zip(self.names, weights.unbind(), strict=True))
+
+    @th.no_grad()
+    def update(self, sizes: th.Tensor) -> None:
+        """
+        :param sizes: mean of each loss above its floor, in the order of ``names`` (M,)
+        """
+        self.means.lerp_(sizes.detach().to(self.means.dtype), 1.0 - self.decay)
+        self.n_updates.add_(1.0)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):  # type: ignore
+        """Files of versions without these weights load: the means start again."""
+        for name, buffer in self.named_buffers(recurse=False):
+            state_dict.setdefault(prefix + name, th.zeros_like(buffer))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
