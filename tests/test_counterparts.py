@@ -79,7 +79,7 @@ def test_each_argument_is_rejected(name):
 def test_each_policy_kwarg_is_rejected(name):
     with pytest.raises(TypeError) as error:
         counter_model(policy_kwargs={name: 1})
-    assert f"knows no {name}. The counterpart of `{name}`: {POLICY_KWARGS[name]}. " in str(error.value)
+    assert f"has no {name}. The counterpart of `{name}`: {POLICY_KWARGS[name]}. " in str(error.value)
 
 
 @pytest.mark.parametrize("name", POLICIES)
