@@ -72,8 +72,8 @@ PACKAGE_AND_ZOO = [
     {"zoo.plugin"},
     {"zoo.__main__"},
 ]
-FLOORS = COMMON + READABLE + FAST + ALGORITHM + PACKAGE_AND_ZOO
-FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
+LAYERS = COMMON + READABLE + FAST + ALGORITHM + PACKAGE_AND_ZOO
+LAYER_OF = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}
 # Test files of modules and folders without a `test_MODULE.py` or `test_FOLDER_MODULE.py` (the latter if two modules have the
 # same name).
 TESTS = {
@@ -86,7 +86,7 @@ TESTS = {
     "dreamerv3.fast": "test_scan.py test_update.py",
     "zoo": "test_zoo.py",
 }
-MOST_FLOORS = 8  # of `dreamerv3/` without `fast/`
+MAX_LAYERS = 8  # of `dreamerv3/` without `fast/`
 
 
 def imports(path: Path) -> set[str]:
@@ -118,7 +118,7 @@ def cycles(graph: dict[str, set[str]]) -> list[str]:
     return sorted(name for name in graph if name in reached[name])
 
 
-def n_floors_of(graph: dict[str, set[str]]) -> int:
+def count_layers(graph: dict[str, set[str]]) -> int:
     """Number of modules on the longest path of an import graph without cycles."""
 
     def height(name: str) -> int:
@@ -133,25 +133,25 @@ def test_import_graph_includes_type_checking_imports_and_finds_cycles(tmp_path):
     (tmp_path / "one.py").write_text(lines)
     assert imports(tmp_path / "one.py") == {"common.buffers", "common.metrics", "dreamerv3", "dreamerv3.fast"}
     assert cycles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c"]
-    assert n_floors_of({"a": {"b", "c"}, "b": {"c"}, "c": {"other"}}) == 3
+    assert count_layers({"a": {"b", "c"}, "b": {"c"}, "c": {"other"}}) == 3
 
 
 def test_imports_run_downwards():
     """Prints the size of the graph (``pytest -s``): imports, upward imports, cycles, layers."""
     graph = import_graph()
-    assert graph.keys() == FLOOR_OF.keys(), f"add to FLOORS, or remove: {graph.keys() ^ FLOOR_OF.keys()}"
+    assert graph.keys() == LAYER_OF.keys(), f"add to LAYERS, or remove: {graph.keys() ^ LAYER_OF.keys()}"
     edges = [(name, other) for name, others in graph.items() for other in others]
-    upward = [f"{name} imports {other}" for name, other in edges if FLOOR_OF[other] >= FLOOR_OF[name]]
+    upward = [f"{name} imports {other}" for name, other in edges if LAYER_OF[other] >= LAYER_OF[name]]
     inside = {name: others for name, others in graph.items() if name.startswith("dreamerv3.")}
     readable = {name: others for name, others in inside.items() if not name.startswith("dreamerv3.fast")}
-    n_floors, n_all = n_floors_of(readable), n_floors_of(inside)
+    n_layers, n_all = count_layers(readable), count_layers(inside)
     print(
         f"\n{len(edges)} imports, {len(upward)} upwards, {len(cycles(graph))} in cycles, "
-        f"{n_floors} floors in dreamerv3/ without fast/, {n_all} with it"
+        f"{n_layers} layers in dreamerv3/ without fast/, {n_all} with it"
     )
     assert not upward, upward
     assert not cycles(graph)
-    assert n_floors <= MOST_FLOORS
+    assert n_layers <= MAX_LAYERS
 
 
 def test_only_the_algorithm_imports_the_fast_path():

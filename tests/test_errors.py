@@ -1,6 +1,6 @@
 """
-Every mistake gets one clear exception. ``docs/errors.md`` holds all of them. Ours are compared word for word; where SB3,
-gymnasium or torch raises, only the type is, for they may reword theirs:
+Every invalid argument raises one clear exception. ``docs/errors.md`` lists all of them. Messages of this package are compared
+word for word. For errors of SB3, gymnasium or torch only the type is compared, because their messages may change:
 
     python -m tests.test_errors > docs/errors.md
 """
@@ -36,7 +36,7 @@ DOCUMENT = ROOT / "docs" / "errors.md"
 PACKAGE = ROOT / "sb3_dreamer"
 DISCRETE = ACTION_SPACES["discrete"]
 
-# What is written on the left, as it stands in a call of the constructor.
+# Left: the argument as it is written in a call of the constructor.
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "batch_size=0": dict(batch_size=0),
     "batch_length=1": dict(batch_length=1),
@@ -108,7 +108,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 
 
 def construct(observation_space: spaces.Space = VECTOR, action_space: spaces.Space = DISCRETE, policy: str = "MlpPolicy"):
-    """:return: what builds a model on an environment of these spaces"""
+    """:return: a function that builds a model on an environment with these spaces"""
     return lambda: DreamerV3(policy, NoiseEnv(observation_space, action_space), **TINY)
 
 
@@ -169,7 +169,7 @@ SPACES |= {
 
 
 class BrokenEnv(NoiseEnv):
-    """From the third step on, one number is none."""
+    """From the third step on, one number is invalid."""
 
     def __init__(self, bad_obs: float = 0.0, bad_reward: float = 0.0):
         super().__init__(VECTOR, DISCRETE)
@@ -187,7 +187,7 @@ def learn_with(n_steps: int = 20, **bad: float):
 
 
 def add(obs=1, next_obs=2, action=0, reward=0.0, infos=None, space=spaces.Discrete(5), actions=DISCRETE):  # noqa: B008
-    """:return: what adds one step of one environment to an empty buffer"""
+    """:return: a function that adds one step of one environment to an empty buffer"""
     buffer = SequenceReplayBuffer(60, space, actions, "cpu", 1, batch_length=2, latent_shape=(2, 2, 2))
     done = np.zeros(1, dtype=bool)
     arrays = [np.array([part]) for part in (obs, next_obs, action, reward)]
@@ -195,7 +195,7 @@ def add(obs=1, next_obs=2, action=0, reward=0.0, infos=None, space=spaces.Discre
 
 
 def look_at_codes():
-    """A thousand rows of codes in a space for pictures."""
+    """Add a thousand rows of codes to a buffer for images."""
     space = spaces.Box(0, 255, (3, 8, 8), np.uint8)
     buffer = SequenceReplayBuffer(2000, space, DISCRETE, "cpu", 1, batch_length=2, latent_shape=(2, 2, 2))
     image, zero = np.full((1, 3, 8, 8), 7, np.uint8), np.zeros(1)
@@ -209,7 +209,7 @@ def predict_with(observation: Any = None, state: Any = None, episode_start: Any 
 
 
 def load_buffer(saved: dict[str, Any], model: dict[str, Any], envs: Any = counter_envs):
-    """:return: what loads a replay buffer of one model into another"""
+    """:return: a function that loads the replay buffer of one model into another"""
 
     def load():
         file = io.BytesIO()
@@ -221,7 +221,7 @@ def load_buffer(saved: dict[str, Any], model: dict[str, Any], envs: Any = counte
 
 
 def load_model(then: Callable[[DreamerV3], Any] = lambda model: None, **kwargs: Any):
-    """:return: what loads a model with these arguments and goes on with it"""
+    """:return: a function that loads a model with these arguments and uses it"""
 
     def load():
         with tempfile.TemporaryDirectory() as folder:
@@ -232,7 +232,7 @@ def load_model(then: Callable[[DreamerV3], Any] = lambda model: None, **kwargs: 
 
 
 def set_and_learn(name: str, value: Any):
-    """:return: what sets an attribute of a model that is there and goes on with it"""
+    """:return: a function that sets an attribute of an existing model and trains it"""
 
     def act():
         model = counter_model()
@@ -318,7 +318,7 @@ CASES = {
 
 
 class Outcome(NamedTuple):
-    """What a mistake brings: the type of the exception or warning, its message, and whether the message is our own."""
+    """Type of the exception or warning, its message, and whether it is raised by this package."""
 
     kind: str
     message: str
@@ -326,7 +326,7 @@ class Outcome(NamedTuple):
 
 
 def outcome(case: Callable[[], Any]) -> Outcome:
-    """:return: of the exception, or of the one warning, that a mistake brings"""
+    """:return: outcome of the exception or of the single warning"""
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
@@ -353,20 +353,20 @@ def test_error(name):
         assert any(line.startswith(row(name, kind, "").removesuffix(" |")) for line in rows), kind
 
 
-def test_whose_message_it_is():
+def test_origin_of_a_message():
     assert outcome(CASES["`batch_size=0`"]).is_ours
     assert not outcome(CASES["MlpPolicy on a Dict"]).is_ours  # SB3's
 
 
-def test_the_document_has_no_other_rows():
+def test_the_document_lists_exactly_these_cases():
     rows = [line.split(" | ")[0].removeprefix("| ") for line in DOCUMENT.read_text().splitlines() if line.startswith("| ")]
     assert rows[1:] == list(CASES)
 
 
 if __name__ == "__main__":
-    print("# Mistakes and what is said about them\n")
-    print("Each is raised before any training happens, or before the row in question is stored; what was collected and")
-    print("learnt until then is kept. Made and checked by `tests/test_errors.py`; a few messages are SB3's own.\n")
+    print("# Invalid arguments and their error messages\n")
+    print("Each error is raised before training starts or before the row is stored; collected data and trained weights are")
+    print("kept. This file is written and checked by `tests/test_errors.py`. A few messages are those of SB3.\n")
     print("| input | error |\n|---|---|")
     for name, case in CASES.items():
         kind, message, _ = outcome(case)

@@ -1,4 +1,4 @@
-"""Products as convolutions: the same numbers, the same gradients, and only where they are worth it."""
+"""Matmuls as convolutions: the same results and gradients, used only where they are faster."""
 
 import pytest
 import torch as th
@@ -9,12 +9,12 @@ from sb3_dreamer.dreamerv3 import networks
 from sb3_dreamer.dreamerv3.fast.loss import PrecomputedLinear
 from tests.support.helpers import ACTION_SPACES, IMAGE, make_policy, random_batch
 
-CLOSE = dict(rtol=1e-4, atol=1e-4)  # float32, in another order
+CLOSE = dict(rtol=1e-4, atol=1e-4)  # float32, another order of summation
 
 
 @pytest.fixture(params=[True, False], ids=["convolved", "plain"])
 def route(request, monkeypatch):
-    """Either way, whatever the processor; says whether convolutions ran."""
+    """Run with and without convolutions, on any processor. Checks whether convolutions were used."""
     monkeypatch.setattr(functional, "USE_CONV_MATMUL", request.param)
     convolutions = []
     right = F.conv2d
@@ -52,7 +52,7 @@ def test_linear_weight_grad(monkeypatch):
         th.testing.assert_close(functional.linear_weight_grad(x, grad), grad.t() @ x, **CLOSE)
 
 
-def test_what_is_small_or_of_another_kind_stays_a_product(monkeypatch):
+def test_small_or_other_inputs_use_matmul(monkeypatch):
     monkeypatch.setattr(functional, "USE_CONV_MATMUL", True)
     x = th.randn(256, 24)
     assert functional.use_conv_matmul(x, 256, 16)
@@ -64,7 +64,7 @@ def test_what_is_small_or_of_another_kind_stays_a_product(monkeypatch):
         assert not functional.use_conv_matmul(x, 256, 16)
 
 
-def test_a_known_layer_has_the_gradient_of_the_layer():
+def test_a_precomputed_layer_has_the_gradient_of_the_layer():
     x, weight, bias = th.randn(5, 3, 4), th.randn(6, 4, requires_grad=True), th.randn(6, requires_grad=True)
     result = F.linear(x, weight, bias)
     known = PrecomputedLinear.apply(result.detach(), x, weight, bias)
@@ -74,12 +74,12 @@ def test_a_known_layer_has_the_gradient_of_the_layer():
         th.testing.assert_close(got, wanted)
 
 
-def test_images_in_pieces_are_the_same_images(monkeypatch):
+def test_chunks_of_images_give_the_same_results(monkeypatch):
     policy = make_policy(IMAGE, ACTION_SPACES["discrete"])
     model, batch = policy.world_model, random_batch(policy, 3, 5)
     images, (deter, stoch) = batch.observations.flatten(0, 1), policy.world_model.rssm.initial(15)
     whole = model.encoder(images), model.decoder(deter, stoch)["obs"].mode()
     monkeypatch.setattr(networks, "CHUNK_NUMEL", 1)
-    pieces = model.encoder(images), model.decoder(deter, stoch)["obs"].mode()
-    for got, wanted in zip(pieces, whole, strict=True):
+    chunked = model.encoder(images), model.decoder(deter, stoch)["obs"].mode()
+    for got, wanted in zip(chunked, whole, strict=True):
         th.testing.assert_close(got, wanted)

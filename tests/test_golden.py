@@ -1,4 +1,4 @@
-"""Our numbers against the official code's, array by array. ``GOLDEN_DIR`` names another folder of the same format."""
+"""Compare with the official code, array by array. ``GOLDEN_DIR`` sets another folder of the same format."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from tests.golden.checks import run_check
 from tests.golden.files import FILES, FOLDER, load, perturb
 
 
-def test_golden_files_are_there():
+def test_golden_files_exist():
     assert FILES, f"no golden files in {FOLDER}"
 
 
@@ -21,10 +21,10 @@ def test_golden_of_the_step_by_step_model(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_golden_notices(path):
+def test_golden_detects_changes(path):
     """
-    Every array that is no input, changed a little, makes the check fail. Our numbers are computed anew only where they
-    may depend on the changed array.
+    A small change of any array that is not an input makes the check fail. Our numbers are computed again only if they may
+    depend on the changed array.
     """
     arrays = load(path)
     golden = run_check(path.stem, arrays)

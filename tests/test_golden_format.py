@@ -1,7 +1,7 @@
 """
-The golden checks read every dimension from the arrays: files of other shapes and cases pass through them unchanged.
+The golden checks read all dimensions from the arrays, so they also accept files of other shapes.
 
-No official numbers here: a file of the same format is written by our own code, then checked, then spoilt.
+The files are not official: they are written by our code, then checked, then changed to make the check fail.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ DIMENSIONS = dict(deter=24, hidden=6, stoch=2, classes=5, blocks=4, units=10, de
 
 
 class Recorder(Golden):
-    """Notes our numbers instead of comparing them."""
+    """Records our numbers instead of comparing them."""
 
     def expect(self, name, ours, rtol=0.0, atol=0.0):
         value = ours.detach().numpy() if isinstance(ours, th.Tensor) else np.asarray(ours)
@@ -42,7 +42,7 @@ def random_weights(names, rng) -> dict[str, np.ndarray]:
 
 
 def random_array(space: spaces.Space, lead: tuple[int, ...], rng) -> np.ndarray:
-    """An observation as official files hold it: images channels last."""
+    """An observation in the format of the official files: images are channels last."""
     if isinstance(space, spaces.Discrete):
         return rng.integers(0, space.n, lead).astype(np.int32)
     if isinstance(space, spaces.MultiDiscrete):
@@ -119,7 +119,7 @@ def test_encoder_and_decoder_of_other_shapes():
     arrays = random_weights([*gm.encoder_names(encoder), *gm.decoder_names(decoder)], rng)
     arrays |= {f"obs:{key}": random_array(space[key], (3, 1), rng) for key in space.spaces}
     arrays |= {"deter": rng.normal(size=(3, 1, 24)).astype(np.float32), "stoch": one_hots((3, 1), rng)}
-    # Which arrays there are tells the kind of each key.
+    # The arrays of the file determine the kind of each key.
     arrays |= {"image_mean": np.zeros((3, 1, 96, 96, 3), np.float32), "far_logits": np.zeros((3, 1, 2, 6), np.float32)}
     recorder = Recorder("encdec_other", dict(arrays))
     recorder.expect = lambda name, ours, rtol=0.0, atol=0.0: recorder.arrays.update({name: ours.detach().numpy()})
@@ -134,5 +134,5 @@ def test_unknown_files_and_arrays_fail():
     x = np.zeros(3, np.float32)
     arrays = dict(x=x, y=x, symlog_x=x, symexp_y=x, roundtrip=x)
     run_check("symlog_other", arrays)
-    with pytest.raises(AssertionError, match=r"no check looks at: \['surprise'\]"):
+    with pytest.raises(AssertionError, match=r"arrays that no check uses: \['surprise'\]"):
         run_check("symlog_other", {**arrays, "surprise": x})

@@ -1,4 +1,4 @@
-"""Ten mistakes that ports of DreamerV3 make, each of which the numbers must catch."""
+"""Ten mistakes of other ports of DreamerV3. The golden checks must detect each of them."""
 
 import math
 
@@ -83,8 +83,8 @@ def no_root_continue(patch):
     right = DreamerLoss.imagined_returns
 
     def imagined_returns(self, trajectory, value):
-        dream = right(self, trajectory, value)
-        return dream._replace(weights=dream.weights / dream.continues[:, :1])
+        imagined = right(self, trajectory, value)
+        return imagined._replace(weights=imagined.weights / imagined.continues[:, :1])
 
     patch.setattr(DreamerLoss, "imagined_returns", imagined_returns)
 
@@ -129,11 +129,11 @@ def test_wrong_variant_fails(variant, family, monkeypatch):
         except AssertionError as error:
             failures.append(str(error))
     assert failures, f"{variant.__name__} goes unnoticed by {[path.stem for path in files]}"
-    assert all("off by" in failure for failure in failures)  # it is a number that differs, not a shape or a typo
+    assert all("off by" in failure for failure in failures)  # a number differs, not a shape
 
 
 def check_initial_scale() -> None:
-    """Weights start with standard deviation 1/sqrt(fan-in); for block layers the fan-in is that of all blocks."""
+    """Initial weights have standard deviation 1/sqrt(fan-in). The fan-in of block layers is that of all blocks."""
     th.manual_seed(0)
     for layer, fan_in in ((torch_layers.Linear(512, 512), 512), (torch_layers.BlockLinear(512, 2048, 8), 512)):
         assert abs(layer.weight.std().item() * math.sqrt(fan_in) - 1.0) < 0.02, f"{layer} starts at the wrong scale"
@@ -142,7 +142,7 @@ def check_initial_scale() -> None:
 
 
 def test_per_block_initialisation_fails(monkeypatch):
-    """The tenth: golden files hold random weights, not initial ones, so the rule itself is checked."""
+    """Tenth mistake. Golden files contain random weights, not initial ones, so the initialisation is checked directly."""
     check_initial_scale()
     right = torch_layers.init_weights
 

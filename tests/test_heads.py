@@ -1,4 +1,4 @@
-"""Heads: what they predict before they have learnt anything, the shapes, and what an actor's distribution may be."""
+"""Heads: initial predictions, shapes, and the action distributions."""
 
 import math
 from dataclasses import replace
@@ -23,7 +23,7 @@ def features(*lead: int) -> th.Tensor:
 
 
 @pytest.mark.parametrize("lead", [(5,), (2, 3)])
-def test_a_two_hot_head_says_exactly_zero_at_first(lead):
+def test_a_two_hot_head_predicts_exactly_zero_at_initialisation(lead):
     head = TwoHotHead(SIZE, n_layers=2)
     prediction = head(features(*lead))
     assert len(head.mlp) == 2 and prediction.mean().shape == lead
@@ -43,7 +43,7 @@ def test_the_continue_head_is_the_sigmoid_of_one_number():
     assert head(x).mean().shape == (2, 3)
 
 
-def test_a_box_actor_starts_in_the_middle_and_keeps_its_bounds():
+def test_a_box_actor_starts_at_zero_and_stays_in_bounds():
     th.manual_seed(0)
     actor = ActorHead(BOX, SIZE)
     x = features(500)

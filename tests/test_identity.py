@@ -1,4 +1,4 @@
-"""It learns to repeat what it sees, in every kind of action space."""
+"""DreamerV3 learns to repeat the observation in every kind of action space."""
 
 import pytest
 import torch as th
@@ -33,7 +33,7 @@ SLOW = pytest.mark.slow
 
 @pytest.mark.parametrize("name", ["discrete", *(pytest.param(name, marks=SLOW) for name in list(ENVS)[1:])])
 def test_identity(name):
-    """At most 20 points. By luck: 6.7 of three actions, 5 of four combinations, 9 in the Box."""
+    """At most 20 points. By chance: 6.7 of three actions, 5 of four combinations, 9 in the Box."""
     th.set_num_threads(1)
     model = DreamerV3("MlpPolicy", make_vec_env(ENVS[name], 4, seed=0), seed=0, **SETTINGS)
     untrained, _ = evaluate_policy(model, make_vec_env(ENVS[name], 4, seed=1), n_eval_episodes=20)

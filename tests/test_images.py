@@ -1,4 +1,4 @@
-"""What is an image: which Box is read by convolutions, in which layout and scale; what a user says wins."""
+"""Image spaces: which Box is encoded by convolutions, in which layout and scale. Arguments of the user have priority."""
 
 import warnings
 
@@ -61,14 +61,14 @@ def test_plain_images(name):
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_what_is_no_plain_image_is_warned_of(name):
+def test_ambiguous_images_warn(name):
     space = NUMBERS[name]
     n = int(np.prod(space.shape))
     with pytest.warns(UserWarning, match=rf"`obs` of shape .* and dtype float32 is read as {n:,} numbers") as warned:
         model = DreamerV3("MlpPolicy", NoiseEnv(space, ACTIONS), **QUICK)
     (message,) = [str(w.message) for w in warned if "numbers" in str(w.message)]
     assert not model.policy.world_model.encoder.towers
-    if "image_keys=['obs']" in message:  # the advice is given where it helps
+    if "image_keys=['obs']" in message:  # the hint is given only if it helps
         assert make_policy(space, ACTIONS, image_keys=["obs"]).world_model.encoder.towers
     else:
         assert "give its space, by a wrapper, such bounds and such a shape" in message
@@ -76,12 +76,12 @@ def test_what_is_no_plain_image_is_warned_of(name):
             make_policy(space, ACTIONS, image_keys=["obs"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        make_policy(space, ACTIONS, vector_keys=["obs"])  # said on purpose
+        make_policy(space, ACTIONS, vector_keys=["obs"])  # explicit choice
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_pixels_are_where_and_what_they_were(name):
-    """The lowest value is 0, the highest 1, and pixel (c, y, x) is the one that numpy finds there."""
+def test_positions_and_values_of_pixels_are_kept(name):
+    """The lowest value becomes 0, the highest 1, and pixel (c, y, x) is the same as in the array."""
     space, (axes, channels, height, width) = PLAIN[name]
     rng = np.random.default_rng(0)
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
@@ -122,7 +122,7 @@ def test_the_size_follows_the_image():
 
 
 def test_channels_last_is_channels_first():
-    """The same pixels in either order, to the same embedding and the same loss."""
+    """The same pixels in either order give the same embedding and the same loss."""
     last, first = box(0, 10, (16, 20, 3), np.uint8), box(0, 10, (3, 16, 20), np.uint8)
     policies = [make_policy(space, ACTIONS) for space in (last, first)]
     policies[1].load_state_dict(policies[0].state_dict())
@@ -143,14 +143,14 @@ def test_gymnasiums_frame_stack():
     assert model._n_updates > 0 and model.policy.world_model.encoder.towers[0].tower.key_channels == [12]
 
 
-def test_sb3s_wrapper_that_was_told_to_skip():
-    """It leaves a uint8 image channels last, which is then read as such."""
+def test_vec_transpose_image_with_skip():
+    """The image stays channels last, and the model reads it that way."""
     env = VecTransposeImage(DummyVecEnv([lambda: NoiseEnv(box(0, 255, (32, 40, 3), np.uint8), ACTIONS)]), skip=True)
     model = DreamerV3("CnnPolicy", env, **QUICK)
     assert model.policy.world_model.encoder.towers[0].tower.key_channels == [3]
 
 
-# ---- what a user says ----
+# ---- arguments of the user ----
 
 SPACE = spaces.Dict(
     {
@@ -178,7 +178,7 @@ def test_keys_by_default():
         (dict(decoder_keys=[]), ["camera"], "camera depth state truth", ""),
     ],
 )
-def test_what_a_user_says_wins(said, images, encoded, decoded, tmp_path):
+def test_arguments_of_the_user_have_priority(said, images, encoded, decoded, tmp_path):
     model = DreamerV3("MultiInputPolicy", NoiseEnv(SPACE, ACTIONS), seed=0, **QUICK, policy_kwargs=said).learn(24)
     encoder, decoder = model.policy.world_model.encoder, model.policy.world_model.decoder
     towers = [key for tower in encoder.towers for key in tower.tower.keys]
@@ -216,13 +216,13 @@ def test_an_unseen_key_changes_nothing_and_gets_no_gradient():
     ],
     ids=str,
 )
-def test_keys_that_cannot_be(said, match):
+def test_invalid_keys(said, match):
     with pytest.raises(ValueError, match=match):
         make_policy(SPACE, ACTIONS, **said)
 
 
 class Wide(NoiseEnv):
-    """Its observations leave the bounds of their space, as those of some simulators do."""
+    """Observations exceed the bounds of the space, as in some simulators."""
 
     def step(self, action):
         obs, *rest = super().step(action)
@@ -244,21 +244,21 @@ def test_bounds_count_where_a_key_is_read_as_an_image():
         DreamerV3("MlpPolicy", grid, seed=0, **QUICK, policy_kwargs=dict(image_keys=["obs"])).learn(24)
 
 
-def test_cnn_policy_says_what_is_missing():
+def test_cnn_policy_error_names_the_fix():
     env = NoiseEnv(box(0, 255, (64, 64), np.uint8), ACTIONS)
     with pytest.raises(AssertionError, match=r"a channel axis is missing: .*ReshapeObservation\(env, \(64, 64, 1\)\)"):
         DreamerV3("CnnPolicy", env, **QUICK)
-    env = gym.wrappers.ReshapeObservation(env, (64, 64, 1))  # the advice works
+    env = gym.wrappers.ReshapeObservation(env, (64, 64, 1))  # the suggested fix works
     assert DreamerV3("CnnPolicy", env, **QUICK).observation_space.shape == (1, 64, 64)
     other_way = DreamerV3("CnnPolicy", env.env, **QUICK, policy_kwargs=dict(image_keys=["obs"])).learn(24)
     assert other_way.policy.world_model.encoder.towers[0].tower.key_channels == [1] and other_way._n_updates > 0
 
 
-# ---- codes that look like a picture ----
+# ---- codes in the format of an image ----
 
 
 class Codes(gym.Env):
-    """MiniGrid's kind of observation: small codes in a space of 0 to 255."""
+    """Observations as in MiniGrid: small codes in a space of 0 to 255."""
 
     observation_space = spaces.Box(0, 255, (7, 7, 3), np.uint8)
     action_space = ACTIONS
@@ -296,7 +296,7 @@ def test_codes_in_an_image_are_warned_of_and_read_as_classes():
 
 
 def test_a_file_in_which_an_image_was_numbers(tmp_path):
-    """Version 0.1.0 read images of floats as numbers."""
+    """Version 0.1.0 read images of floats as vectors."""
     env = NoiseEnv(box(0, 1, (16, 16, 3), np.float32), ACTIONS)
     old = DreamerV3("MlpPolicy", env, **QUICK, policy_kwargs=dict(vector_keys=["obs"]))
     with pytest.raises(RuntimeError, match=r"no networks for images, .*policy_kwargs=dict\(vector_keys=\['obs'\]"):

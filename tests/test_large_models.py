@@ -1,4 +1,4 @@
-"""The large sizes work, and fit: one process for each, so that the peak of its memory is its own."""
+"""Large models work and fit into memory. Each runs in a separate process, to measure its peak memory."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""It learns, with the example's settings and with presets. One check in the fast suite; longer ones are marked slow."""
+"""Learning with the settings of the example and with presets. One fast check; longer ones are marked slow."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from sb3_dreamer.presets import hyperparams_dir
 
 
 class Until(BaseCallback):
-    """Stops training after so many steps of a longer run, whose schedules it keeps."""
+    """Stops training after so many steps, without changing the schedules of the run."""
 
     def __init__(self, steps: int):
         super().__init__()
@@ -42,20 +42,20 @@ def best_evaluation(log_dir: Path, steps: int, seed: int, stop_at: float) -> flo
 
 def test_cartpole_improves(tmp_path):
     """
-    Greedy return of 400 within 1,500 steps. Luck does not get there: of a hundred untrained models of this size the best
+    Greedy return of 400 within 1,500 steps. Chance is not enough: of a hundred untrained models of this size the best
     scored 112 in greedy evaluation.
     """
     assert best_evaluation(tmp_path, 1500, seed=3, stop_at=400.0) >= 400.0
 
 
 def test_untrained_models_stay_low():
-    """The bar of the check above means something."""
+    """The bar of the previous test is not reached by chance."""
     env = make_vec_env("CartPole-v1", n_envs=5, seed=0)
     returns = []
     for seed in range(8):
         model = DreamerV3("MlpPolicy", env, seed=seed, device="cpu", model_size="mini")
         with th.no_grad():
-            model.policy.actor.output.weight.mul_(100.0)  # almost uniform at first: let it have an opinion
+            model.policy.actor.output.weight.mul_(100.0)  # almost uniform at initialisation: make it more deterministic
         returns.append(evaluate_policy(model, env, n_eval_episodes=5, deterministic=True)[0])
     assert max(returns) < 200
 
@@ -69,7 +69,7 @@ def test_cartpole_is_solved(seed, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_tmaze_is_remembered(seed):
-    """An agent that forgets scores 0; the preset is that of N=4."""
+    """An agent without memory scores 0. The preset is that of N=4."""
     th.set_num_threads(1)
     preset = yaml.safe_load((hyperparams_dir() / "dreamerv3.yml").read_text())["sb3_dreamer/TMaze-v0"]
     arguments = {name: value for name, value in preset.items() if name not in ("policy", "n_envs", "n_timesteps")}

@@ -1,4 +1,4 @@
-"""What reaches the logger: stdout, CSV, JSON, real TensorBoard files, hyperparameters."""
+"""Output of the logger: stdout, CSV, JSON, TensorBoard files, hyperparameters."""
 
 import json
 import time
@@ -35,14 +35,14 @@ def test_tensorboard(tmp_path):
     model.learn(150, log_interval=1)
     scalars = tensorboard_scalars(tmp_path / "DreamerV3_1")
     assert LOSSES | TRAINING | {"replay/rows", "rollout/ep_rew_mean", "rollout/ep_len_mean", "time/fps"} <= set(scalars)
-    assert "train/n_updates" not in scalars  # as in SB3, which keeps it out of TensorBoard
+    assert "train/n_updates" not in scalars  # excluded from TensorBoard, as in SB3
     steps = [step for step, _ in scalars["rollout/ep_rew_mean"]]
     assert steps == sorted(set(steps)) and steps[-1] <= 150
     assert [rows for _, rows in scalars["replay/rows"]] == sorted(rows for _, rows in scalars["replay/rows"])
 
 
 def test_run_numbers_and_names(tmp_path):
-    """A new run gets a folder of its own, a continued one keeps its folder, and names may hold glob characters."""
+    """A new run gets a new folder, a continued run keeps its folder, and names may contain glob characters."""
     model = cartpole_model(tensorboard_log=str(tmp_path))
     model.learn(30, log_interval=1)
     model.learn(30, log_interval=1, reset_num_timesteps=False)
@@ -64,7 +64,7 @@ def test_csv_json_and_stdout(tmp_path, capsys):
     printed = capsys.readouterr().out
     for tag in ("rollout/", "train/", "world_model/", "actor_critic/", "replay/", "time/"):
         assert f"| {tag}" in printed
-    assert "reconstruction_loss" in printed and "..." not in printed  # no key is cut short
+    assert "reconstruction_loss" in printed and "..." not in printed  # no key is truncated
 
 
 @pytest.mark.parametrize("log_interval", [None, 1, 3])
@@ -105,8 +105,8 @@ def test_a_short_run_writes_one_line_at_its_end(log_interval, tmp_path):
     assert all(LOSSES | TRAINING <= set(line) and line["train/n_updates"] == model._n_updates for line in lines)
 
 
-def test_where_episodes_end_often_nothing_is_added(tmp_path):
-    """Updates are counted from the last line of the log."""
+def test_frequent_episodes_add_no_lines(tmp_path):
+    """Updates are counted since the last line of the log."""
     lines = []
     for log_every_updates in (10**9, 8):
         model = counter_model(training_ratio=8, log_every_updates=log_every_updates)
@@ -117,7 +117,7 @@ def test_where_episodes_end_often_nothing_is_added(tmp_path):
 
 
 def test_an_unstable_run_ends_within_a_rollout():
-    """As on CUDA, where losses are read for the log alone."""
+    """As on CUDA, where losses are only read for logging."""
     model = DreamerV3("MlpPolicy", Endless(), seed=0, **{**TINY, "training_ratio": 32, "log_every_updates": 10})
     model.learn(40)
     before = model._n_updates
@@ -172,7 +172,7 @@ def test_set_logger_replaces_tensorboard(tmp_path):
 
 
 def test_frames_per_second(monkeypatch, tmp_path):
-    """A clock that stands still divides by nothing."""
+    """No division by zero if no time has passed."""
     monkeypatch.setattr(time, "time_ns", lambda: 1)
     model = cartpole_model()
     model.set_logger(configure(str(tmp_path), ["json"]))

@@ -1,4 +1,4 @@
-"""Where gradients arrive and where they stop; what the ends of episodes do; one batch is learnt by heart."""
+"""Gradients of each loss term, ends of episodes, overfitting of one batch."""
 
 import pytest
 import torch as th
@@ -10,12 +10,12 @@ from sb3_dreamer.dreamerv3.losses import LOSS_SCALES
 from tests.support.helpers import ACTION_SPACES, IMAGE, MIXED, VECTOR, make_loss, make_policy, random_batch, randomize_outputs
 
 MODULES = ("encoder", "rssm", "decoder", "reward_head", "continue_head")
-# Which modules each term trains; everything else gets no gradient at all.
+# Modules trained by each term. All others get no gradient.
 REACHES = {
     "reconstruction": {"encoder", "rssm", "decoder"},
     "reward": {"encoder", "rssm", "reward_head"},
     "continue": {"encoder", "rssm", "continue_head"},
-    "dynamics": {"rssm", "encoder"},  # the encoder through the sequence: deter carries what it saw before
+    "dynamics": {"rssm", "encoder"},  # the encoder through the sequence: deter depends on earlier observations
     "representation": {"rssm", "encoder"},
     "actor": {"actor"},
     "critic": {"critic"},
@@ -32,7 +32,7 @@ def modules_of(policy) -> dict[str, th.nn.Module]:
 @pytest.mark.parametrize("action_space", ACTION_SPACES.values(), ids=ACTION_SPACES)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_gradients_reach_every_parameter(space, action_space, precision):
-    """Under autocast too: a weight that was cast in the dream, without gradient, must be cast anew for the losses."""
+    """Also under autocast: weights cast for imagination, without gradient, must be cast again for the losses."""
     policy = make_policy(space, action_space, precision=precision)
     randomize_outputs(policy)
     with policy.autocast():
@@ -97,7 +97,7 @@ def test_imagine_last_uses_the_last_rows():
     assert th.equal(last_output.terms["reconstruction"], full_output.terms["reconstruction"])
 
 
-def test_dreams_from_terminal_states_weigh_nothing():
+def test_imagination_from_terminal_states_has_zero_weight():
     policy = make_policy(VECTOR, ACTION_SPACES["discrete"])
     with th.no_grad():
         policy.world_model.continue_head.output.weight.zero_()
@@ -117,7 +117,7 @@ def two_hot_entropy(values: th.Tensor) -> th.Tensor:
 
 
 def draw_squares(images: th.Tensor) -> th.Tensor:
-    """Pictures instead of noise: on a plain background a square at a random place. (B, T, C, h, w)"""
+    """Images with a square at a random position on a plain background, instead of noise. (B, T, C, h, w)"""
     generator = th.Generator().manual_seed(0)
     images = images[..., :1, :1].expand_as(images).clone()
     for picture in images.flatten(0, 1):
@@ -128,7 +128,7 @@ def draw_squares(images: th.Tensor) -> th.Tensor:
 
 @pytest.mark.parametrize("space", [VECTOR, IMAGE, MIXED], ids=["vector", "image", "dict"])
 def test_overfits_one_batch(space):
-    """lr 1e-3, no warm-up, 300 updates: what can be learnt by heart falls to a tenth of its start."""
+    """lr 1e-3, no warm-up, 300 updates: the reducible losses fall to a tenth of their initial values."""
     policy = make_policy(
         space, spaces.Discrete(3), deter=64, hidden=32, stoch=8, classes=8, units=32, depth=8, blocks=4, bins=255
     )
@@ -162,4 +162,4 @@ def test_overfits_one_batch(space):
         history.append(excess(output))
     start, end = history[0], th.stack(history[-10:]).mean(0)
     assert (end <= 0.1 * start).all(), f"from {start.tolist()} to {end.tolist()}"
-    assert (end >= -1e-3).all()  # the entropies are floors
+    assert (end >= -1e-3).all()  # the entropies are lower bounds

@@ -1,4 +1,4 @@
-"""What sb3-contrib's tests of RecurrentPPO ask of a recurrent algorithm, asked of this one."""
+"""The tests of recurrent policies in sb3-contrib (RecurrentPPO), applied to DreamerV3."""
 
 import gymnasium as gym
 import numpy as np
@@ -39,7 +39,7 @@ def test_hidden_velocities():
 
 @pytest.mark.parametrize("n_envs", [1, 3])
 def test_states_of_predict(n_envs):
-    """One state per environment, numpy and float32; no state and an episode start mean the same."""
+    """One state per environment, as float32 arrays. No state and an episode start are equivalent."""
     model = DreamerV3("MlpPolicy", hidden_cartpole(n_envs), seed=0, **TINY)
     obs, starts = model.env.reset(), np.ones(n_envs, dtype=bool)
     _, state = model.predict(obs, deterministic=True)
@@ -62,7 +62,7 @@ def test_acting_filters_as_training_does():
         action, state = model.predict(observations[:, t], state, starts[:, t], deterministic=True)
         states.append(state)
         actions.append(action)
-    # The action before each row; what stands at episode starts must not matter.
+    # The action before each row. Its value at episode starts must not matter.
     previous = np.stack([np.full(3, 1), *actions[:-1]], axis=1)[..., None]
     world_model = model.policy.world_model
     with th.no_grad():

@@ -1,4 +1,4 @@
-"""Means of metrics over updates, and the clock of the updates."""
+"""Averages of metrics over updates, and the duration of updates."""
 
 import pytest
 import torch as th
@@ -13,7 +13,7 @@ def test_metric_averager_waits_for_the_flush():
     assert averager.flush() == {}
     values = th.tensor([1.0, 4.0])
     averager.add(("a", "b"), values)
-    values[:] = th.tensor([2.0, 0.0])  # the memory of a replayed update
+    values[:] = th.tensor([2.0, 0.0])  # the memory that a captured update writes to
     averager.add(("a", "b"), values)
     assert averager.means() == averager.flush() == {"a": 1.5, "b": 2.0}
     assert averager.flush() == {}
@@ -45,8 +45,8 @@ def test_the_clock_counts_the_second_to_the_fifth_update(monkeypatch):
     now = 0.0
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: now)
     clock, spoken = UpdateClock(), []
-    for seconds in (100.0, 1.0, 2.0, 3.0, 6.0, 50.0, 50.0):  # the first one warms up
-        now += 1000.0  # the environment's time does not count
+    for seconds in (100.0, 1.0, 2.0, 3.0, 6.0, 50.0, 50.0):  # the first one is the warm-up
+        now += 1000.0  # the time of the environment is not counted
         clock.start()
         now += seconds
         spoken.append(clock.stop(updates_left=1000))

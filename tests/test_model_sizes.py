@@ -1,4 +1,4 @@
-"""Parameter counts: equal to the official model's, and frozen for the letter sizes."""
+"""Parameter counts: equal to the official model, and fixed for the letter sizes."""
 
 import numpy as np
 import pytest

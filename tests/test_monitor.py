@@ -1,4 +1,4 @@
-"""Monitor and its relatives around a run: what they write is what the model collected."""
+"""Monitor, VecMonitor and similar wrappers: their statistics equal the collected data."""
 
 import gymnasium as gym
 import numpy as np

@@ -32,7 +32,7 @@ def without_gradient():
         ((32, 32), 3, (4, 4)),
         ((16, 16), 2, (4, 4)),
         ((288, 512), 5, (9, 16)),
-        ((16, 300), 2, (4, 75)),  # the lower bound wins
+        ((16, 300), 2, (4, 75)),  # the lower bound applies
         ((8, 8), 1, (4, 4)),
     ],
 )
@@ -135,7 +135,7 @@ def test_float_images():
     target = decoder.targets(th.full((1, 3, 16, 16), 4.0))["obs"]
     assert th.allclose(target, th.tensor(0.75))
     unbounded = spaces.Box(-np.inf, np.inf, (3, 16, 16))
-    assert MultiEncoder(unbounded, SIZE).mlp is not None  # numbers, unless told
+    assert MultiEncoder(unbounded, SIZE).mlp is not None  # a vector by default
     with pytest.raises(ValueError, match=r"bounds of the image `obs` must be finite"):
         choose_keys(unbounded, normalize_images=False)
 

@@ -1,4 +1,4 @@
-"""The policy: a step of acting is the world model's and the actor's; the slow critic; settings of the policy."""
+"""The policy: acting, the slow critic, settings."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def observations(n_steps: int = STEPS) -> np.ndarray:
 
 
 def decided(space: spaces.Space, **kwargs) -> DreamerPolicy:
-    """A policy whose actions depend on what it sees."""
+    """A policy whose actions depend on the observation."""
     policy = make_policy(VECTOR, space, **kwargs)
     th.nn.init.normal_(policy.actor.output.weight)
     return policy
@@ -27,8 +27,8 @@ def decided(space: spaces.Space, **kwargs) -> DreamerPolicy:
 
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("name", ["discrete", "box"])
-def test_acting_is_filtering_and_asking_the_actor(name, deterministic):
-    """``predict`` with the state handed on, against the parts; one environment begins anew at the third step."""
+def test_acting_is_an_observation_step_and_the_actor(name, deterministic):
+    """``predict`` with the carried state equals its parts. One environment starts a new episode at step 3."""
     policy = decided(ACTION_SPACES[name])
     rssm, latent, prev_action, state = policy.world_model.rssm, policy.world_model.rssm.initial(N), None, None
     for t, observed in enumerate(observations()):
@@ -60,7 +60,7 @@ def test_acting_is_filtering_and_asking_the_actor(name, deterministic):
 
 
 def test_deterministic_takes_the_modes():
-    """Of the actor and of the posterior: samples around them differ, and are most often these."""
+    """Modes of the actor and of the posterior. Samples differ, but the modes are the most frequent."""
     policy = decided(ACTION_SPACES["discrete"])
     observed = observations()[0]
     mode, state = policy.predict(observed, deterministic=True)
@@ -126,10 +126,10 @@ def test_the_state_carries_the_past():
     carried = run(first, np.array([False, False, True]), 1)
     fresh = run(None, None, 1)
     for part, new in zip(carried, fresh, strict=True):
-        np.testing.assert_array_equal(part[2], new[2])  # an episode start forgets
+        np.testing.assert_array_equal(part[2], new[2])  # an episode start resets the state
     assert np.abs(carried[0][:2] - fresh[0][:2]).max() > 1e-4  # otherwise it does not
-    np.testing.assert_array_equal(carried[0], run(first, np.array([0.0, 0.0, 1.0]), 1)[0])  # floats will do
-    # state=None wins over episode_start=False
+    np.testing.assert_array_equal(carried[0], run(first, np.array([0.0, 0.0, 1.0]), 1)[0])  # floats are accepted
+    # state=None has priority over episode_start=False
     np.testing.assert_array_equal(run(None, np.zeros(3, bool), 1)[0], fresh[0])
 
 

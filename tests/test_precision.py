@@ -1,4 +1,4 @@
-"""bf16 by autocast: close to fp32, and what must stay float32 does."""
+"""bf16 by autocast: close to fp32, and selected tensors stay float32."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_precision(precision):
 
 
 def forced_noise(policy, loss, batch) -> UpdateNoise:
-    """The classes that fp32 draws, so that rounding cannot flip a sample and all else with it."""
+    """Use the classes sampled in fp32, so that rounding cannot change a sample."""
     noise = loss.draw_noise(*batch.rewards.shape)
     with th.no_grad():
         output = loss(batch, noise)
@@ -49,8 +49,8 @@ def forced_noise(policy, loss, batch) -> UpdateNoise:
     )
 
 
-def make_opinionated(policy) -> None:
-    """As after some training: the scalar heads predict small numbers, different ones for different states."""
+def randomize_heads(policy) -> None:
+    """As after some training: the scalar heads predict small numbers that depend on the state."""
     for head in (policy.world_model.reward_head, policy.critic, policy.critic_target):
         th.nn.init.normal_(head.output.weight, std=0.1)
         bins = head.output.bias.shape[0]
@@ -58,7 +58,7 @@ def make_opinionated(policy) -> None:
 
 
 def darken(batch):
-    """No image of mean grey, whose gradient at an untrained decoder vanishes but for noise."""
+    """Darken images, because the gradient of an untrained decoder is almost zero for a mean grey image."""
     observations = as_tensor_dict(batch.observations)
     dark = {key: value // 3 if value.dtype == th.uint8 else value for key, value in observations.items()}
     return batch._replace(observations=dark if isinstance(batch.observations, dict) else dark["obs"])
@@ -69,7 +69,7 @@ def darken(batch):
 def test_losses_and_gradients_are_close(space, action_space):
     """Loss within 2%, the cosine of every tensor's gradient above 0.99."""
     policy = make_policy(space, action_space)
-    make_opinionated(policy)
+    randomize_heads(policy)
     loss = make_loss(policy, free_nats=0.0)
     batch = darken(random_batch(policy, batch_size=16))
     noise = forced_noise(policy, loss, batch)
@@ -100,7 +100,7 @@ def bf16(request):
     return policy, batch
 
 
-def test_matrix_products_are_bf16(bf16):
+def test_matmuls_are_bf16(bf16):
     policy, batch = bf16
     seen = {}
     for name, module in policy.named_modules():
@@ -129,7 +129,7 @@ def test_float32_islands(bf16, monkeypatch):
         reconstruction = world_model.decoder(*flat)
         reward, cont = world_model.reward_head(features), world_model.continue_head(features)
         value, action = policy.critic(features), policy.actor(features)
-        dream = imagine(world_model, policy.actor, type(states)(*flat), noise.imagination)
+        trajectory = imagine(world_model, policy.actor, type(states)(*flat), noise.imagination)
     islands = {
         "deter": states.deter,
         "stoch": states.stoch,
@@ -143,12 +143,12 @@ def test_float32_islands(bf16, monkeypatch):
         "value logits": value.logits,
         "value bins": value.bins,
         "continue": cont.mean(),
-        "dreamt deter": dream.latents.deter,
-        "dreamt features": dream.features,
+        "imagined deter": trajectory.latents.deter,
+        "imagined features": trajectory.features,
         "return normaliser": policy.return_normalizer.low,
         "loss": output.loss,
         **{f"loss term {name}": term for name, term in output.terms.items()},
-        **{f"dream {name}": part for name, part in output.imagined._asdict().items()},
+        **{f"imagined {name}": part for name, part in output.imagined._asdict().items()},
         **{f"reconstruction of {key}": distribution.mode() for key, distribution in reconstruction.items()},
         **{f"metric {name}": metric for name, metric in output.metrics.items()},
     }

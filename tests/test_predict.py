@@ -1,4 +1,4 @@
-"""Acting: recurrent predict, as RecurrentPPO."""
+"""Acting: recurrent predict, as in RecurrentPPO."""
 
 import warnings
 
@@ -100,7 +100,7 @@ def test_errors():
 
 
 class ExportedStep(th.nn.Module):
-    """The same with a state."""
+    """A policy step with a state."""
 
     def __init__(self, policy):
         super().__init__()
@@ -112,7 +112,7 @@ class ExportedStep(th.nn.Module):
 
 
 class Exported(th.nn.Module):
-    """As SB3's docs wrap a policy to export it."""
+    """A policy wrapped for export, as in SB3's docs."""
 
     def __init__(self, policy):
         super().__init__()
@@ -138,13 +138,13 @@ def test_forward_is_the_first_step_of_an_episode(space, action_space):
     sampled = th.stack([policy(tensors).float() for _ in range(20)])
     assert not th.equal(sampled.amin(0), sampled.amax(0))  # without `deterministic` it samples
     if isinstance(action_space, spaces.Box):
-        assert sampled.abs().max() == 1.0  # and stays in what `unscale_action` takes
+        assert sampled.abs().max() == 1.0  # and stays in the range of `unscale_action`
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's, about Python in what is traced, and that it prefers `th.export`
+@pytest.mark.filterwarnings("ignore")  # torch warns about Python code in traced functions and recommends `th.export`
 @pytest.mark.parametrize("kind", ["discrete", "box"])
 def test_export(kind, tmp_path):
-    """TorchScript, as in SB3's docs, and what torch makes ONNX files from."""
+    """TorchScript, as in SB3's docs, and the export that torch uses for ONNX."""
     policy = make_policy(VECTOR, ACTION_SPACES[kind])
     policy.set_training_mode(False)
     traced = th.jit.trace(Exported(policy), th.zeros(1, 5))
@@ -175,7 +175,7 @@ def test_ten_observations_on_a_model_of_one_environment():
     assert actions.shape == (10,)
 
 
-def test_cnn_policy_wants_an_image():
+def test_cnn_policy_needs_an_image():
     with pytest.raises(AssertionError, match="only with images"):
         CnnPolicy(VECTOR, ACTION_SPACES["discrete"], lambda _: 0.0, model_size="debug")
     with pytest.raises(AssertionError, match="only with images"):
@@ -183,7 +183,7 @@ def test_cnn_policy_wants_an_image():
     assert CnnPolicy(IMAGE, ACTION_SPACES["discrete"], lambda _: 0.0, model_size="debug").world_model.encoder.mlp is None
 
 
-def test_channels_last_observations_are_turned():
+def test_channels_last_observations_are_transposed():
     env = gym.make("sb3_dreamer/PixelCatch-v0", image_size=16)
     model = DreamerV3("CnnPolicy", env, **TINY)
     assert model.observation_space.shape == (3, 16, 16)
@@ -213,7 +213,7 @@ def test_without_a_state_it_warns_once():
     assert len(warnings_of(lambda: [other.predict(obs) for _ in range(5)])) == 1
 
 
-def test_loops_that_hand_the_state_on_never_warn():
+def test_loops_that_pass_the_state_on_never_warn():
     env = make_vec_env("CartPole-v1", 2)
     model = DreamerV3("MlpPolicy", env, **TINY)
     obs = np.zeros((2, 4), np.float32)

@@ -1,4 +1,4 @@
-"""How spaces are named, and how actions are written for the model and for the environment."""
+"""Keys of spaces, and conversion of actions for the model and for the environment."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_unsupported_spaces():
             pre.class_counts(space)
 
 
-def test_keys_are_sorted_and_a_lone_space_has_one():
+def test_keys_are_sorted_and_a_single_space_has_one():
     space = spaces.Dict({"b": VECTOR, "a": spaces.Discrete(2)})
     space.spaces["B"] = VECTOR
     assert list(pre.as_space_dict(space)) == ["B", "a", "b"] and pre.as_space_dict(VECTOR) == {"obs": VECTOR}
@@ -51,7 +51,7 @@ def test_steps_of_lists_arrays_and_dicts():
     assert [(step["a"].tolist(), step["b"].tolist()) for step in steps] == [([0, 1], [10]), ([2, 3], [12]), ([4, 5], [14])]
 
 
-def test_one_hots_of_groups_stand_one_after_the_other():
+def test_one_hots_of_groups_are_concatenated():
     actions = th.tensor([[1, 3, 0], [0, 0, 2]])
     expected = th.tensor([[0, 1, 0, 0, 0, 1, 1, 0, 0], [1, 0, 1, 0, 0, 0, 0, 0, 1]]).float()
     encoded = pre.encode_actions(actions, ACTION_SPACES["multi_discrete"])
@@ -73,10 +73,10 @@ def test_one_hots_of_groups_stand_one_after_the_other():
     ],
     ids=str,
 )
-def test_discrete_actions_survive_both_ways(space):
+def test_discrete_actions_round_trip(space):
     space.seed(0)
     samples = np.stack([space.sample() for _ in range(24)])
-    stored = th.as_tensor(samples.reshape(24, -1))  # (24, action_dim), as the replay has them
+    stored = th.as_tensor(samples.reshape(24, -1))  # (24, action_dim), as in the replay buffer
     encoded = pre.encode_actions(stored.unflatten(0, (4, 6)), space)  # with two leading axes
     assert encoded.shape == (4, 6, pre.encoded_dim(space))
     groups = encoded.flatten(0, 1).split(pre.class_counts(space), dim=-1)
@@ -86,12 +86,12 @@ def test_discrete_actions_survive_both_ways(space):
     assert back.dtype == space.dtype and all(space.contains(action) for action in back)
 
 
-def test_actions_of_a_box_are_stretched_to_its_bounds():
+def test_actions_of_a_box_are_scaled_to_its_bounds():
     space = ACTION_SPACES["box"]  # [-2, 2] and [0, 5]
     scaled = np.array([[-1.0, -1.0], [1.0, 1.0], [0.0, 0.0], [0.5, -0.5], [-7.0, 7.0]], np.float32)
     expected = [[-2.0, 0.0], [2.0, 5.0], [0.0, 2.5], [1.0, 1.25], [-2.0, 5.0]]
     np.testing.assert_array_equal(pre.decode_actions(scaled, space), np.array(expected, np.float32))
-    # SB3 scales the other way.
+    # The inverse of scaling in SB3.
     inside = scaled[:4]
     policy = type("Policy", (), {"action_space": space})()
     np.testing.assert_allclose(BasePolicy.scale_action(policy, pre.decode_actions(inside, space)), inside, atol=1e-6)

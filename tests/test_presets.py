@@ -1,4 +1,4 @@
-"""Every preset: its numbers are numbers, its keys are arguments, its environment runs 200 steps through RL Zoo."""
+"""Every preset: numbers are not strings, keys are arguments, and 200 steps run through RL Zoo."""
 
 import argparse
 import importlib
@@ -25,9 +25,9 @@ FOLDER = hyperparams_dir()
 FILES = sorted(FOLDER.rglob("*.yml"))
 PRESETS = yaml.safe_load((FOLDER / "dreamerv3.yml").read_text())
 ENVS = [name for name in PRESETS if name not in ("default", "atari") and not name.startswith(".")]
-# Keys that RL Zoo takes for itself.
+# Keys of RL Zoo.
 ZOO_KEYS = {"n_envs", "n_timesteps", "env_wrapper", "policy"}
-# Where an environment comes from: its package, by the beginning of its id.
+# Package of an environment, by the prefix of its id.
 PACKAGES = {
     "ALE/": "ale_py",
     "dm_control/": "shimmy",
@@ -78,7 +78,7 @@ def test_files(path):
         for key, value in settings.items():
             if key not in ("policy", "env_wrapper", "model_size", "policy_kwargs") and value != "harmony":
                 if key == "learning_rate" and str(value).startswith("lin_"):
-                    value = float(value.removeprefix("lin_"))  # RL Zoo's way to write a rate that falls to 0
+                    value = float(value.removeprefix("lin_"))  # RL Zoo's notation for a linear schedule to 0
                 for number in value.values() if isinstance(value, dict) else [value]:
                     assert isinstance(number, (int, float)), (name, key, value)  # YAML reads 1e-4 as a string
 
@@ -86,7 +86,7 @@ def test_files(path):
 def test_every_size_has_a_file():
     sizes = {path.stem: yaml.safe_load(path.read_text()) for path in (FOLDER / "sizes").glob("*.yml")}
     assert set(sizes) == set(MODEL_SIZES)
-    for name, presets in sizes.items():  # RL Zoo takes `atari` for every ALE game and falls back on nothing
+    for name, presets in sizes.items():  # RL Zoo uses `atari` for every ALE game, without a fallback
         assert presets == {kind: {**PRESETS[kind], "model_size": name} for kind in ("default", "atari")}
 
 
@@ -148,7 +148,7 @@ def test_find_config(tmp_path):
 
 
 def run_preset(env_id: str, tmp_path: Path, config: str | None = None, **overrides) -> DreamerV3:
-    """Through RL Zoo's own manager: the training and the evaluation environment, and 200 steps of learning."""
+    """Build training and evaluation environments with RL Zoo's ExperimentManager, and train for 200 steps."""
     package = package_of(env_id)
     if package is not None:
         module = pytest.importorskip(package)
@@ -193,8 +193,8 @@ def command(name: str, monkeypatch, *arguments: str) -> None:
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "FrozenLake-v1", "sb3_dreamer/PixelCatch-v0", "Mixed-v0"])
 @pytest.mark.parametrize("n_envs", [1, 4])
-def test_default_serves_all(env_id, n_envs, tmp_path, monkeypatch, capsys):
-    """Numbers, integers, images and Dicts, with the one preset: train, enjoy, go on with the replay buffer."""
+def test_default_preset_for_all_spaces(env_id, n_envs, tmp_path, monkeypatch, capsys):
+    """Vectors, integers, images and Dicts with the default preset: train, enjoy, continue with the replay buffer."""
     register_all()
     monkeypatch.setitem(gym.envs.registry, "Mixed-v0", MIXED_ENV)
     (tmp_path / "default.yml").write_text(yaml.safe_dump({"default": PRESETS["default"]}))

@@ -1,4 +1,4 @@
-"""Any space, dtype, shape, number of environments and episode length: the whole cycle, without a failure or a warning."""
+"""Random spaces, dtypes, shapes, numbers of environments and episode lengths: no failure and no warning."""
 
 import io
 import warnings
@@ -22,7 +22,7 @@ INTEGERS = (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16)
 
 
 class LengthsEnv(gym.Env):
-    """Random observations; episodes of the given lengths one after the other, ended or cut."""
+    """Random observations. Episodes have the given lengths and are terminated or truncated."""
 
     def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, lengths: list[tuple[int, bool]]):
         self.observation_space, self.action_space, self.lengths = observation_space, action_space, lengths
@@ -75,7 +75,7 @@ def images(draw, channels_last: bool) -> spaces.Box:
 
 
 def discrete_spaces(for_actions: bool):
-    """Actions count from 0, and SB3 wants them flat."""
+    """Discrete actions start at 0, and SB3 requires flat spaces."""
     grids = st.lists(st.integers(1, 3), min_size=1, max_size=3)
     return st.one_of(
         st.builds(spaces.Discrete, st.integers(2, 20), start=st.just(0) if for_actions else st.integers(-3, 3)),
@@ -111,7 +111,7 @@ def cases(draw):
     settings_["training_ratio"] = settings_["batch_size"] * settings_["batch_length"] / 8  # an update in eight steps
     action_space = draw(st.one_of(boxes(bounded=True), discrete_spaces(for_actions=True)))
     observation_space = draw(observation_spaces())
-    # Boxes of three axes that are too small for an image are numbers on purpose, or there would be a warning.
+    # Boxes with three axes that are too small for an image are declared vectors, to avoid the warning.
     flat = [key for key, space in as_space_dict(observation_space).items() if isinstance(space, spaces.Box)]
     flat = [key for key in flat if image_layout(as_space_dict(observation_space)[key]) is None]
     settings_["policy_kwargs"] = dict(vector_keys=flat)
@@ -152,7 +152,7 @@ def strictly(case) -> None:
         check_cycle(case)
 
 
-# A case costs too much to shrink a failing one; the same cases come each time.
+# No shrinking, because a case is slow. The same cases are generated each time.
 COMMON = dict(
     deadline=None,
     derandomize=True,

@@ -1,4 +1,4 @@
-"""The README's Python runs, its tables are true, and it holds exactly two set-up commands."""
+"""The README: code runs, tables are correct, and there are exactly two set-up commands."""
 
 import re
 from pathlib import Path
@@ -15,10 +15,10 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
-@pytest.mark.filterwarnings("ignore:No update will be made:UserWarning")  # of so few steps
+@pytest.mark.filterwarnings("ignore:No update will be made:UserWarning")  # because of the few steps
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
 def test_python_blocks_run(block, tmp_path, monkeypatch):
-    """As they stand, with fewer steps."""
+    """Unchanged code, with fewer steps."""
     monkeypatch.chdir(tmp_path)
     right = DreamerV3.learn
     monkeypatch.setattr(DreamerV3, "learn", lambda self, total_timesteps, **kw: right(self, min(total_timesteps, 90), **kw))
@@ -50,6 +50,6 @@ def test_glossary_names_every_metric():
     assert not missing
 
 
-def test_local_links_lead_somewhere():
+def test_local_links_exist():
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), target

@@ -1,4 +1,4 @@
-"""Observations that live on the device are those of the host, through wrap-around, pickling and VecNormalize."""
+"""Observations stored on the device equal those on the host, with wrap-around, pickling and VecNormalize."""
 
 import pickle
 
@@ -50,7 +50,7 @@ def sample(buffer):
 @pytest.mark.parametrize("space", [IMAGE, MIXED], ids=["image", "dict"])
 def test_device_rows_are_those_of_the_host(space):
     host, device = filled(space, "host"), filled(space, "device")
-    sample(device)  # from here on rows are written twice
+    sample(device)  # from here on, rows are written to both
     for buffer in (device, host):
         refill(buffer, space)
     for buffer in (device, pickle.loads(pickle.dumps(device))):
@@ -60,7 +60,7 @@ def test_device_rows_are_those_of_the_host(space):
             mine, other = (b.observations if key is None else b.observations[key] for b in (ours, theirs))
             assert mine.dtype == other.dtype and th.equal(mine, other)
         assert th.equal(ours.rewards, theirs.rewards)
-    # The twin is what is read: a row that the host changes behind its back stays.
+    # Samples are read from the device copy: a direct change of the host array has no effect.
     first = next(iter(device._device_mirror.tensors.values()))
     assert first.shape[:2] == (ROWS, N_ENVS)
     first.zero_()
@@ -92,7 +92,7 @@ def test_normalised_observations_come_from_the_host():
     np.testing.assert_allclose(normalized, env.normalize_obs(raw), rtol=1e-5)
 
 
-def test_a_loaded_buffer_is_kept_where_the_model_wants_it(tmp_path):
+def test_a_loaded_buffer_uses_the_storage_of_the_model(tmp_path):
     device = counter_model(replay_buffer_kwargs=dict(storage="device")).learn(60)
     device.save_replay_buffer(tmp_path / "buffer")
     host = counter_model()
@@ -101,7 +101,7 @@ def test_a_loaded_buffer_is_kept_where_the_model_wants_it(tmp_path):
     assert host.replay_buffer.storage == "host" and host.replay_buffer._device_mirror is None
 
 
-def test_a_buffer_from_before_there_were_storages_loads():
+def test_a_buffer_without_a_storage_attribute_loads():
     buffer = filled(IMAGE, "host")
     state = buffer.__getstate__()
     del state["storage"], state["_device_mirror"]
@@ -110,14 +110,14 @@ def test_a_buffer_from_before_there_were_storages_loads():
     assert th.equal(sample(old).observations, sample(buffer).observations)
 
 
-def test_other_storages_are_refused():
+def test_invalid_storages():
     with pytest.raises(ValueError, match=r"`storage` must be one of \('host', 'device'\), got 'disk'"):
         counter_model(replay_buffer_kwargs=dict(storage="disk"))
 
 
 @pytest.mark.parametrize("storage", ["host", "device"])
 def test_buffers_load_without_the_device(storage, tmp_path):
-    """Streams and twins are made when they are used: a model that is told of CUDA loads, looks and saves without one."""
+    """Streams and device copies are created at first use: a CUDA buffer can be loaded and saved without a GPU."""
     model = counter_model(replay_buffer_kwargs=dict(storage=storage)).learn(40)
     model.save_replay_buffer(tmp_path / "buffer")
     expected = model.replay_buffer.observations.copy()

@@ -1,4 +1,4 @@
-"""Lambda returns against a sum written out; the return normaliser."""
+"""Lambda returns compared with an explicit sum; the return normaliser."""
 
 import numpy as np
 import pytest
@@ -73,8 +73,9 @@ def test_normalizer():
     assert normalizer.scale == 1.0
     returns = th.linspace(0.0, 100.0, 101)
     normalizer.update(returns)
-    assert normalizer.low.item() == pytest.approx(0.05) and normalizer.high.item() == pytest.approx(0.95)  # from 0, no debias
-    assert normalizer.scale == 1.0  # small ranges are not blown up
+    # The averages start at 0, without bias correction.
+    assert normalizer.low.item() == pytest.approx(0.05) and normalizer.high.item() == pytest.approx(0.95)
+    assert normalizer.scale == 1.0  # small ranges are not scaled up
     for _ in range(2000):
         normalizer.update(returns)
     assert normalizer.scale.item() == pytest.approx(90.0, rel=1e-3)

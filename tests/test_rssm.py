@@ -16,7 +16,7 @@ def rssm():
     th.manual_seed(0)
     model = RSSM(E, A, SIZE)
     for name, parameter in model.named_parameters():
-        if name.endswith("bias"):  # zero at first, which would hide a forgotten one
+        if name.endswith("bias"):  # biases start at zero, which would hide a missing one
             th.nn.init.normal_(parameter, std=0.3)
     return model
 
@@ -44,7 +44,7 @@ def test_observe_equals_repeated_steps(rssm, sequence):
 def test_reset_equals_fresh_start(rssm, sequence):
     embed, actions, is_first, initial, noise = sequence
     states, _ = rssm.observe(*sequence)
-    # Row 0 begins anew at t = 4: from there on all is as if the sequence had begun there, whatever came before.
+    # Row 0 starts a new episode at t = 4. From there on, the past must have no effect.
     fresh, _ = rssm.observe(
         embed[:1, 4:], th.zeros_like(actions[:1, 4:]).index_copy(1, th.arange(1, T - 4), actions[:1, 5:]),
         th.zeros(1, T - 4), rssm.initial(1), noise[:1, 4:],
@@ -54,7 +54,7 @@ def test_reset_equals_fresh_start(rssm, sequence):
     # Without the flag the past matters.
     other, _ = rssm.observe(embed, actions, th.zeros_like(is_first), initial, noise)
     assert (other.deter[0, 4] - states.deter[0, 4]).abs().max() > 1e-3
-    # A first step still runs the core: deter is not zero there.
+    # The GRU also runs at the first step, so deter is not zero there.
     assert states.deter[0, 4].abs().max() > 1e-3
 
 
@@ -63,7 +63,7 @@ def test_gradient_stops_at_a_reset(rssm, sequence):
     embed.requires_grad_()
     states, _ = rssm.observe(embed, *rest)
     (grad,) = th.autograd.grad(states.deter[0, 6].sum() + states.deter[1, 6].sum(), embed)
-    assert grad[0, :4].abs().max() == 0.0 and grad[0, 4:6].abs().min(0).values.max() > 0.0  # row 0 began anew at 4
+    assert grad[0, :4].abs().max() == 0.0 and grad[0, 4:6].abs().min(0).values.max() > 0.0  # new episode in row 0 at t = 4
     assert grad[1, 0].abs().max() > 0.0 and grad[:, 6:].abs().max() == 0.0
 
 

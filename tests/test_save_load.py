@@ -1,4 +1,4 @@
-"""Saving and loading: the same update after a break, readable errors."""
+"""Saving and loading: exact resume, readable errors."""
 
 import copy
 import io
@@ -24,7 +24,7 @@ def trained():
 
 
 def test_resume_is_bit_equal(trained, tmp_path):
-    """Same buffer, same random numbers: same updates."""
+    """The same buffer and random state give the same updates."""
     trained.save(tmp_path / "model")
     trained.save_replay_buffer(tmp_path / "buffer")
     loaded = DreamerV3.load(tmp_path / "model", env=counter_envs(), device="cpu")
@@ -43,12 +43,12 @@ def test_resume_is_bit_equal(trained, tmp_path):
     np.testing.assert_array_equal(trained.replay_buffer.deter, loaded.replay_buffer.deter)
 
 
-def test_arguments_survive(trained, tmp_path):
+def test_arguments_are_restored(trained, tmp_path):
     trained.save(tmp_path / "model")
     loaded = DreamerV3.load(tmp_path / "model")
     for name in ("batch_length", "training_ratio", "imagination_horizon", "agc_clip", "model_size", "policy_kwargs", "seed"):
         assert getattr(loaded, name) == getattr(trained, name)
-    assert loaded.replay_buffer.observations.size == 0  # loading to look at a model costs no memory
+    assert loaded.replay_buffer.observations.size == 0  # loading alone allocates no replay memory
     changed = DreamerV3.load(tmp_path / "model", env=counter_envs(), buffer_size=300, training_ratio=4, train_freq=2)
     assert changed.replay_buffer.buffer_size == 100 and changed.training_ratio == 4
     assert changed._train_ratio.updates_per_step.denominator == 8
@@ -65,12 +65,12 @@ def test_other_number_of_environments(trained, tmp_path):
     own = loaded.replay_buffer
     with pytest.raises(ValueError, match="another number of environments: 3, the model has 1"):
         loaded.load_replay_buffer(tmp_path / "buffer")
-    assert loaded.replay_buffer is own  # nothing is lost
+    assert loaded.replay_buffer is own  # the buffer is kept
     updates = loaded._n_updates
     assert loaded.learn(60, reset_num_timesteps=False)._n_updates > updates
 
 
-def test_buffer_loads_where_there_is_none(trained, tmp_path):
+def test_buffer_loads_into_a_model_without_one(trained, tmp_path):
     trained.save_replay_buffer(tmp_path / "buffer")
     before = trained.replay_buffer
     trained.replay_buffer = None
@@ -138,7 +138,7 @@ def test_file_stays_small(trained, tmp_path):
 
 
 def test_exclude_and_include(trained, tmp_path):
-    """What is excluded comes back as the constructor makes it."""
+    """Excluded attributes are restored to the values of the constructor."""
     trained.save(tmp_path / "model", exclude=["learning_rate"])
     loaded = DreamerV3.load(tmp_path / "model")
     assert (trained.learning_rate, loaded.learning_rate) == (1e-3, 4e-5)
@@ -186,7 +186,7 @@ def test_bad_files(trained, tmp_path):
 
 
 def test_set_env(trained):
-    """As for SAC: the same number of environments, the episode in progress given up unless told otherwise."""
+    """As for SAC: the same number of environments; the current episode is abandoned unless ``force_reset=False``."""
     rows = trained.replay_buffer.filled.copy()
     trained.set_env(counter_envs(offset=50))
     assert trained._last_obs is None
@@ -226,8 +226,8 @@ def test_nothing_warns(trained, tmp_path):
         loaded.learn(30, reset_num_timesteps=False)
 
 
-def test_any_weights_survive(trained, tmp_path):
-    """Weights far from what training makes: finite, deterministic actions, the same after a load."""
+def test_extreme_weights(trained, tmp_path):
+    """Large weights: actions are finite and deterministic, and the same after loading."""
     params = copy.deepcopy(trained.policy.state_dict())
     trained.policy.load_state_dict({name: th.rand_like(value) for name, value in params.items()})
     obs = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
@@ -238,7 +238,7 @@ def test_any_weights_survive(trained, tmp_path):
 
 
 def test_compiled_policy(trained, tmp_path):
-    """``th.compile(model.policy)``, as SB3's own tests do: the file holds the plain names."""
+    """``th.compile(model.policy)``, as SB3's own tests do: the file contains the usual names."""
     obs = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
     before = trained.predict(obs, deterministic=True)[0]
     trained.policy = th.compile(trained.policy)
@@ -286,7 +286,7 @@ def test_images_and_channel_order(tmp_path):
         (dict(num_timesteps=3), r"got an unexpected keyword argument 'num_timesteps'"),
     ],
 )
-def test_load_refuses_what_the_constructor_refuses(kwargs, message, trained, tmp_path):
+def test_load_rejects_what_the_constructor_rejects(kwargs, message, trained, tmp_path):
     trained.save(tmp_path / "model")
     with pytest.raises(TypeError, match=message):
         DreamerV3.load(tmp_path / "model", **kwargs)
@@ -298,14 +298,14 @@ def test_load_refuses_what_the_constructor_refuses(kwargs, message, trained, tmp
 
 
 class WithMore(DreamerV3):
-    """A user's subclass."""
+    """A subclass of a user."""
 
     def __init__(self, *args, bonus=1.0, **kwargs):
         self.bonus = bonus
         super().__init__(*args, **kwargs)
 
 
-def test_load_knows_the_arguments_of_a_subclass(tmp_path):
+def test_load_accepts_the_arguments_of_a_subclass(tmp_path):
     WithMore("MlpPolicy", counter_envs(), bonus=3.0, **TINY).save(tmp_path / "model")
     assert WithMore.load(tmp_path / "model").bonus == 3.0
     loaded = WithMore.load(tmp_path / "model", bonus=2.0, gamma=0.5)
@@ -317,14 +317,14 @@ def test_load_knows_the_arguments_of_a_subclass(tmp_path):
 
 
 def rows_of(buffer, env, n):
-    """:return: the newest rows of a stream, oldest first, by array"""
+    """:return: the newest rows of an environment, oldest first, of each array"""
     where = np.arange(buffer.counts[env] - n, buffer.counts[env]) % buffer.buffer_size
     return {name: array[where, env] for name, array in buffer._arrays().items()}
 
 
 @pytest.mark.parametrize("saved_size", [3000, 75])  # all 90 steps, or as many as fit
 @pytest.mark.parametrize("buffer_size", [30, 75, 76, 105, 6000])
-def test_buffer_size_at_load_holds_for_the_replay(saved_size, buffer_size, tmp_path):
+def test_buffer_size_at_load_applies_to_the_replay(saved_size, buffer_size, tmp_path):
     saved = counter_model(buffer_size=saved_size, training_ratio=8).learn(90)
     saved.save(tmp_path / "model")
     saved.save_replay_buffer(tmp_path / "buffer")
@@ -360,4 +360,4 @@ def test_files_of_an_older_version():
     assert actions.tolist() == [0, 0, 0] and np.abs(state[0]).sum() == pytest.approx(4.5504e-4, rel=1e-3)
     model.learn(60, reset_num_timesteps=False)
     assert model._n_updates > 4 and model.num_timesteps == 150
-    assert check_buffer(model.replay_buffer) == [[34], [32], [32]]  # what was collected next opened an episode
+    assert check_buffer(model.replay_buffer) == [[34], [32], [32]]  # new rows started a new episode

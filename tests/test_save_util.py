@@ -1,4 +1,4 @@
-"""Files that the installed numpy cannot read say so. They hold something that no numpy has."""
+"""Errors for files that the installed numpy cannot read, tested with names that no numpy has."""
 
 import io
 import pickle
@@ -15,7 +15,7 @@ INSTALLED = f"the numpy {np.__version__} that is installed cannot read it"
 
 
 class OfNewerNumpy:
-    """Is pickled as a call of a function of numpy, which the installed one may not have."""
+    """Pickled as a call of a numpy function that the installed version does not have."""
 
     def __init__(self, module: str, name: str):
         self.module, self.name = module, name
@@ -25,7 +25,7 @@ class OfNewerNumpy:
 
 
 def unpickled(module: str, name: str):
-    """As pickle looks up a global."""
+    """Look up a name as pickle does."""
     return pickle.loads(b"c" + f"{module}\n{name}\n.".encode())
 
 
@@ -38,7 +38,7 @@ UNKNOWN = {
 @pytest.mark.parametrize("name, reason", UNKNOWN.values(), ids=UNKNOWN)
 @pytest.mark.parametrize("kind", ["file", "memory"])
 def test_models(name, reason, kind, tmp_path):
-    """They know the numpy that they were written with."""
+    """Model files contain the numpy version that they were written with."""
     model = counter_model()
     model.something = OfNewerNumpy(*name)
     file = tmp_path / "model" if kind == "file" else io.BytesIO()
@@ -46,7 +46,7 @@ def test_models(name, reason, kind, tmp_path):
     message = rf"written with numpy {np.__version__}, and {INSTALLED} \({reason}"
     with pytest.raises(ImportError, match=message):
         DreamerV3.load(file)
-    assert DreamerV3.load(file, custom_objects=dict(something=None)).something is None  # SB3's way around it
+    assert DreamerV3.load(file, custom_objects=dict(something=None)).something is None  # SB3's workaround
 
 
 @pytest.mark.parametrize("name, reason", UNKNOWN.values(), ids=UNKNOWN)
@@ -66,7 +66,7 @@ def test_replay_buffers_and_policies(name, reason, tmp_path):
 
 
 def test_unknown_bit_generators(monkeypatch, tmp_path):
-    """Seeded spaces hold a generator. An older numpy: `... is not a known BitGenerator module.`"""
+    """Seeded spaces contain a generator. An older numpy: `... is not a known BitGenerator module.`"""
     model = counter_model()
     model.action_space.seed(0)
     model.save(tmp_path / "model")
@@ -79,13 +79,13 @@ def test_unknown_bit_generators(monkeypatch, tmp_path):
         DreamerV3.load(tmp_path / "model")
 
 
-def test_other_errors_stay_what_they_are(tmp_path):
+def test_other_errors_are_unchanged(tmp_path):
     for error in (ModuleNotFoundError("No module named 'crafter'"), ValueError("not in /home/numpy/x"), AttributeError("x")):
         with pytest.raises(type(error), match=str(error)) as raised, explain_newer_numpy():
             raise error
         assert raised.value is error
     model = counter_model()
-    model.something = OfNewerNumpy("tests.support.helpers", "nothing")  # SB3 warns and goes on
+    model.something = OfNewerNumpy("tests.support.helpers", "nothing")  # SB3 only warns
     model.save(tmp_path / "model")
     with pytest.warns(UserWarning, match="Could not deserialize object something"):
         assert not hasattr(DreamerV3.load(tmp_path / "model"), "something")

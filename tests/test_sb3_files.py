@@ -1,4 +1,4 @@
-"""On every rank but the main one, Monitor and SB3's logger write no file, nor do the workers of a ``SubprocVecEnv``."""
+"""Only the main rank writes files of Monitor and SB3's logger, including workers of a ``SubprocVecEnv``."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Fast path, plain path and reference give the same numbers: loss, terms, the gradient of every parameter, in float64."""
+"""Fast path, step-by-step path and reference agree in float64: loss, terms, the gradient of every parameter."""
 
 from types import SimpleNamespace
 
@@ -39,11 +39,11 @@ CASES = [
 
 
 def problem(observation_space, action_space, settings=None, **dimensions):
-    """A model of random weights in float64, a batch with resets inside, latents to start from, and noise."""
+    """A model with random weights in float64, a batch with resets, initial latents, and noise."""
     policy = make_policy(observation_space, action_space, **dimensions)
     randomize_outputs(policy)
     for parameter in policy.parameters():
-        parameter.data += 0.1 * th.randn_like(parameter)  # biases and norms, too
+        parameter.data += 0.1 * th.randn_like(parameter)  # including biases and norms
     policy.double()
     batch = double(random_batch(policy, BATCH, LENGTH))
     assert batch.is_first[:, 1:].any()
@@ -67,7 +67,7 @@ def gradients(loss, policy):
 
 
 def result_of(p, fused="auto"):
-    """Everything one evaluation of the objective gives; the return normaliser is reset."""
+    """All results of one evaluation of the objective. The return normaliser is reset first."""
     reset_normalizer(p.policy)
     objective = make_loss(p.policy, fused=fused, **p.settings)
     assert type(objective) is (FusedDreamerLoss if fused else DreamerLoss)
@@ -102,8 +102,8 @@ def test_all_paths_give_the_same_loss_and_gradients(space, action, dimensions, s
         assert max(wrong.values()) < 1e-9, (path, max(wrong.items(), key=lambda item: item[1]))
 
 
-def test_the_comparison_notices_a_reset_that_is_ignored(monkeypatch):
-    """Neither path may pass by chance: a scan that forgets resets differs."""
+def test_the_comparison_detects_ignored_resets(monkeypatch):
+    """A scan that ignores resets gives different results."""
     p = problem(VECTOR, ACTION_SPACES["discrete"])
     right = loss_file.observe_fused
     monkeypatch.setattr(loss_file, "observe_fused", lambda *args: right(*args[:3], th.zeros_like(args[3]), *args[4:]))
@@ -140,24 +140,24 @@ def test_the_argument_chooses_the_objective(fused):
     assert type(model.loss_module) is FusedDreamerLoss
 
 
-def test_both_objectives_train_alike():
-    """The same seed, the same updates, up to rounding in float32."""
+def test_both_objectives_make_the_same_updates():
+    """The same seed gives the same updates, up to rounding in float32."""
     fused, plain = (counter_model(fused=choice).learn(60).policy.state_dict() for choice in ("auto", False))
     assert all(th.allclose(fused[name], plain[name], atol=1e-4) for name in plain)
 
 
-def test_class_indices_as_noise_are_taken_as_they_are():
+def test_class_indices_as_noise_are_used_directly():
     p = problem(VECTOR, ACTION_SPACES["discrete"])
     size = p.policy.size
     posterior = th.randint(size.classes, (BATCH, LENGTH, size.stoch))
-    dream = th.randint(size.classes, (BATCH * LENGTH, 3, size.stoch))
-    output = p.loss(p.batch, UpdateNoise(posterior, ImaginationNoise(dream, p.noise.imagination.actions)))
+    imagined = th.randint(size.classes, (BATCH * LENGTH, 3, size.stoch))
+    output = p.loss(p.batch, UpdateNoise(posterior, ImaginationNoise(imagined, p.noise.imagination.actions)))
     assert th.equal(output.states.stoch.argmax(-1), posterior)
-    assert th.equal(output.trajectory.latents.stoch[:, 1:].argmax(-1), dream)
+    assert th.equal(output.trajectory.latents.stoch[:, 1:].argmax(-1), imagined)
 
 
 def test_thresholds_give_the_samples_of_the_mixture():
-    """Mixed with the uniform, 10 classes: the same class as asking the mixed distribution itself."""
+    """Unimix with 10 classes: the same samples as from the mixed distribution."""
     policy = make_policy(VECTOR, spaces.Discrete(2), stoch=50, classes=10, unimix=0.3)
     distribution = policy.world_model.rssm.prior(th.randn(200, policy.size.deter))
     noise = th.rand(200, 50)

@@ -1,4 +1,4 @@
-"""The training ratio is paid exactly; learning-rate warm-up; averages of metrics."""
+"""The training ratio is met exactly; learning-rate schedules, warm-up and scaling with the ranks."""
 
 import re
 from fractions import Fraction
@@ -17,7 +17,7 @@ from tests.support.helpers import TINY, counter_envs, counter_model
 
 
 def record_calls(model: DreamerV3) -> list[int]:
-    """Note how many updates each call of ``train`` makes."""
+    """Record the number of updates of each call of ``train``."""
     calls: list[int] = []
     right = model.train
 
@@ -45,18 +45,18 @@ def record_calls(model: DreamerV3) -> list[int]:
         (100, 4, 263),
     ],
 )
-def test_training_ratio_is_paid_exactly(ratio, train_freq, expected):
+def test_training_ratio_is_met_exactly(ratio, train_freq, expected):
     model = counter_model(training_ratio=ratio, train_freq=train_freq, imagination_horizon=1)
     calls = record_calls(model)
     model.learn(120)
     assert model._n_updates == sum(calls) == expected
-    assert calls[0] == 1  # the first moment makes exactly one update
-    assert max(calls) <= -(-3 * train_freq * ratio // 32)  # and there is no burst later
+    assert calls[0] == 1  # training starts with exactly one update
+    assert max(calls) <= -(-3 * train_freq * ratio // 32)  # no burst of updates later
 
 
 @pytest.mark.parametrize(("ratio", "expected"), [(0.5, 2), (8, 24), (100, 291)])
 def test_training_ratio_after_save_and_load(ratio, expected, tmp_path):
-    """Half before, half after: the same number as without the break."""
+    """Half of the steps before, half after: as many updates as without the interruption."""
     model = counter_model(training_ratio=ratio, imagination_horizon=1)
     model.learn(60)
     model.save(tmp_path / "model")
@@ -88,11 +88,11 @@ def test_a_run_that_is_stopped_at_each_episode_trains_in_the_next(train_freq, re
     for _ in range(6):
         model.learn(1000, callback=StopTrainingOnMaxEpisodes(1), reset_num_timesteps=reset_num_timesteps)
         made.append(model._n_updates)
-    # Half an update per step. The first stop opens the account with one update; a reset drops what is less than one.
+    # Half an update per step. After the first stop one update is due. A reset drops fractions of an update.
     assert made == [0, 1, 11, 21, 31, 41] if not reset_num_timesteps else made == [0, 1, 2, 3, 4, 5]
 
 
-def test_a_debt_waits_for_a_buffer(tmp_path):
+def test_pending_updates_wait_for_a_buffer(tmp_path):
     settings = {**TINY, "train_freq": 1000, "learning_starts": 9, "training_ratio": 32}
     model = DreamerV3("MlpPolicy", CounterEnv(20), seed=0, **settings)
     for _ in range(2):
@@ -108,29 +108,29 @@ def test_a_debt_waits_for_a_buffer(tmp_path):
         assert loaded._n_updates == expected
 
 
-def test_ratio_is_read_as_written():
-    account = TrainRatio()
-    account.set_rate(0.1, 1)
-    account.add_steps(1, True)
-    account.count_update()
+def test_ratio_is_an_exact_decimal():
+    train_ratio = TrainRatio()
+    train_ratio.set_rate(0.1, 1)
+    train_ratio.add_steps(1, True)
+    train_ratio.count_update()
     made = 0
     for _ in range(1000):
-        for _ in range(account.add_steps(1, True)):
-            account.count_update()
+        for _ in range(train_ratio.add_steps(1, True)):
+            train_ratio.count_update()
             made += 1
-    assert made == 100 and account.owed == 0
-    assert account.updates_in(25) == 2 and account.updates_per_step == Fraction(1, 10)
+    assert made == 100 and train_ratio.owed == 0
+    assert train_ratio.updates_in(25) == 2 and train_ratio.updates_per_step == Fraction(1, 10)
 
 
-def test_updates_by_hand_are_gifts():
-    account = TrainRatio()
-    account.set_rate(0.5, 1)
-    account.add_steps(1, True)
-    account.count_update()
-    account.add_steps(1, True)
+def test_extra_updates_are_not_deducted():
+    train_ratio = TrainRatio()
+    train_ratio.set_rate(0.5, 1)
+    train_ratio.add_steps(1, True)
+    train_ratio.count_update()
+    train_ratio.add_steps(1, True)
     for _ in range(3):
-        account.count_update()
-    assert account.owed == Fraction(1, 2)
+        train_ratio.count_update()
+    assert train_ratio.owed == Fraction(1, 2)
 
 
 def test_warmup():
@@ -172,7 +172,7 @@ def test_learning_rate_is_schedule_times_warmup(optimizer_class):
 
     model.policy.optimizer.step = step
     model.learn(90)
-    # Update t has (t - 1) / 10 of the schedule; the schedule follows the steps.
+    # Update t has factor (t - 1) / 10. The schedule depends on the environment steps.
     assert len(seen) == 1 + 63
     for t, (progress, rate) in enumerate(seen, start=1):
         assert rate == pytest.approx(0.01 * progress * min(1.0, (t - 1) / 10))

@@ -1,4 +1,4 @@
-"""Settings that are changed after the constructor take effect before the next update, or are refused."""
+"""Settings that are changed after the constructor take effect before the next update, or are rejected."""
 
 import inspect
 import warnings
@@ -17,7 +17,7 @@ from tests.support.callbacks import CallAt
 from tests.support.helpers import counter_model
 from tests.support.python_graph import PythonGraph
 
-# As far from the defaults as a short run shows.
+# Far enough from the defaults to have an effect in a short run.
 CHANGED: dict[str, Any] = dict(
     learning_rate=3e-2,
     learning_starts=50,
@@ -58,14 +58,14 @@ def unchanged():
 
 
 @pytest.mark.parametrize("name", CHANGED)
-def test_a_setting_acts_as_if_it_had_been_given_to_the_constructor(name, unchanged):
+def test_a_setting_equals_the_constructor_argument(name, unchanged):
     expected = outcome(counter_model(**{**COMMON, name: CHANGED[name]}).learn(75))
     assert expected[0] != unchanged[0] or not th.equal(expected[1], unchanged[1])
-    model = counter_model(**COMMON)  # which seeds all generators
+    model = counter_model(**COMMON)  # seeds all generators
     setattr(model, name, CHANGED[name])
     assert_equal(outcome(model.learn(75)), expected)
     model = counter_model(**COMMON).learn(75, callback=CallAt(step_0=setting(name, CHANGED[name])))
-    if name == "precision":  # the first step acted in the old one
+    if name == "precision":  # the first step acted with the old precision
         assert model.policy.precision == "bf16"
     else:
         assert_equal(outcome(model), expected)
@@ -78,7 +78,7 @@ def test_a_setting_acts_in_mid_run(name, unchanged):
     assert n_updates != unchanged[0] or not th.equal(parameters, unchanged[1])
 
 
-def test_every_argument_is_a_setting_or_none_of_training():
+def test_every_argument_of_training_is_a_setting():
     others = {
         "self",
         "policy",
@@ -95,7 +95,7 @@ def test_every_argument_is_a_setting_or_none_of_training():
     assert set(inspect.signature(DreamerV3.__init__).parameters) == {*names, *others}
 
 
-def test_a_change_in_place_counts():
+def test_a_change_in_place_takes_effect():
     model = counter_model(loss_scales={"reward": 1.0})
     model.learn(60, callback=CallAt(step_30=lambda model: model.loss_scales.update(reward=7.0)))
     assert model.loss_module.loss_scales["reward"] == 7.0
@@ -123,8 +123,8 @@ def test_train_freq(monkeypatch):
     assert model.learn(30).train_freq.frequency == 5
 
 
-def test_the_account_follows():
-    """Owed are time steps: 3 environments x 32 / (4 x 8) = 3 updates per step, then of 8 x 8 rows 1.5."""
+def test_pending_updates_follow_the_batch_size():
+    """3 environments x 32 / (4 x 8) = 3 updates per step; with batches of 8 x 8 rows 1.5."""
     model = counter_model(training_ratio=32)
     model.learn(60)
     before = model._n_updates
@@ -134,20 +134,20 @@ def test_the_account_follows():
     assert model._n_updates - before == 3 * 20
     model.learn(60, reset_num_timesteps=False)
     assert model._n_updates - before == 3 * 20 + 30
-    account = model._train_ratio
-    account.add_steps(3, True)
-    owed = account.owed * 64
-    account.set_rate(1, 32)
-    assert account.owed * 32 == owed
+    train_ratio = model._train_ratio
+    train_ratio.add_steps(3, True)
+    owed = train_ratio.owed * 64
+    train_ratio.set_rate(1, 32)
+    assert train_ratio.owed * 32 == owed
 
 
-def test_longer_windows_wait_until_there_is_one():
+def test_longer_windows_wait_until_one_is_full():
     model = counter_model(**COMMON)
     seen = []
     look = {f"step_{n}": lambda model: seen.append(model._n_updates) for n in range(45, 99, 3)}
     model.learn(96, callback=CallAt(**{**look, "step_42": setting("batch_length", 24)}))
     first = next(i for i, n in enumerate(seen) if n > seen[0])
-    # 25 rows, one more than steps per episode: 24 steps of 3 environments are not enough for the shortest episodes' two rows.
+    # A window now needs 25 rows. Updates pause until one is full.
     assert 0 < first < len(seen) - 1 and model._update.policy is model.policy
     assert model.replay_buffer.batch_length == 24
     with pytest.warns(UserWarning, match="a window needs 2001 .*: no update will be made"):
@@ -174,7 +174,7 @@ def test_longer_windows_wait_until_there_is_one():
         ("replay_buffer_kwargs", {"storage": "device"}, "`replay_buffer_kwargs` cannot change any more"),
     ],
 )
-def test_what_cannot_be_is_refused_before_the_next_update(name, value, message):
+def test_invalid_settings_are_rejected_before_the_next_update(name, value, message):
     model = counter_model(**COMMON)
     right = getattr(model, name)
     with pytest.raises(ValueError) as error:
@@ -186,19 +186,19 @@ def test_what_cannot_be_is_refused_before_the_next_update(name, value, message):
         model.learn(27, reset_num_timesteps=False)
     assert model._n_updates == updates and (model.replay_buffer.counts == rows).all()
     setattr(model, name, right)
-    model.learn(27, reset_num_timesteps=False)  # nothing is lost: the same updates as of an unbroken run
+    model.learn(27, reset_num_timesteps=False)  # nothing is lost: as many updates as in an uninterrupted run
     assert model._n_updates == counter_model(**COMMON).learn(60)._n_updates
     assert model.replay_buffer.dones.sum() == counter_model(**COMMON).learn(60).replay_buffer.dones.sum()
 
 
-def test_a_recorded_update_is_made_again_where_it_must_be(monkeypatch):
+def test_a_captured_update_is_rebuilt_when_needed(monkeypatch):
     made, right = [], algorithm_module.make_update
 
-    def make_recorded(*args: Any) -> CapturedUpdate:
+    def make_captured(*args: Any) -> CapturedUpdate:
         made.append(CapturedUpdate(right(*args), PythonGraph))
         return made[-1]
 
-    monkeypatch.setattr(algorithm_module, "make_update", make_recorded)
+    monkeypatch.setattr(algorithm_module, "make_update", make_captured)
     model = counter_model(**COMMON)
     assert len(made) == 1
     model.learn(60, callback=CallAt(step_33=setting("training_ratio", 16), step_39=setting("learning_rate", 1e-3)))
@@ -220,7 +220,7 @@ def test_compile_in_mid_run():
     assert type(model._update) is TrainingUpdate
 
 
-def test_an_unchanged_model_is_left_alone():
+def test_an_unchanged_model_is_not_rebuilt():
     model = counter_model(policy_kwargs=dict(deter=16), loss_scales={"reward": 2.0}).learn(40)
     update, state, optimizer = model._update, model._last_state, model.policy.optimizer
     with warnings.catch_warnings():

@@ -49,7 +49,7 @@ ACTIONS = {
 
 @pytest.mark.parametrize("space", OBSERVATIONS.values(), ids=OBSERVATIONS)
 def test_observations(space, tmp_path):
-    keys = dict(vector_keys=["obs"]) if len(space.shape or ()) == 4 else {}  # said, or there would be a warning
+    keys = dict(vector_keys=["obs"]) if len(space.shape or ()) == 4 else {}  # explicit, to avoid the warning
     model = check_whole_cycle(NoiseEnv(space, spaces.Discrete(2)), tmp_path, policy_kwargs=keys)
     stored = model.replay_buffer.observations
     for key, sub in (space.spaces if isinstance(space, spaces.Dict) else {None: space}).items():
@@ -63,7 +63,7 @@ def test_actions(space, tmp_path):
 
 
 def test_identity_of_stored_and_taken_actions():
-    """What the environment gets is what the buffer holds, scaled."""
+    """The environment gets the stored actions, rescaled."""
     space = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 5.0], np.float32))
     env = NoiseEnv(VECTOR, space)
     taken, right = [], env.step

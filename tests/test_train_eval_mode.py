@@ -1,4 +1,4 @@
-"""Layers that behave differently in training: an own encoder with batch norm and dropout tells which mode is on."""
+"""Training and evaluation mode, tested with a custom encoder that has batch norm and dropout."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_collecting_does_not(model):
 def test_predict_does_not_and_repeats_itself(model):
     model.learn(60)
     before, obs, starts = statistics(model), np.ones((4, 3), np.float32), np.ones(4)
-    model.policy.set_training_mode(True)  # as train leaves it
+    model.policy.set_training_mode(True)  # as after train
     first, state = model.predict(obs, episode_start=starts, deterministic=True)
     again, same = model.predict(obs, episode_start=starts, deterministic=True)
     assert th.equal(before, statistics(model)) and not model.policy.training
@@ -70,15 +70,15 @@ def test_train_is_in_training_mode(model):
     assert modes == [True, True]
 
 
-def test_the_checks_of_own_networks_leave_them_as_they_were():
-    """Construction calls an encoder once to look at its output, which must not count as training."""
+def test_checks_of_custom_networks_do_not_change_them():
+    """The constructor calls an encoder once to check its output. This must not change its statistics."""
     model = DreamerV3(
         "MlpPolicy", counter_envs(), model_size="debug", device="cpu", policy_kwargs=dict(encoder_class=NormAndDropout)
     )
     assert not statistics(model).any()
 
 
-def test_a_part_that_is_frozen_at_construction_stays_so_in_the_check():
+def test_modules_in_eval_mode_stay_so_in_the_check():
     class Frozen(NormAndDropout):
         def __init__(self, observation_space):
             super().__init__(observation_space)

@@ -1,4 +1,4 @@
-"""The training update: captured and replayed it takes the same steps, compiled too; it never waits for the device."""
+"""The training update: captured and compiled updates equal eager ones, and no update waits for the device."""
 
 import warnings
 from copy import deepcopy
@@ -21,14 +21,14 @@ from tests.support.python_graph import PythonGraph
 
 def make(space=VECTOR, action_space=None, **kwargs):
     policy = make_policy(space, action_space or spaces.Discrete(3), **kwargs)
-    policy.double()  # the two ways round differently, and one flipped sample changes all that follows
+    policy.double()  # in float32, rounding differs, and one different sample changes everything after it
     for group in policy.optimizer.param_groups:
         group["lr"] = 1e-2
     return TrainingUpdate(make_loss(policy), agc_clip=0.3, tau=0.02)
 
 
 def run(update, policy, seeds, rates=None):
-    """Updates with batches of these seeds; the noise starts anew."""
+    """Make updates with batches of these seeds. The random state is reset first."""
     th.manual_seed(1)
     metrics = []
     for i, seed in enumerate(seeds):
@@ -46,8 +46,8 @@ def assert_same(ours, theirs, tolerance=1e-6):
 
 
 @pytest.mark.parametrize("space", [VECTOR, IMAGE, MIXED], ids=["vector", "image", "dict"])
-def test_a_replayed_update_takes_the_same_steps(space):
-    """Warm-up and recording leave no trace: parameters, optimiser, normaliser, random numbers are those of plain updates."""
+def test_a_captured_update_equals_an_eager_one(space):
+    """Warm-up and capture change nothing: parameters, optimiser, normaliser and random state equal those of eager updates."""
     rates = [1e-2, 3e-3, 0.0, 1e-2]
     plain, captured = make(space), make(space)
     expected = run(plain, plain.policy, range(4), rates)
@@ -59,7 +59,7 @@ def test_a_replayed_update_takes_the_same_steps(space):
     assert int(captured.policy.optimizer.param_groups[0]["step"]) == 4
 
 
-def test_a_new_shape_or_moved_memory_is_recorded_anew():
+def test_a_new_shape_or_moved_memory_is_captured_again():
     update = CapturedUpdate(make(), PythonGraph)
     made = []
     update.capture.make_graph = lambda: (made.append(PythonGraph()), made[-1])[1]
@@ -76,28 +76,28 @@ def test_a_new_shape_or_moved_memory_is_recorded_anew():
     assert len(made) == 2
     update(double(random_batch(policy, batch_size=2)))
     assert len(made) == 3
-    policy.to(th.device("cpu"))  # nothing moves
+    policy.to(th.device("cpu"))  # no tensor moves
     update(double(random_batch(policy, batch_size=2)))
     assert len(made) == 3
 
 
-def test_a_loaded_optimiser_takes_the_next_step_of_the_plain_update():
+def test_a_loaded_optimiser_continues_like_the_eager_update():
     plain, captured = make(), make()
     twin = CapturedUpdate(captured, PythonGraph)
     run(plain, plain.policy, range(3))
-    run(twin, captured.policy, [7, 8])  # somewhere else
+    run(twin, captured.policy, [7, 8])  # other batches, so that the weights differ
     captured.policy.load_state_dict(plain.policy.state_dict())
     captured.policy.optimizer.load_state_dict(deepcopy(plain.policy.optimizer.state_dict()))
     assert_same(run(twin, captured.policy, [3, 4]), run(plain, plain.policy, [3, 4]))
 
 
-def test_what_cannot_be_recorded_goes_on_with_a_warning():
+def test_a_failed_capture_falls_back_to_eager_with_a_warning():
     class Broken(PythonGraph):
         def capture(self, function):
             function()
             raise RuntimeError("no such luck")
 
-    plain, captured, rates = make(), make(), [0.0, 1e-2, 3e-3]  # a rate that is frozen shows
+    plain, captured, rates = make(), make(), [0.0, 1e-2, 3e-3]  # detects a frozen learning rate
     expected = run(plain, plain.policy, range(3), rates)
     twin = CapturedUpdate(captured, Broken)
     with pytest.warns(UserWarning, match="no such luck"):
@@ -110,8 +110,8 @@ def test_what_cannot_be_recorded_goes_on_with_a_warning():
     assert actions.shape == (4, 1) and step(observations, state, starts)[0].shape == (4, 1)
 
 
-def test_files_of_a_recorded_optimiser_hold_numbers():
-    """So that they load anywhere, and the learning rate is that of ``param_groups``."""
+def test_files_of_a_captured_optimiser_contain_numbers():
+    """Numbers instead of tensors, so that files load on any device and ``param_groups`` sets the learning rate."""
     captured, plain = make(), make()
     run(CapturedUpdate(captured, PythonGraph), captured.policy, range(2), [1e-2, 0.0])
     state = deepcopy(captured.policy.optimizer.state_dict())
@@ -127,7 +127,7 @@ def test_files_of_a_recorded_optimiser_hold_numbers():
     assert not th.equal(expected[1]["actor.output.weight"], captured.policy.actor.output.weight)
 
 
-def test_a_frozen_part_does_not_move():
+def test_a_frozen_module_does_not_change():
     update = make()
     batch = double(random_batch(update.policy))
     update(batch)
@@ -137,7 +137,7 @@ def test_a_frozen_part_does_not_move():
     assert all(map(th.equal, before, encoder.parameters()))
 
 
-def test_parameters_that_are_added_have_gradients_of_their_own():
+def test_added_parameters_have_separate_gradients():
     class Sum(th.nn.Module):
         features_dim = 5
 
@@ -155,7 +155,7 @@ def test_parameters_that_are_added_have_gradients_of_their_own():
 
 
 class Waits(TorchDispatchMode):
-    """Counts operations, and those whose result the host would have to wait for."""
+    """Counts operations, and those that would synchronise with the device."""
 
     WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "unique", "aten.equal.")
 
@@ -185,7 +185,7 @@ def test_an_update_never_waits_for_the_device(space, action_space):
     assert len(waits.names) > 500 and not waits.waiting
 
 
-def test_the_counter_of_waits_counts():
+def test_the_counter_detects_synchronisation():
     with Waits() as waits:
         bool(th.ones(3).sum() > 2)
     assert len(waits.waiting) == 1
@@ -196,7 +196,7 @@ def test_the_counter_of_waits_counts():
 
 
 def test_an_update_of_the_1m_model_is_a_bounded_number_of_operations():
-    """24 numbers, 6 actions, batch 16 x 64, horizon 15: machine independent. Views do no work and are not counted."""
+    """24 numbers, 6 actions, batch 16 x 64, horizon 15. Independent of the machine. Views are not counted."""
     policy = make_policy(spaces.Box(-9, 9, (24,)), spaces.Box(-1, 1, (6,)), model_size="1m")
     update = TrainingUpdate(make_loss(policy, imagination_horizon=15), agc_clip=0.3, tau=0.02)
     batch = random_batch(policy, 16, 64)
@@ -208,7 +208,7 @@ def test_an_update_of_the_1m_model_is_a_bounded_number_of_operations():
     assert len(counter.names) <= 15_600
 
 
-def test_gradients_lie_as_their_parameters_do():
+def test_gradients_have_the_strides_of_their_parameters():
     update = make(IMAGE)
     update(double(random_batch(update.policy)))
     for name, parameter in update.policy.named_parameters():
@@ -216,16 +216,16 @@ def test_gradients_lie_as_their_parameters_do():
             assert parameter.grad is not None and parameter.grad.stride() == parameter.stride(), name
 
 
-def test_the_update_that_is_made():
+def test_choice_of_the_update():
     loss = make_loss(make_policy(VECTOR, spaces.Discrete(2)))
     for switch in ("auto", False):
         assert type(make_update(loss, 0.3, 0.02, switch, 0)) is TrainingUpdate  # on a CPU
     assert make_update(loss, 0.3, 0.02, True, 0).needs_compile
     plain = make_loss(loss.policy, fused=False)
-    assert not make_update(plain, 0.3, 0.02, True, 0).needs_compile  # there are no fused loops to compile
+    assert not make_update(plain, 0.3, 0.02, True, 0).needs_compile  # no fused loops to compile
 
 
-def test_a_recorded_optimiser_obeys_the_next_update_that_is_made():
+def test_an_eager_update_after_a_captured_one():
     captured = make()
     run(CapturedUpdate(captured, PythonGraph), captured.policy, range(2), [0.0, 0.0])
     before = captured.policy.actor.output.weight.clone()
@@ -234,7 +234,7 @@ def test_a_recorded_optimiser_obeys_the_next_update_that_is_made():
     assert not th.equal(before, captured.policy.actor.output.weight)
 
 
-def test_a_plain_path_is_said_once(capsys):
+def test_the_step_by_step_path_is_reported_once(capsys):
     model = counter_model(verbose=1, policy_kwargs=dict(dynamics_layers=2))
     model.learn(60)
     model.learn(60)
@@ -243,7 +243,7 @@ def test_a_plain_path_is_said_once(capsys):
     assert "step-by-step" not in capsys.readouterr().out
 
 
-def test_a_failure_to_compile_falls_back(monkeypatch):
+def test_a_failed_compilation_falls_back_to_eager(monkeypatch):
     expected = counter_model(training_ratio=8).learn(60).policy.state_dict()
 
     def refuse(function, dynamic):
@@ -262,8 +262,8 @@ def test_a_failure_to_compile_falls_back(monkeypatch):
 
 
 @pytest.mark.parametrize("space", [VECTOR, spaces.Dict({**MIXED.spaces, "n": spaces.Discrete(4)})], ids=["vector", "dict"])
-def test_the_whole_objective_traced_takes_the_same_steps(space, monkeypatch):
-    """As on CUDA, but without the compiler's last stage, the slow one; in float32, for it drops changes of float64 scalars."""
+def test_the_compiled_objective_makes_the_same_updates(space, monkeypatch):
+    """As on CUDA, but without inductor, which is slow. In float32, because changes of float64 scalars are dropped."""
     monkeypatch.setattr(th, "compile", partial(th.compile, backend="aot_eager"))
     maybe_compiled.cache_clear()
     th._dynamo.reset()
@@ -281,10 +281,10 @@ def test_the_whole_objective_traced_takes_the_same_steps(space, monkeypatch):
             metrics = [update(random_batch(update.policy, seed=seed)).metrics for seed in range(3)]
             results.append((th.stack(metrics), th.nn.utils.parameters_to_vector(update.policy.parameters()).detach()))
         graphs = th._dynamo.utils.counters["stats"]["unique_graphs"]
-        CompiledUpdate(make_loss(traced.policy), **settings)(random_batch(traced.policy))  # as by another learn
+        CompiledUpdate(make_loss(traced.policy), **settings)(random_batch(traced.policy))  # as in another learn
     maybe_compiled.cache_clear()
     th.testing.assert_close(results[0][0], results[1][0], rtol=1e-3, atol=1e-5)
-    # Steps are as large as the rate, 1e-2; rounding turns those of gradients that are nothing but rounding.
+    # Steps are as large as the learning rate, 1e-2. If a gradient is only rounding error, the sign of its step may differ.
     assert ((results[0][1] - results[1][1]).abs() > 1e-4).float().mean() < 0.01
     assert th._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
     breaks = th._dynamo.utils.counters["graph_break"]
@@ -306,7 +306,7 @@ def test_compiled_steps_give_the_same_numbers_and_are_compiled_once():
         th.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3, msg=name)
 
 
-def test_other_optimisers_train_as_ever():
+def test_other_optimisers_train_without_capture():
     before = counter_model(policy_kwargs=dict(optimizer_class=th.optim.Adam))
     start = before.policy.actor.output.weight.clone()
     model = before.learn(60)
@@ -314,8 +314,8 @@ def test_other_optimisers_train_as_ever():
 
 
 @pytest.mark.parametrize("space", [VECTOR, MIXED], ids=["vector", "dict"])
-def test_a_replayed_step_acts_as_the_policy_does(space):
-    """State by state, with episodes that begin in between, after a change of the parameters and of the environments."""
+def test_a_captured_step_equals_the_policy(space):
+    """Step by step, with new episodes, after a change of the parameters and of the number of environments."""
     policy = make_policy(space, spaces.Box(-1, 1, (2,)))
     made = []
     captured = CapturedStep(policy, lambda: (made.append(PythonGraph()), made[-1])[1])
@@ -336,6 +336,6 @@ def test_a_replayed_step_acts_as_the_policy_does(space):
     assert len(made) == 2
 
 
-def test_a_cpu_acts_unrecorded():
+def test_acting_on_a_cpu_is_not_captured():
     policy = make_policy(VECTOR, spaces.Discrete(2))
     assert make_acting(policy, True) == policy.step

@@ -1,4 +1,4 @@
-"""Values are checked where they enter: the replay's `add` and the policy's `predict`. Nothing wrong is stored or acted on."""
+"""Values are checked in `add` of the replay buffer and in `predict`. Invalid values are neither stored nor acted on."""
 
 import copy
 import warnings
@@ -53,7 +53,7 @@ OBSERVATIONS: dict[str, spaces.Space] = {
     "multi_binary": spaces.MultiBinary(5),
 }
 OBSERVATIONS["dict"] = spaces.Dict({key: OBSERVATIONS[key] for key in ("float64", "picture", "discrete", "multi_binary")})
-# What each corruption does to one value; None where it says nothing of that kind of space.
+# The value that each corruption writes; None if it does not apply to the space.
 VALUES = {
     "nan": lambda space: np.nan,
     "inf": lambda space: -np.inf,
@@ -70,7 +70,7 @@ def is_whole(space: spaces.Space) -> bool:
 
 
 def has_bounds(space: spaces.Space) -> bool:
-    """Whether values outside of the bounds are wrong: classes, images, and what the dtype cannot hold."""
+    """Whether values out of bounds are invalid: classes, images, and overflows of the dtype."""
     return not isinstance(space, spaces.Box) or (len(space.shape) == 3 and space.shape[0] != 7)
 
 
@@ -88,7 +88,7 @@ def highest(space: spaces.Space) -> float | None:
 
 
 def draw(space: spaces.Space, n_envs: int) -> Any:
-    """Valid observations of all environments, as a VecEnv stacks them."""
+    """Valid observations of all environments, stacked as by a VecEnv."""
     if isinstance(space, spaces.Dict):
         return {key: draw(part, n_envs) for key, part in space.spaces.items()}
     return np.stack([np.asarray(space.sample()) for _ in range(n_envs)])
@@ -101,7 +101,7 @@ def draw_action(space: spaces.Space, n_envs: int) -> np.ndarray:
 
 
 def corrupt(array: np.ndarray, space: spaces.Space, corruption: str, rng: np.random.Generator) -> Any:
-    """:return: the array with one mistake, or None where this mistake cannot be made"""
+    """:return: the array with one invalid value, or None if the corruption does not apply"""
     if corruption == "shape":
         return np.concatenate([array, array], axis=-1) if array.ndim > 1 else np.zeros((len(array), 2))
     if corruption == "batch":
@@ -126,7 +126,7 @@ def corrupt(array: np.ndarray, space: spaces.Space, corruption: str, rng: np.ran
     seed=st.integers(0, 2**31),
     n_before=st.integers(0, 3),
 )
-def test_what_is_added_is_right_or_refused(kind, action_kind, n_envs, place, corruption, seed, n_before):
+def test_added_values_are_valid_or_rejected(kind, action_kind, n_envs, place, corruption, seed, n_before):
     rng = np.random.default_rng(seed)
     space, action_space = copy.deepcopy(OBSERVATIONS[kind]), copy.deepcopy(ACTION_SPACES[action_kind])
     np.random.seed(seed)
@@ -149,13 +149,13 @@ def test_what_is_added_is_right_or_refused(kind, action_kind, n_envs, place, cor
     if bad is not None:
         before = copy.deepcopy(buffer.__getstate__())
         with pytest.raises(ValueError) as refused, warnings.catch_warnings():
-            warnings.simplefilter("error")  # a cast that overflows would be one
+            warnings.simplefilter("error")  # an overflow in a cast would warn
             buffer.add(*bad)
         assert any(f"`{name}`" in str(refused.value) for name in (*as_space_dict(space), "action", "reward")) or (
             "must have the keys" in str(refused.value)
         )
         assert_same(before, buffer.__getstate__())
-    if corruption == "order" and n_before:  # another piece follows
+    if corruption == "order" and n_before:  # another episode follows
         good = step(draw(space, n_envs))
     buffer.add(*good)
     for env in range(n_envs):
@@ -163,7 +163,7 @@ def test_what_is_added_is_right_or_refused(kind, action_kind, n_envs, place, cor
 
 
 def break_step(good: Step, space, action_space, place: str, corruption: str, rng: np.random.Generator) -> Step | None:
-    """:return: the step with one mistake in it, or None"""
+    """:return: the step with one invalid value, or None"""
     if corruption in ("none", "order"):
         return None
     array = getattr(good, place)
@@ -181,7 +181,7 @@ def break_step(good: Step, space, action_space, place: str, corruption: str, rng
     if place == "reward":
         their = spaces.Box(-np.inf, np.inf, (), np.float32)
     else:
-        scaled = spaces.Box(-1.0, 1.0, (8, 8, 1), np.float32)  # bounds that count
+        scaled = spaces.Box(-1.0, 1.0, (8, 8, 1), np.float32)  # bounds that are checked
         their = scaled if isinstance(action_space, spaces.Box) else action_space
     part = corrupt(array, their, corruption, rng)
     return None if part is None else good._replace(**{place: part})
@@ -200,7 +200,7 @@ def differs(first: Any, second: Any, env: int) -> bool:
 
 
 def check_rows(buffer: SequenceReplayBuffer, steps: list[Step], env: int, is_broken: bool) -> None:
-    """Every stored number of one environment is the one that was given, in the dtype in which it is stored."""
+    """Every stored value of one environment equals the given one, cast to the stored dtype."""
     rows = [(steps[0].obs, None)] + [(step.next_obs, step) for step in steps]
     if is_broken:
         rows.insert(-1, (steps[-1].obs, None))
@@ -220,7 +220,7 @@ def check_rows(buffer: SequenceReplayBuffer, steps: list[Step], env: int, is_bro
 POLICIES = {kind: make_policy(space, spaces.Discrete(2)) for kind, space in OBSERVATIONS.items() if kind != "codes"}
 
 
-@pytest.mark.filterwarnings("ignore:`predict` is called again without `state`:UserWarning")
+@pytest.mark.filterwarnings("ignore:`predict` was called again without `state`:UserWarning")
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(
     kind=st.sampled_from(sorted(POLICIES)),
@@ -228,7 +228,7 @@ POLICIES = {kind: make_policy(space, spaces.Discrete(2)) for kind, space in OBSE
     corruption=st.sampled_from(CORRUPTIONS),
     seed=st.integers(0, 2**31),
 )
-def test_what_is_predicted_from_is_right_or_refused(kind, n, corruption, seed):
+def test_observations_of_predict_are_valid_or_rejected(kind, n, corruption, seed):
     space, policy = copy.deepcopy(OBSERVATIONS[kind]), POLICIES[kind]
     space.seed(seed)
     rng = np.random.default_rng(seed)
@@ -240,7 +240,7 @@ def test_what_is_predicted_from_is_right_or_refused(kind, n, corruption, seed):
     good = draw(space, n)
     key = str(rng.choice(sorted(as_space_dict(space))))
     if kind == "int16" and corruption in ("above", "below", "fraction"):
-        corruption = "none"  # VecNormalize makes any numbers of a vector
+        corruption = "none"  # VecNormalize may change a vector to any numbers
     if corruption in ("none", "order", "batch", "key"):
         bad = {name: good[name] for name in good if name != key} if corruption == "key" and isinstance(good, dict) else None
     else:
@@ -253,11 +253,11 @@ def test_what_is_predicted_from_is_right_or_refused(kind, n, corruption, seed):
     assert actions.shape == (n,)
 
 
-# ---- the cases of the public reports ----
+# ---- cases from bug reports ----
 
 
 class Sequence(gym.Env):
-    """Gives the observations that it is told, in episodes of eight steps; the last one of an episode is ``last``."""
+    """Returns ``inside`` as observation, and ``last`` at the end of an episode of eight steps."""
 
     def __init__(self, space: spaces.Space, inside: Any, last: Any):
         self.observation_space, self.action_space = space, spaces.Discrete(2)
@@ -304,7 +304,7 @@ def test_actions_of_a_box_are_scaled_and_finite(bad, match):
     assert buffer.size() == 0
 
 
-def test_pieces_out_of_order_are_episodes_of_their_own():
+def test_steps_out_of_order_start_new_episodes():
     buffer = SequenceReplayBuffer(
         60, spaces.Discrete(100), spaces.Discrete(2), "cpu", 1, batch_length=2, latent_shape=(2, 2, 2)
     )
@@ -320,7 +320,7 @@ def test_pieces_out_of_order_are_episodes_of_their_own():
 
 @pytest.mark.parametrize("as_dict", [False, True])
 @pytest.mark.parametrize("infos", [[[{}]] * 3, [{}] * 3, [[{"TimeLimit.truncated": np.array([False])}]] * 3])
-def test_extend_takes_what_sb3_takes(infos, as_dict):
+def test_extend_accepts_arguments_of_sb3(infos, as_dict):
     box = spaces.Box(-1.0, 5.0, (2,), np.float32)
     space = spaces.Dict({"a": box}) if as_dict else box
     by_extend, by_add = (
@@ -337,7 +337,7 @@ def test_extend_takes_what_sb3_takes(infos, as_dict):
     assert_same(by_extend.__getstate__(), by_add.__getstate__())
 
 
-def test_an_array_that_the_environment_writes_again_is_no_break():
+def test_reused_observation_arrays_do_not_start_an_episode():
     """Some VecEnvs return the same array at each step."""
 
     class SameArray(DummyVecEnv):
@@ -350,7 +350,7 @@ def test_an_array_that_the_environment_writes_again_is_no_break():
     assert buffer.is_first.sum() == buffer.dones.sum() + int(not buffer.dones[buffer.size() - 1, 0])
 
 
-def test_a_reward_beyond_the_two_hot_range_is_warned_of_once():
+def test_a_reward_beyond_the_two_hot_range_warns_once():
     class Rich(NoiseEnv):
         def step(self, action):
             obs, _, *rest = super().step(action)
@@ -366,7 +366,7 @@ def test_a_reward_beyond_the_two_hot_range_is_warned_of_once():
     assert len([w for w in warned if "two-hot" in str(w.message)]) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model(lambda env: VecNormalize(env, norm_obs=False)).learn(60)  # the model sees small ones
+        model(lambda env: VecNormalize(env, norm_obs=False)).learn(60)  # the model sees small rewards
     assert TWO_HOT_LIMIT == pytest.approx(4.85e8, rel=1e-3)
 
 
@@ -385,9 +385,9 @@ def test_spaces_without_a_number(space, match):
         DreamerV3(policy, NoiseEnv(space, spaces.Discrete(2)), **TINY)
 
 
-def test_returns_beyond_the_two_hot_range_are_warned_of_once():
+def test_returns_beyond_the_two_hot_range_warn_once():
     model = counter_model().learn(60)
-    with th.no_grad():  # what 15 rewards of 1e9 would bring
+    with th.no_grad():  # as after 15 rewards of 1e9
         model.policy.return_normalizer.high.fill_(5e9)
     with pytest.warns(UserWarning, match=r"A return of size .*e\+09 lies outside of \+-4\.85e\+08") as warned:
         for _ in range(3):
@@ -408,13 +408,13 @@ def test_predict_names_the_value():
 
 @pytest.mark.parametrize("dtype, low, high", [(np.uint8, 0, 255), (np.int32, -9, 9), (np.float64, -5, 5)])
 def test_a_normalised_vector_is_a_vector_of_any_numbers(dtype, low, high):
-    """VecNormalize turns whole numbers into others, and bounds do not hold for them."""
+    """VecNormalize changes integers to floats, to which the bounds do not apply."""
     env = VecNormalize(DummyVecEnv([lambda: NoiseEnv(spaces.Box(low, high, (12,), dtype), spaces.Discrete(2))]))
     model = DreamerV3("MlpPolicy", env, seed=0, **TINY).learn(60)
     assert model._n_updates > 0 and model.replay_buffer.observations.dtype in (dtype, np.float32)
 
 
-def test_sums_that_overflow_are_no_mistake():
+def test_overflowing_sums_are_valid():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for dtype, value in ((np.float16, 6e4), (np.float32, 3e38)):
@@ -423,7 +423,7 @@ def test_sums_that_overflow_are_no_mistake():
 
 
 def test_an_image_under_vec_normalize_that_normalises_rewards_only():
-    """SB3 puts VecTransposeImage around it, without a Dict as well."""
+    """SB3 wraps it in VecTransposeImage, also without a Dict."""
     space = spaces.Box(0, 255, (16, 20, 3), np.uint8)
 
     def learn(wrap):

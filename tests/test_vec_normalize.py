@@ -1,4 +1,4 @@
-"""VecNormalize: raw rows in the buffer, normalised ones out of it and into the policy."""
+"""VecNormalize: raw rows in the buffer, normalised samples and policy inputs."""
 
 import numpy as np
 import torch as th
@@ -10,11 +10,11 @@ from tests.support.replay import check_buffer
 
 
 def test_rows_are_raw_and_aligned():
-    """The counter world under VecNormalize: every stored number is the environment's own, terminal observations too."""
+    """Counter environment with VecNormalize: all stored values, including terminal observations, are unnormalised."""
     model = DreamerV3("MlpPolicy", VecNormalize(counter_envs()), seed=0, **TINY)
     model.learn(3 * 40)
     buffer = model.replay_buffer
-    # Terminal observations pass through normalise and back, which costs a few digits; round them off.
+    # Terminal observations are normalised and unnormalised, which causes rounding errors.
     buffer.observations = np.round(buffer.observations)
     assert check_buffer(buffer) == [[], [], []]
 

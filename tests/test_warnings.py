@@ -1,4 +1,4 @@
-"""Our own warnings fail the test that does not expect them (``filterwarnings`` in pyproject.toml); those of others do not."""
+"""Unexpected warnings of this package fail a test (``filterwarnings`` in pyproject.toml); other warnings do not."""
 
 import ast
 import warnings
@@ -20,12 +20,12 @@ def warn_calls() -> list[tuple[str, ast.Call]]:
 
 
 def test_every_warning_is_attributed_to_its_own_module():
-    """The filter goes by the module, and would miss a warning with a ``stacklevel`` or of another category."""
+    """The filter uses the module, and would miss a warning with a ``stacklevel`` or of another category."""
     assert len(warn_calls()) >= 10
     assert not [name for name, call in warn_calls() if len(call.args) != 1 or call.keywords]
 
 
-def test_a_warning_of_ours_is_an_error():
+def test_a_warning_of_this_package_is_an_error():
     with pytest.raises(UserWarning, match="No update will be made"):
         counter_model(learning_starts=1000).learn(30)
     for name in {name for name, _ in warn_calls()}:
@@ -34,12 +34,12 @@ def test_a_warning_of_ours_is_an_error():
 
 
 @pytest.mark.parametrize("module", ["stable_baselines3.common.buffers", "torch.optim", "tests.support.envs"])
-def test_a_warning_of_others_is_none(module):
+def test_a_warning_of_another_package_is_not_an_error(module):
     with warnings.catch_warnings(record=True) as caught:
         warnings.warn_explicit("something", UserWarning, "file.py", 1, module=module)
     assert [str(warning.message) for warning in caught] == ["something"]
 
 
-def test_an_expected_warning_is_none():
+def test_an_expected_warning_is_not_an_error():
     with pytest.warns(UserWarning, match="No update will be made"):
         counter_model(learning_starts=1000).learn(30)

@@ -1,4 +1,4 @@
-"""The world model: observations of a sequence are read one by one, and each loss is what its name says."""
+"""The world model: encoding of sequences, and each loss term."""
 
 import math
 
@@ -14,7 +14,7 @@ SETTINGS = dict(free_nats=1.0, gamma=0.9)
 
 
 def observed(space=MIXED):
-    """:return: a world model, a batch, and what the model makes of it"""
+    """:return: a world model, a batch, and the results of ``observe``"""
     policy = make_policy(space, spaces.Discrete(3))
     randomize_outputs(policy)
     batch = random_batch(policy, B, T)
@@ -33,9 +33,9 @@ def test_a_sequence_is_encoded_row_by_row(space):
         th.testing.assert_close(embed[:, t], world_model.encoder(rows))
 
 
-def test_the_losses_are_what_their_names_say():
+def test_each_loss_term():
     world_model, batch, states, posterior = observed()
-    losses, metrics = world_model.loss(batch, states, posterior, **SETTINGS)
+    losses, _, metrics = world_model.loss(batch, states, posterior, **SETTINGS)
     assert list(losses) == ["reconstruction", "reward", "continue", "dynamics", "representation"]
     assert all(loss.shape == (B, T) for loss in losses.values())
     features = th.cat([states.deter, states.stoch.flatten(-2)], -1)
@@ -54,7 +54,7 @@ def test_the_losses_are_what_their_names_say():
     th.testing.assert_close(losses["reconstruction"], total)
     by_key = [metrics[f"world_model/reconstruction_loss/{key}"] for key in MIXED.spaces]
     th.testing.assert_close(sum(by_key), total.mean())
-    # Both parts of the KL are the same number, of which the free nats are the least.
+    # Both KL terms have the same value, with the free nats as lower bound.
     kl = posterior.kl(world_model.rssm.prior(states.deter)).sum(-1)
     for name in ("dynamics", "representation"):
         th.testing.assert_close(losses[name], kl.clamp_min(1.0))
@@ -67,16 +67,16 @@ def test_the_entropies_are_of_whole_latents():
             net.logits.weight.zero_()
             net.logits.bias.zero_()
     states, posterior = world_model.observe(batch, th.rand(B, T, 2))
-    _, metrics = world_model.loss(batch, states, posterior, **SETTINGS)
-    assert metrics.keys() == {"world_model/prior_entropy", "world_model/posterior_entropy"}  # there is one key
+    *_, metrics = world_model.loss(batch, states, posterior, **SETTINGS)
+    assert metrics.keys() == {"world_model/prior_entropy", "world_model/posterior_entropy"}  # only one key
     for value in metrics.values():
         assert value.item() == pytest.approx(2 * math.log(4), rel=1e-5)  # two groups of four classes
 
 
-def test_a_terminal_row_concerns_the_continue_head_only():
+def test_terminal_rows_only_affect_the_continue_head():
     world_model, batch, states, posterior = observed()
-    plain, _ = world_model.loss(batch, states, posterior, **SETTINGS)
-    flipped, _ = world_model.loss(batch._replace(is_terminal=~batch.is_terminal), states, posterior, **SETTINGS)
+    plain, *_ = world_model.loss(batch, states, posterior, **SETTINGS)
+    flipped, *_ = world_model.loss(batch._replace(is_terminal=~batch.is_terminal), states, posterior, **SETTINGS)
     assert (plain["continue"] != flipped["continue"]).all()
     assert all(th.equal(plain[name], flipped[name]) for name in plain if name != "continue")
 
@@ -117,7 +117,7 @@ def test_weights_of_single_keys():
 
 
 def test_vectors_as_they_are():
-    """What enters and what is predicted, with the same weights; all other keys are as ever."""
+    """Inputs and predictions of vectors change; those of all other keys do not."""
     plain, raw = (make_policy(MIXED, spaces.Discrete(3), symlog_inputs=switch).world_model for switch in (True, False))
     batch = random_batch(make_policy(MIXED, spaces.Discrete(3)))
     observations = {key: value.flatten(0, 1) for key, value in batch.observations.items()}

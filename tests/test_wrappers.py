@@ -1,4 +1,4 @@
-"""The wrappers that presets name."""
+"""The wrappers used by presets."""
 
 import gymnasium as gym
 import numpy as np
@@ -18,7 +18,7 @@ def test_action_repeat(truncates):
     env.reset()
     seen = [env.step(1) for _ in range(3)]
     assert [step[0][1] for step in seen] == [2, 4, 5]
-    assert [step[1] for step in seen] == [1 + 2, 3 + 4, 5]  # the last repetition is cut short
+    assert [step[1] for step in seen] == [1 + 2, 3 + 4, 5]  # the last repetition ends early
     assert [step[2:4] for step in seen] == [(False, False)] * 2 + [(not truncates, truncates)]
     with pytest.raises(ValueError, match="`repeat` must be at least 1, got 0"):
         ActionRepeat(CounterEnv(), repeat=0)
@@ -31,7 +31,7 @@ def test_remake_keeps_the_monitor():
     assert again is env and env.spec.kwargs["is_slippery"] is env.unwrapped.spec.kwargs["is_slippery"] is False
     assert env.spec.max_episode_steps == 100
     env.reset(seed=0)
-    for action in (2, 2, 1, 1, 1, 2):  # the way to the goal, on firm ground
+    for action in (2, 2, 1, 1, 1, 2):  # a safe path to the goal
         _, _, terminated, _, info = env.step(action)
     assert terminated and info["episode"] == {"r": 1.0, "l": 6, "t": info["episode"]["t"]}
     with pytest.raises(ValueError, match=r"must come from `gymnasium\.make`"):
@@ -61,8 +61,8 @@ def test_atari(kwargs, shape, n_actions):
         _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
         assert not truncated
         done, steps, total = terminated, steps + 1, total + reward
-    assert ale.lives() == 0 and lives == 5 and steps > 100  # lives do not end an episode
-    assert float(total).is_integer()  # rewards are the game's own points
+    assert ale.lives() == 0 and lives == 5 and steps > 100  # a lost life does not end the episode
+    assert float(total).is_integer()  # rewards are the score of the game
 
 
 def test_atari_truncates_at_its_limit():
@@ -77,7 +77,7 @@ def test_atari_truncates_at_its_limit():
 
 
 def test_atari_under_make_vec_env():
-    """As RL Zoo builds it: the Monitor inside sees the whole episode, in frames, and the limit is a truncation."""
+    """As in RL Zoo: the inner Monitor sees the whole episode, in frames, and the limit is a truncation."""
     gym.register_envs(pytest.importorskip("ale_py"))
     limit = dict(max_num_frames_per_episode=400)
     env = make_vec_env("ALE/Boxing-v5", 1, seed=0, env_kwargs=limit, wrapper_class=atari)

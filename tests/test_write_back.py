@@ -1,4 +1,4 @@
-"""Latents come back late, never wrong: order, lag, overwritten rows, flush."""
+"""Delayed write-back of latents: order, lag, overwritten rows, flush."""
 
 import pickle
 
@@ -12,7 +12,7 @@ from tests.support.helpers import counter_model
 
 
 class Arrival:
-    """An event that happens when the test says so."""
+    """An event that the test completes."""
 
     def __init__(self):
         self.has_happened = False
@@ -25,7 +25,7 @@ class Arrival:
 
 
 class SlowTransfer:
-    """The device of another world: copies are whole only after their event."""
+    """Stand-in for device copies: they are complete only after their event."""
 
     def __init__(self):
         self.events = []
@@ -44,7 +44,7 @@ def buffer():
 
 
 def latents(buffer, value):
-    """Of one row each of two environments."""
+    """Latents of one row of each of two environments."""
     deter, groups, classes = buffer.latent_shape
     one_hot = th.nn.functional.one_hot(th.full((2, 1, groups), int(value)), classes)
     return LatentState(th.full((2, 1, deter), float(value)), one_hot.float())
@@ -92,30 +92,30 @@ def test_the_later_of_two_updates_wins(buffer):
     assert at(buffer, [5, 6]) == ([3.0, 3.0], [3, 3])
 
 
-def test_rows_that_were_overwritten_meanwhile_are_skipped(buffer):
+def test_overwritten_rows_are_skipped(buffer):
     write_back = LatentWriteBack(buffer, SlowTransfer())
     write_back.enqueue(rows([5, 6]), latents(buffer, 1))
     before = at(buffer, [5, 6])
-    buffer.counts[0] += buffer.buffer_size  # row 5 of environment 0 is a later one now
+    buffer.counts[0] += buffer.buffer_size  # row 5 of environment 0 has been overwritten
     write_back.flush()
     after = at(buffer, [5, 6])
     assert after[0] == [before[0][0], 1.0] and after[1] == [before[1][0], 1]
 
 
-def test_on_a_cpu_it_happens_at_once(buffer):
+def test_on_a_cpu_latents_are_written_immediately(buffer):
     buffer.refresh_latents(rows([5, 6]), latents(buffer, 2))
     assert at(buffer, [5, 6]) == ([2.0, 2.0], [2, 2])
 
 
 @pytest.fixture
 def late(buffer):
-    """A buffer with latents of value 2 on their way to rows 5 and 6."""
+    """A buffer with pending latents of value 2 for rows 5 and 6."""
     buffer._write_back.transfer = SlowTransfer()
     buffer._write_back.enqueue(rows([5, 6]), latents(buffer, 2))
     return buffer
 
 
-def test_sampling_writes_what_has_arrived(late):
+def test_sampling_writes_arrived_latents(late):
     late.sample(2)
     assert at(late, [5, 6])[0] != [2.0, 2.0]
     late._write_back.transfer.events[0].has_happened = True
@@ -123,7 +123,7 @@ def test_sampling_writes_what_has_arrived(late):
     assert at(late, [5, 6]) == ([2.0, 2.0], [2, 2])
 
 
-def test_a_pickle_has_everything(late):
+def test_a_pickle_includes_pending_latents(late):
     copy = pickle.loads(pickle.dumps(late))
     assert at(copy, [5, 6]) == ([2.0, 2.0], [2, 2])
     assert not late._write_back.pending and copy._write_back.buffer is copy
@@ -131,7 +131,7 @@ def test_a_pickle_has_everything(late):
 
 @pytest.mark.parametrize(("old", "new"), [(40, 80), (40, 30), (None, 400)], ids=["wrapped, larger", "smaller", "larger"])
 def test_resize_moves_everything(buffer, old, new):
-    """Of buffers with 60 steps of episodes, some of which have overwritten their oldest rows."""
+    """Buffers with 60 steps, some of which have overwritten their oldest rows."""
     if old is not None:
         buffer.resize(old)
         for _ in range(30):  # further rows of both environments, beyond the end of the arrays
@@ -147,7 +147,7 @@ def test_resize_moves_everything(buffer, old, new):
     assert at(buffer, newest - (gone - buffer.counts)[:2]) == ([2.0, 2.0], [2, 2])
 
 
-def test_reset_drops_what_is_on_its_way(late):
+def test_reset_drops_pending_latents(late):
     late.reset()
     late._write_back.flush()
     assert not late.has_latent.any()

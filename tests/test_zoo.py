@@ -1,4 +1,4 @@
-"""RL Zoo finds DreamerV3 by the start-up files of our wheel, through its own commands, and without a trace after."""
+"""RL Zoo's commands find DreamerV3 through the start-up files of the wheel. Uninstalling removes everything."""
 
 import os
 import pickle
@@ -27,7 +27,7 @@ STARTUP = ROOT / "sb3_dreamer" / "zoo" / "startup"
 
 
 def python(code: str, *, path: Path | str = STARTUP, **environment: str) -> str:
-    """Run a line in an interpreter of its own, with this folder and no other packages; any line on stderr is a failure."""
+    """Run code in a new interpreter with this folder and no other packages. Output on stderr is a failure."""
     result = subprocess.run(
         [sys.executable, "-S", "-c", code],
         capture_output=True,
@@ -55,7 +55,7 @@ def test_the_hook_is_installed_once_and_can_be_switched_off():
 
 
 def test_without_rl_zoo_nothing_happens():
-    """Other imports work as ever, and a missing RL Zoo is missing."""
+    """Other imports are unchanged, and importing RL Zoo fails as usual."""
     code = INSTALL + (
         "import json, importlib.util\n"
         "try:\n import rl_zoo3.utils\nexcept ModuleNotFoundError as e: print(e.name)\n"
@@ -67,8 +67,8 @@ def test_without_rl_zoo_nothing_happens():
     assert result.stdout == "rl_zoo3\nNone None\n" and not result.stderr
 
 
-def test_a_broken_plugin_costs_a_warning(tmp_path):
-    """RL Zoo goes on: a package of its name stands in for it, ours is missing."""
+def test_a_broken_plugin_only_warns(tmp_path):
+    """RL Zoo still works. A stand-in package replaces RL Zoo, and sb3_dreamer is missing."""
     (tmp_path / "rl_zoo3").mkdir()
     (tmp_path / "rl_zoo3" / "__init__.py").write_text("")
     (tmp_path / "rl_zoo3" / "utils.py").write_text("ALGOS = {'ppo': 1}")
@@ -85,8 +85,8 @@ def test_a_broken_plugin_costs_a_warning(tmp_path):
     assert "RL Zoo continues without DreamerV3: ModuleNotFoundError" in result.stderr
 
 
-def test_odd_loaders_are_left_alone(tmp_path):
-    """From a zip archive, whose one loader serves all its modules; and by a loader that cannot be changed."""
+def test_unusual_loaders_are_not_changed(tmp_path):
+    """A zip archive, which has one loader for all modules; and a loader that cannot be changed."""
     archive = tmp_path / "zoo.zip"
     with zipfile.ZipFile(archive, "w") as file:
         for name in ("__init__", "utils", "other"):
@@ -94,7 +94,9 @@ def test_odd_loaders_are_left_alone(tmp_path):
     code = INSTALL + "import rl_zoo3.utils, rl_zoo3.other"
     path = f"{STARTUP}{os.pathsep}{archive}"
     result = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, env={"PYTHONPATH": path})
-    assert result.returncode == 0 and result.stderr.count("RL Zoo goes on") == 1, result.stderr  # ours is not on the path
+    assert (
+        result.returncode == 0 and result.stderr.count("RL Zoo continues without DreamerV3") == 1
+    ), result.stderr  # ours is missing
     fixed = (
         "from importlib.machinery import ModuleSpec\n"
         "class Fixed:\n"
@@ -107,14 +109,14 @@ def test_odd_loaders_are_left_alone(tmp_path):
     assert python(fixed + INSTALL + "sys.meta_path.append(Fixed())\nimport rl_zoo3.utils as u; print(u.ALGOS)") == "{}\n"
 
 
-def test_the_start_up_line_survives_a_missing_hook():
+def test_the_start_up_line_works_without_the_hook():
     line = (STARTUP / "sb3_dreamer_zoo.pth").read_text()
     assert line.startswith("import ") and len(line.splitlines()) == 1
     assert python(line, path=ROOT / "docs") == ""
 
 
 def test_commands_that_start_commands():
-    """Those of RL Zoo go through ours, all others stay."""
+    """Commands of RL Zoo are redirected, all others are unchanged."""
     started = []
     for command in (["python", "-m", "rl_zoo3.record_video", "--algo", "dreamerv3"], ["python", "enjoy.py"], ["ls", "-l"]):
         assert call_with_us(lambda command, **kwargs: started.append((command, kwargs)) or 3, command, cwd="/") == 3
@@ -142,7 +144,7 @@ def test_presets_are_found_for_our_algorithm_only():
 
     module = SimpleNamespace(ExperimentManager=Manager)
     plugin.register_presets(module)
-    plugin.register_presets(module)  # twice is once
+    plugin.register_presets(module)  # may be called twice
     Manager(None, "ppo", "CartPole-v1")
     Manager(None, "dreamerv3", "CartPole-v1")
     Manager(None, "dreamerv3", "CartPole-v1", config="sizes/S.yml")
@@ -179,12 +181,12 @@ def test_unstable_training_is_pruned_not_crashed():
     model.set_parameters(counter_model().get_parameters())
     model.learning_rate = 1e-4
     model._setup_lr_schedule()
-    assert model.learn(60)._n_updates > 0  # mended, it goes on
+    assert model.learn(60)._n_updates > 0  # continues after the fix
 
 
 @pytest.fixture
 def installed(tmp_path) -> SimpleNamespace:
-    """Our wheel in an environment of its own, which sees the other packages of this one but none of our files."""
+    """The wheel in a separate environment that sees all other packages of this one, but not the repository."""
     folder = tmp_path
     build = folder / "source"
     shutil.copytree(ROOT, build, ignore=shutil.ignore_patterns(".git", ".venv", "logs", "build", "*.egg-info", "__pycache__"))
@@ -224,7 +226,7 @@ CARTPOLE = ("--algo", "dreamerv3", "--env", "CartPole-v1", "-f", "logs")
 
 
 def test_unmodified_commands(installed):
-    """One after the other, as a user would: train, look, go on, search, plot; then without start-up files."""
+    """As a user: train, enjoy, continue, optimise, plot; then without start-up files."""
     zoo, logs = installed.rl_zoo3, installed.folder / "logs" / "dreamerv3"
     train = (zoo, "train", *CARTPOLE, "-n", "100", "--seed", "1", "--eval-freq", "50", "--eval-episodes", "2")
     output = run(installed, *train, "--save-replay-buffer", "-params", *QUICK)
@@ -245,7 +247,7 @@ def test_unmodified_commands(installed):
     output = run(installed, zoo, "train", *CARTPOLE, "-n", "60", *search, "-params", "batch_size:2", "buffer_size:2000")
     assert "Number of finished trials:  2" in output and len(list(logs.glob("report_*.csv"))) == 1
     run(installed, zoo, "plot_train", "-a", "dreamerv3", "-e", "CartPole-v1", "-f", "logs")
-    shutil.rmtree(logs / "CartPole-v1_3", ignore_errors=True)  # the search's, which holds no model
+    shutil.rmtree(logs / "CartPole-v1_3", ignore_errors=True)  # of the search, contains no model
     record = (installed.python, "-m", "rl_zoo3.record_video", *CARTPOLE, "--exp-id", "1", "-n", "20")
     run(installed, *record)
     assert list((logs / "CartPole-v1_1").rglob("*.mp4"))
@@ -253,20 +255,20 @@ def test_unmodified_commands(installed):
     run(installed, zoo, "all_plots", "-a", "dreamerv3", "-e", "CartPole-v1", "-f", "logs/", "-o", "all")
     assert (installed.folder / "all.pkl").exists()
 
-    run(installed, zoo, "train", *CARTPOLE, "-n", "60", code=2, SB3_DREAMER_ZOO="0")  # argparse knows no dreamerv3
+    run(installed, zoo, "train", *CARTPOLE, "-n", "60", code=2, SB3_DREAMER_ZOO="0")  # rejected by argparse
     explicit = (installed.python, "-m", "sb3_dreamer.zoo", "train", *CARTPOLE, "-n", "60", "--conf-file", "sizes/debug.yml")
     assert "sizes/debug.yml" in run(installed, *explicit, SB3_DREAMER_ZOO="0")
     film = (installed.python, "-m", "sb3_dreamer.zoo", "record_training", *CARTPOLE, "-n", "20")
-    ffmpeg = installed.folder / "ffmpeg"  # RL Zoo joins the videos with it; a stand-in, as few machines have one
+    ffmpeg = installed.folder / "ffmpeg"  # stand-in for ffmpeg, which RL Zoo uses to join videos
     ffmpeg.write_text('#!/bin/sh\nfor part in "$@"; do case "$part" in *.mp4) touch "$part";; esac; done\n')
     ffmpeg.chmod(0o755)
     path = f"{installed.folder}{os.pathsep}{os.environ['PATH']}"
-    run(installed, *film, SB3_DREAMER_ZOO="0", PATH=path)  # starts `record_video`, which knows us
+    run(installed, *film, SB3_DREAMER_ZOO="0", PATH=path)  # starts `record_video` with DreamerV3
     assert list(logs.glob("CartPole-v1_2/videos/final-model-dreamerv3-*.mp4"))
 
 
 def test_uninstall_leaves_nothing(installed):
-    """Files and start-up are gone, RL Zoo continues without DreamerV3."""
+    """All files are removed, and RL Zoo works without DreamerV3."""
     ours = [path for path in installed.site.iterdir() if "dreamer" in path.name]
     assert {path.name for path in ours} >= {"sb3_dreamer", "sb3_dreamer_zoo.pth", "_sb3_dreamer_zoo_hook.py"}
     subprocess.run([*installed.pip, "--python", installed.python, "uninstall", "-y", "sb3_dreamer"], check=True)

@@ -1,4 +1,4 @@
-"""RL Zoo under a launcher: steps are those of all ranks, and only the main rank's files stay."""
+"""RL Zoo under torchrun: steps are counted over all ranks, and only the main rank writes files."""
 
 import atexit
 from pathlib import Path
@@ -23,10 +23,10 @@ def test_the_main_rank_evaluates_after_as_many_steps_of_all(monkeypatch):
     assert (ours["eval_freq"], ours["save_freq"]) == (250, 500) and ours["n_timesteps"] == 5000
     assert (ours["log_folder"], ours["tensorboard_log"], ours["verbose"], ours["show_progress"]) == ("logs", "board", 1, True)
     ours = adapted(0, monkeypatch, eval_freq=3, save_freq=-1)
-    assert (ours["eval_freq"], ours["save_freq"]) == (1, -1)  # never is never
+    assert (ours["eval_freq"], ours["save_freq"]) == (1, -1)  # -1 (never) is unchanged
 
 
-def test_the_others_are_silent_and_leave_nothing(monkeypatch):
+def test_other_ranks_are_silent_and_write_nothing(monkeypatch):
     at_exit = []
     monkeypatch.setattr(atexit, "register", lambda *args, **kwargs: at_exit.append((args, kwargs)))
     ours = adapted(2, monkeypatch, save_freq=500)
