@@ -62,7 +62,7 @@ def test_episodic_train_freq():
 
 def test_buffer_too_small_collects_without_training():
     model = counter_model(buffer_size=1)
-    with pytest.warns(UserWarning, match="window needs 9 \(.*\): no update will be made") as warned:
+    with pytest.warns(UserWarning, match=r"window needs 9 \(.*\): no update will be made") as warned:
         model.learn(90)
     assert len(warned) == 1
     assert model._n_updates == 0 and model.num_timesteps == 90
