@@ -1,11 +1,9 @@
 """The presets of the YAML files as keyword arguments."""
 
-import difflib
 import warnings
 from pathlib import Path
 from typing import Any
 
-import yaml
 from stable_baselines3.common.utils import LinearSchedule
 
 PACKAGE = Path(__file__).parent
@@ -39,6 +37,30 @@ def hyperparams_dir() -> Path:
     raise FileNotFoundError(f"`{DEFAULT}` is neither in {PACKAGE} nor next to it: install sb3_dreamer again")
 
 
+def read_preset(name: str) -> dict[str, Any]:
+    """
+    :param name: as for :func:`preset`
+    :return: all keys of the preset
+    :raises ValueError: if there is no such preset
+    """
+    import difflib
+
+    import yaml  # not when the package is imported
+
+    folder = hyperparams_dir()
+    file = folder / f"{name}.yml"
+    if file.is_file() and file.name != DEFAULT:
+        return yaml.safe_load(file.read_text())["default"]
+    presets = {key: value for key, value in yaml.safe_load((folder / DEFAULT).read_text()).items() if key[0] != "."}
+    if name not in presets:
+        files = [str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yml") if path.name != DEFAULT]
+        close = difflib.get_close_matches(name, [*files, *presets], n=3, cutoff=0.4)
+        raise ValueError(
+            f"`name` must be a preset, got {name!r}; similar ones: {', '.join(close or sorted([*files, *presets]))}"
+        )
+    return presets[name]
+
+
 def preset(name: str) -> Preset:
     """
     The settings of a preset, for use without RL Zoo:
@@ -57,18 +79,7 @@ def preset(name: str) -> Preset:
     :return: keyword arguments of the algorithm
     :raises ValueError: if there is no such preset
     """
-    folder = hyperparams_dir()
-    presets = yaml.safe_load((folder / DEFAULT).read_text())
-    file = folder / f"{name}.yml"
-    if file.is_file():
-        found = yaml.safe_load(file.read_text())["default"]
-    elif name in presets and not name.startswith("."):
-        found = presets[name]
-    else:
-        files = [str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yml")]
-        names = sorted(one for one in {*files, *presets} if not one.startswith("."))
-        close = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-        raise ValueError(f"`name` must be a preset, got {name!r}; similar ones: {', '.join(close or names)}")
+    found = read_preset(name)
     zoo = {key: found[key] for key in ZOO_KEYS if key in found}
     kwargs = {key: to_argument(value) for key, value in found.items() if key not in zoo}
     around_env = {key: zoo[key] for key in ENV_KEYS if key in zoo}

@@ -22,6 +22,7 @@ from rl_zoo3.utils import StoreDict
 
 from benchmarks.learning.harness import Run, build
 from benchmarks.learning.tasks import TASKS, Task
+from sb3_dreamer import DreamerPolicy, DreamerV3
 from sb3_dreamer.dreamerv3.update import TrainingUpdate
 
 PARTS = ("environment", "acting", "replay add", "replay sample", "latents", "update")
@@ -58,20 +59,15 @@ def main() -> None:
     args = parser.parse_args()
     TASKS["end_to_end"] = Task("", args.env, args.steps, args.steps, 1, (), {})
     model, _, _ = build(Run("end_to_end", "dreamerv3", 0, args.steps, "", args.hyperparams, Path()))
+    assert isinstance(model, DreamerV3)
     th.set_num_threads(args.threads)
     watch = Watch()
     watch.around(TrainingUpdate, "__call__", "update")
-    right = model._setup_update  # type: ignore[attr-defined]
-
-    def setup_update() -> None:
-        right()
-        watch.around(model, "_act", "acting")
-
-    model._setup_update = setup_update  # type: ignore[attr-defined]
+    watch.around(DreamerPolicy, "step", "acting")
     env = model.get_env()
     assert env is not None
     watch.around(env, "step", "environment")
-    buffer = model.replay_buffer  # type: ignore[attr-defined]
+    buffer = model.replay_buffer
     watch.around(buffer, "add", "replay add")
     watch.around(buffer, "sample", "replay sample")
     watch.around(buffer, "update_latents", "latents")

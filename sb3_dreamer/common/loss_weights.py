@@ -1,5 +1,7 @@
 """Weights of losses that follow from the losses themselves."""
 
+from typing import Any
+
 import torch as th
 from torch import nn
 
@@ -35,6 +37,7 @@ class HarmonyWeights(nn.Module):
         self.smallest, self.largest = smallest, largest
         self.register_buffer("means", th.zeros(len(names)))
         self.register_buffer("n_updates", th.zeros(()))
+        self.register_load_state_dict_pre_hook(start_without_means)
 
     @th.no_grad()
     def forward(self) -> dict[str, th.Tensor]:
@@ -53,8 +56,14 @@ class HarmonyWeights(nn.Module):
         self.means.lerp_(sizes.detach().to(self.means.dtype), 1.0 - self.decay)
         self.n_updates.add_(1.0)
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):  # type: ignore
-        """Files of versions without these weights load: the means start again."""
-        for name, buffer in self.named_buffers(recurse=False):
-            state_dict.setdefault(prefix + name, th.zeros_like(buffer))
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+
+def start_without_means(weights: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """
+    Before a file is loaded: those of versions without these weights have no means.
+
+    :param weights: loads
+    :param state_dict: gets what is missing
+    :param prefix: of the names
+    """
+    for name, buffer in weights.named_buffers(recurse=False):
+        state_dict.setdefault(prefix + name, th.zeros_like(buffer))

@@ -18,7 +18,7 @@ class UpdateClock:
 
     def __init__(self) -> None:
         self.n_updates = 0
-        self._has_reported = False
+        self.is_done = False
         self._seconds = 0.0
         self._start = 0.0
 
@@ -31,16 +31,16 @@ class UpdateClock:
         Call after an update.
 
         :param updates_left: in this ``learn``
-        :return: mean seconds per update, once; otherwise None
+        :return: mean seconds per update once; otherwise None
         """
         self.n_updates += 1
-        if self._has_reported or self.n_updates == 1:
+        if self.is_done or self.n_updates == 1:
             return None
         self._seconds += time.perf_counter() - self._start
         mean = self._seconds / (self.n_updates - 1)
         if self.n_updates < self.LAST and mean * updates_left < self.LONG_RUN:
             return None
-        self._has_reported = True
+        self.is_done = True
         return mean
 
     def message(self, seconds: float, updates_left: int, device: th.device) -> str:

@@ -190,7 +190,6 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         self.fused = fused
         self.distributed_scaling = distributed_scaling
         self.log_every_updates = log_every_updates
-        self._log_interval: int | None = None
         self._has_logged, self._n_updates_before = False, 0  # whether this `learn` has logged; updates before it
         self._last_state: PolicyState | None = None
         self._train_ratio = TrainRatio()
@@ -246,19 +245,6 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         self.lr_schedule = make_schedule(self.learning_rate)
 
     # ---- learn ----
-
-    def learn(
-        self: SelfDreamerV3,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int | None = 4,
-        tb_log_name: str = "DreamerV3",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfDreamerV3:
-        """As :meth:`OffPolicyAlgorithm.learn`, with ``total_timesteps`` over all ranks; ``train`` needs ``log_interval``."""
-        self._log_interval = log_interval
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _setup_learn(
         self,
@@ -467,6 +453,8 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
 
     def _log_eta(self) -> None:
         """With ``verbose``, print the expected duration of this ``learn`` once, after its second to fifth update."""
+        if self._clock.is_done:
+            return
         updates_left = self._train_ratio.updates_in(max(0, self._total_timesteps - self.num_timesteps))
         seconds = self._clock.stop(updates_left)
         if seconds is not None and self.verbose >= 1:
@@ -530,7 +518,7 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         """Not saved: attributes that the constructor creates again, and the state of a running ``learn``."""
         mine = "loss_module _update _act _last_state _metrics _check_returns _clock".split()
-        mine += "_log_interval _has_logged _n_updates_before".split()
+        mine += "_has_logged _n_updates_before".split()
         return [*super()._excluded_save_params(), *mine]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

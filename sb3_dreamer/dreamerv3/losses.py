@@ -185,7 +185,7 @@ class DreamerLoss(nn.Module):
         states, posterior = self.observe(batch, noise.posterior)  # (B, T, ...)
         terms, by_key, metrics = world_model.loss(batch, states, posterior, **settings)  # (B, T) each
         if self.is_harmony:
-            sizes = world_model.sizes(batch, terms, by_key, gamma=self.gamma)
+            sizes = world_model.losses_above_floor(batch, terms, by_key, gamma=self.gamma)
             stacked = th.stack([sizes[name] for name in self.policy.loss_weights.names])  # (M,)
             self.policy.loss_weights.update(self.gather(stacked.unsqueeze(0)).mean(0))
             metrics |= {f"world_model/weight/{name}": weight for name, weight in weights.items()}

@@ -189,7 +189,7 @@ class WorldModel(nn.Module):
             metrics |= {f"world_model/reconstruction_loss/{key}": loss.detach().mean() for key, loss in by_key.items()}
         return losses, by_key, metrics
 
-    def sizes(
+    def losses_above_floor(
         self, batch: SequenceBatch, losses: dict[str, th.Tensor], by_key: dict[str, th.Tensor], *, gamma: float
     ) -> dict[str, th.Tensor]:
         """

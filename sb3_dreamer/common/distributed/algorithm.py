@@ -47,6 +47,7 @@ class DistributedOffPolicyAlgorithm(OffPolicyAlgorithm):
     def __init__(self, policy: Any, env: Any, *, device: th.device | str = "auto", verbose: int = 0, **kwargs: Any):
         self._ranks = join_ranks()
         self._settings: dict[str, Any] = {}  # those in use, by name
+        self._log_interval: int | None = None  # of the last ``learn``
         verbose = verbose if self._ranks.is_main else 0
         super().__init__(policy, env, device=self._ranks.device(device), verbose=verbose, **kwargs)
 
@@ -71,11 +72,17 @@ class DistributedOffPolicyAlgorithm(OffPolicyAlgorithm):
         total_timesteps: int,
         callback: MaybeCallback = None,
         log_interval: int | None = 4,
-        tb_log_name: str = "run",
+        tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfDistributed:
-        """As :meth:`OffPolicyAlgorithm.learn`; steps are those of all ranks."""
+        """
+        As :meth:`OffPolicyAlgorithm.learn`; steps are those of all ranks.
+
+        :param tb_log_name: name of the run in TensorBoard; None: that of the class
+        """
+        self._log_interval = log_interval
+        tb_log_name = type(self).__name__ if tb_log_name is None else tb_log_name
         with self._ranks.learning(self._rank_invariants(total_timesteps)):
             callback, progress_bar = self._ranks.callback(callback, progress_bar)
             args = total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
@@ -198,7 +205,7 @@ class DistributedOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         """The ranks are those of the process that loads the file."""
-        return [*super()._excluded_save_params(), "_ranks", "_settings"]
+        return [*super()._excluded_save_params(), "_ranks", "_settings", "_log_interval"]
 
     # ---- what a subclass provides. If it overrides `_sample_action`, it also calls `_count_other_ranks` there. ----
 

@@ -1,4 +1,4 @@
-"""Storage of the sequence replay buffer: arrays that are allocated lazily, pickled up to the last row in use, and mirrored."""
+"""Rows of the sequence replay buffer: arrays that are allocated lazily, appended to, pickled up to the last row, mirrored."""
 
 import warnings
 from typing import Any
@@ -32,6 +32,9 @@ class RowStorage(ReplayBuffer):
     storage: str = "host"  # missing in buffers pickled by older versions
     is_allocated: bool
     counts: np.ndarray
+    _envs: np.ndarray
+    _all_false: np.ndarray
+    _newest: np.ndarray | None
     _device_mirror: DeviceMirror | None = None
     has_latent: np.ndarray
     is_first: np.ndarray
@@ -80,6 +83,82 @@ class RowStorage(ReplayBuffer):
         self._make_arrays(self.buffer_size)
         for name, array in self._arrays().items():
             array[(steps - gone[envs]) % self.buffer_size, envs] = old_rows[name][steps % old_size, envs]
+
+    @property
+    def pos(self) -> int:
+        """Largest write position of all streams. Derived from ``counts``, as ``full`` is."""
+        return int((self.counts % self.buffer_size).max())
+
+    @pos.setter
+    def pos(self, value: int) -> None:
+        """Ignored: SB3's constructor and ``reset`` set it to 0."""
+
+    @property
+    def full(self) -> bool:
+        """Whether every stream is full, so that its next row overwrites its oldest one."""
+        return bool((self.counts >= self.buffer_size).all())
+
+    @full.setter
+    def full(self, value: bool) -> None:
+        """Ignored: SB3's constructor and ``reset`` set it to False."""
+
+    def _differs_from_last_row(self, observations: dict[str, np.ndarray]) -> np.ndarray:
+        """:return: where an observation differs from the last row of its stream (n_envs,); False where the stream is empty"""
+        if not self.is_allocated:
+            return self._all_false
+        differs = self._all_false
+        rows = (self.counts - 1) % self.buffer_size if self._newest is None else self._newest
+        at = self._index(rows, self._envs)
+        for key, array in as_array_dict(self.observations).items():
+            last = array[at]  # (n_envs, ...)
+            values = observations[key].reshape(last.shape)
+            if values.dtype != last.dtype and last.dtype.kind == "f":
+                with np.errstate(over="ignore"):
+                    values = values.astype(last.dtype)  # round to the dtype of the row before comparing
+            is_other = values != last
+            if np.logical_or.reduce(is_other, axis=None):
+                differs = differs | is_other.reshape(self.n_envs, -1).any(axis=1)
+        return differs if differs is self._all_false else differs & (self.counts > 0)
+
+    def _truncate_before(self, envs: np.ndarray) -> None:
+        """If the last row of a stream does not end its episode, mark it as truncated, because a new episode begins."""
+        envs = envs[self.counts[envs] > 0]
+        rows = (self.counts[envs] - 1) % self.buffer_size
+        abandoned = ~self.dones[rows, envs]
+        self.dones[rows[abandoned], envs[abandoned]] = True
+        self.timeouts[rows[abandoned], envs[abandoned]] = True
+
+    def _index(self, rows: np.ndarray, envs: np.ndarray) -> Any:
+        """:return: index of these rows in an array (rows, n_envs, ...): two arrays, or with one environment an int (faster)"""
+        return int(rows[0]) if self.n_envs == 1 else (rows, envs)
+
+    def _append(
+        self,
+        envs: np.ndarray,
+        observations: dict[str, np.ndarray],
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        is_first: np.ndarray,
+        dones: np.ndarray,
+        timeouts: np.ndarray,
+    ) -> None:
+        """Append one row to each stream of ``envs``; all other arguments have one entry for every environment."""
+        new = slice(None) if envs is self._envs else envs  # a slice avoids copies if all get a row
+        rows = self.counts[new] % self.buffer_size
+        at = self._index(rows, envs)
+        for key, array in as_array_dict(self.observations).items():
+            array[at] = observations[key].reshape(self.n_envs, *array.shape[2:])[new]
+        if self._device_mirror is not None:  # otherwise it is created from all rows at its first use
+            self._device_mirror.write(rows, envs, as_array_dict(self.observations))
+        self.actions[at] = actions.reshape(self.n_envs, self.action_dim)[new]
+        self.rewards[at] = rewards[new]
+        self.is_first[at] = is_first[new]
+        self.dones[at] = dones[new]
+        self.timeouts[at] = timeouts[new]
+        self.has_latent[at] = False
+        # Last, so that an interrupted write does not count as a new row.
+        self.counts[new] += 1
+        self._newest = rows if envs is self._envs else None
 
     @property
     def nbytes(self) -> int:
