@@ -61,8 +61,8 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
     :param ent_coef: weight of the actor's entropy
     :param free_nats: dynamics and representation loss are clipped from below at this value
     :param loss_scales: weights of the losses by name, see :data:`~sb3_dreamer.dreamerv3.losses.LOSS_SCALES`; losses that are
-        not named keep their weight. ``"reconstruction"`` takes a number, or weights by observation key. ``"harmony"`` weights
-        reward, continue and each reconstructed key by their own running size, see
+        not named keep their weight. ``"reconstruction"`` takes a number, or weights by observation key. ``"harmony"`` gives
+        reward, continue and each reconstructed key a weight that rises as the running mean of its loss falls, see
         :class:`~sb3_dreamer.common.loss_weights.HarmonyWeights`.
     :param agc_clip: adaptive gradient clipping: largest ratio of a gradient's norm to the norm of its parameter tensor
     :param lr_warmup_steps: updates until the learning rate is reached; the first update has learning rate 0
@@ -73,8 +73,8 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
     :param imagine_last: start imagination from only the last ``imagine_last`` rows of each window (2 to ``batch_length``; 0:
         all rows); the critic's loss on replayed rewards uses the same rows
     :param precision: ``"fp32"``, ``"bf16"`` (autocast), or ``"auto"``: bf16 if the device is a CUDA device that supports it
-    :param compile: True: compile the steps of the fused loops; on CUDA also compile the whole objective, and capture acting
-        and (except under torchrun) the update as CUDA graphs. ``"auto"``: True on CUDA, False elsewhere
+    :param compile: True: compile the steps of the fused loops; on CUDA also capture acting as a CUDA graph and, except under
+        torchrun, compile the whole objective and capture the update. ``"auto"``: True on CUDA, False elsewhere
     :param fused: ``"auto"``: fused loops for observing and imagining, which compute the same numbers in less time, if the
         model supports them; False: the step-by-step model
     :param distributed_scaling: how the learning rate scales with the number of ranks (torchrun), each of which has its own
@@ -233,7 +233,7 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         """
         Create the objective, the update and the acting step from the settings.
 
-        :param is_first: by the constructor, which says once if the model cannot use the fused loops
+        :param is_first: while the model is built; only then a line is printed if it cannot use the fused loops
         """
         settings = {name: getattr(self, name) for name in checks.SETTINGS_OF_LOSS}
         self.loss_module = make_loss(self.policy, self.fused, self.verbose if is_first else 0, **settings)
@@ -452,7 +452,10 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         self.replay_buffer.check_range(self._vec_normalize_env)
 
     def _log_eta(self) -> None:
-        """With ``verbose``, print the expected duration of this ``learn`` once, after its second to fifth update."""
+        """
+        With ``verbose``, print the expected duration of this ``learn`` once: after its fifth update, or earlier, from the
+        second on, if it would take more than a day.
+        """
         if self._clock.is_done:
             return
         updates_left = self._train_ratio.updates_in(max(0, self._total_timesteps - self.num_timesteps))

@@ -121,7 +121,7 @@ class DreamerLoss(nn.Module):
     :param free_nats: lower limit of dynamics and representation loss, in nats
     :param imagine_last: L, start imagination from only the last L rows of each window; 0: from all T rows
     :param loss_scales: replaces values of :data:`LOSS_SCALES`; ``"reconstruction"`` may be a dict of weights by observation
-        key, 1 for keys that are not named; ``"harmony"``: weights from the losses' own running size
+        key, 1 for keys that are not named; ``"harmony"``: weights computed from the running mean of each loss
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class DreamerLoss(nn.Module):
             metrics |= {f"world_model/weight/{name}": weight for name, weight in weights.items()}
 
         # ---- imagine from the detached posterior states ----
-        recent = LatentState(*(part[:, -self.imagine_last :] for part in states))  # (B, L, ...); the slice -0: takes all
+        recent = LatentState(*(part[:, -self.imagine_last :] for part in states))  # (B, L, ...); `[-0:]` takes all rows
         start = LatentState(*(part.flatten(0, 1).detach() for part in recent))  # (N, ...)
         trajectory = self.imagine(start, noise.imagination)  # (N, H + 1, ...)
         value = self.policy.critic(trajectory.features)  # distributions (N, H + 1)

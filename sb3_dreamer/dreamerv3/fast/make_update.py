@@ -47,8 +47,8 @@ def make_update(
     :param loss_module: the objective; its policy owns networks and optimizer
     :param agc_clip: see :class:`TrainingUpdate`
     :param tau: see :class:`TrainingUpdate`
-    :param compile: compile the steps of the fused loops; ``"auto"``: only on CUDA. On CUDA, unless it is False, the whole
-        objective is compiled and the update is captured, too.
+    :param compile: compile the steps of the fused loops; ``"auto"``: only on CUDA. On CUDA, unless it is False or there
+        are several ranks, the whole objective is compiled and the update is captured, too.
     :param verbose: 1 prints how long compiling and capturing took
     :param ranks: if a launcher has started several, gradients are averaged over them
     :return: the fastest update for this model and device
