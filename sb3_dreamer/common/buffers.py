@@ -20,7 +20,7 @@ from sb3_dreamer.common.replay.write_back import LatentWriteBack
 from sb3_dreamer.common.type_aliases import LatentState, NumpyObs, SequenceBatch, SequenceIndices, TensorObs
 from sb3_dreamer.common.value_checks import ObservationCheck, RangeCheck, action_check, reward_check, warn_if_codes
 
-# After this many rows, images are checked once: a warning is given if they seem to hold class codes (as MiniGrid's).
+# After this many rows, images are checked once: a warning is given if their values look like object ids (as in MiniGrid).
 ROWS_BEFORE_IMAGE_CHECK = 1000
 # Attributes that are not pickled. `_make_unsaved` creates them again.
 NOT_IN_FILES = (
@@ -401,7 +401,7 @@ class SequenceReplayBuffer(RowStorage):
         if self._write_back.pending:
             self._write_back.write_ready()
         windows = self._draw_windows(batch_size)
-        if self.device.type != "cuda" or self.storage == "device":
+        if self.device.type != "cuda" or (self.storage == "device" and env is None):
             return self._gather(*windows, env)
         # Copy on a side stream while the main stream computes. The main stream waits for the copies, not the reverse.
         side, main = side_stream(self.device), th.cuda.current_stream(self.device)

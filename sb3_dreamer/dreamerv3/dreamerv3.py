@@ -40,7 +40,7 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
     DreamerV3: learn a world model from replayed sequences, and actor and critic from trajectories imagined with it.
 
     Paper: Hafner et al., "Mastering diverse control tasks through world models" (Nature 2025,
-    https://arxiv.org/abs/2301.04104), in the form of the authors' 2025 release.
+    https://arxiv.org/abs/2301.04104). Where the paper and the authors' code differ, this follows their code of 2025.
 
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a class
     :param env: environment or its id (None is for ``load``)
@@ -233,7 +233,8 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         """
         Create the objective, the update and the acting step from the settings.
 
-        :param is_first: while the model is built; only then a line is printed if it cannot use the fused loops
+        :param is_first: True while the model is being built; only then a line is printed if the model does not support the
+            fused loops
         """
         settings = {name: getattr(self, name) for name in checks.SETTINGS_OF_LOSS}
         self.loss_module = make_loss(self.policy, self.fused, self.verbose if is_first else 0, **settings)

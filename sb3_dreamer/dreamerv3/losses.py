@@ -93,9 +93,11 @@ class ImaginedReturns(NamedTuple):
 
 class LossOutput(NamedTuple):
     """
-    One evaluation of the objective: the scalar to minimise, its terms by name before their mean and ``loss_scales`` ((B, T),
-    (N, H) or (B, L - 1), where imagination starts from the last L rows of each window), the posterior states (B, T, ...), and
-    intermediate results.
+    One evaluation of the objective: the scalar to minimise; its terms by name, before their mean and ``loss_scales`` (weights
+    by observation key are already applied); the posterior states (B, T, ...); and intermediate results.
+
+    Terms of the world model are (B, T), actor and critic (N, H), replay critic (B, L - 1). Imagination starts from the last L
+    rows of each window.
     """
 
     loss: th.Tensor
@@ -121,7 +123,8 @@ class DreamerLoss(nn.Module):
     :param free_nats: lower limit of dynamics and representation loss, in nats
     :param imagine_last: L, start imagination from only the last L rows of each window; 0: from all T rows
     :param loss_scales: replaces values of :data:`LOSS_SCALES`; ``"reconstruction"`` may be a dict of weights by observation
-        key, 1 for keys that are not named; ``"harmony"``: weights computed from the running mean of each loss
+        key, 1 for keys that are not named; ``"harmony"``: weights of reward, continue and each
+        reconstructed key that are computed from the running mean of their loss
     """
 
     def __init__(
@@ -287,7 +290,7 @@ class DreamerLoss(nn.Module):
     def replay_critic_term(self, batch: SequenceBatch, states: LatentState, bootstrap: th.Tensor) -> th.Tensor:
         """
         Train the critic on replayed rewards, too. The bootstrap value of each state is the return imagined from it. As in the
-        2025 release, the states are not detached, so this loss also trains the world model.
+        authors' code of 2025, the states are not detached, so this loss also trains the world model.
 
         :param batch: B windows of T rows
         :param states: posterior of the last L rows, not detached (B, L, ...)

@@ -1,5 +1,5 @@
 """
-Recurrent state-space model of the authors' 2025 release (paper, section "World model learning"): a block-diagonal GRU with a
+Recurrent state-space model of the authors' code of 2025 (paper, section "World model learning"): a block-diagonal GRU with a
 categorical latent.
 """
 
@@ -162,7 +162,7 @@ class RSSM(nn.Module):
 
         :param state: (N, ...)
         :param action: encoded (N, A)
-        :param noise: as in :meth:`obs_step` (N, S)
+        :param noise: uniform in [0, 1) or class indices (N, S)
         :return: (N, ...)
         """
         deter = self.core(state.deter, state.stoch, action)  # (N, D)
@@ -183,7 +183,7 @@ class RSSM(nn.Module):
         :param prev_actions: encoded (B, T, A)
         :param is_first: (B, T)
         :param initial: (B, ...)
-        :param noise: as in :meth:`obs_step` (B, T, S)
+        :param noise: uniform in [0, 1) or class indices (B, T, S)
         :return: states (B, T, ...) and their posterior, logits (B, T, S, K)
         """
         state, states, logits = initial, [], []
