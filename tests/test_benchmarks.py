@@ -109,6 +109,44 @@ def test_other_runs_resume_too(task, algorithm, hyperparams, tmp_path, monkeypat
     assert len(whole) == 4 and whole == stopped
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_paused_run_resumes(device, tmp_path, monkeypatch):
+    """On CUDA (here without a GPU) only a pause saves a checkpoint, without environments."""
+    pauses, saved = [150, 250], []
+    build, save, start_rollout = harness.build, harness.Recorder.save, harness.Recorder._on_rollout_start
+
+    def pause(recorder):
+        if pauses and recorder.num_timesteps >= pauses[0]:
+            pauses.pop(0)
+            recorder.deadline = 0.0
+        start_rollout(recorder)
+
+    monkeypatch.setattr(harness, "build", lambda run: build(run._replace(device="cpu")))
+    monkeypatch.setattr(harness.Recorder, "_on_rollout_start", pause)
+    monkeypatch.setattr(harness.Recorder, "save", lambda recorder: (saved.append(recorder.num_timesteps), save(recorder)))
+    monkeypatch.setitem(harness.TASKS, "tmaze4", TASKS["tmaze4"]._replace(every=100, episodes=0, published="dmc/none"))
+    run = harness.Run("tmaze4", "dreamerv3", 0, 400, "short", dict(training_ratio=4), tmp_path, device)
+    for ends_at in (100, 200, 400):
+        harness.execute(run, allow_dirty=True)
+        assert run.written()[-1]["steps"] == ends_at
+        assert run.checkpoint.exists() != run.is_complete() == (ends_at == 400)
+    _, *lines = run.written()
+    assert [line["steps"] for line in lines] == [100, 200, 300, 400]
+    assert not any("deterministic" in line for line in lines)
+    episodes = [episode for line in lines for episode in line["training"]]
+    assert [step for step, _ in episodes] == sorted(step for step, _ in episodes)
+    # An episode has five steps, and there are four environments.
+    assert 80 - (0 if device == "cpu" else 8) <= len(episodes) <= 80
+    if device == "cuda":
+        assert saved == [152, 252]
+        return
+    whole = run._replace(folder=tmp_path / "whole")
+    harness.execute(whole, allow_dirty=True)
+    assert [*map(without_times, run.path.read_text().splitlines())] == [
+        *map(without_times, whole.path.read_text().splitlines())
+    ]
+
+
 @pytest.fixture
 def short_run(tmp_path, monkeypatch) -> harness.Run:
     """Evaluations at 200, 400 and 600 steps, checkpoints at 0, 256 and 512."""

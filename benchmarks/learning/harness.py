@@ -237,6 +237,8 @@ def restore_random_states(states: tuple[Any, ...]) -> None:
     th.cuda.set_rng_state_all(states[3])
 
 
+# Not saved on CUDA: captured graphs, and what belongs to the environments.
+NOT_FROM_CUDA = "loss_module _update _act _last_obs _last_original_obs _last_episode_starts _last_state".split()
 # References between the saved objects: restored by construction. (Class members of SB3's wrappers cannot be pickled.)
 LINKS = ("env", "_vec_normalize_env", "venv", "class_attributes")
 
@@ -251,15 +253,32 @@ def parts(model: BaseAlgorithm) -> list[Any]:
     return found
 
 
-def states(model: BaseAlgorithm) -> list[dict[str, Any]]:
-    return [{name: value for name, value in vars(part).items() if name not in LINKS} for part in parts(model)]
+def states(model: BaseAlgorithm, device: str) -> list[dict[str, Any]]:
+    """
+    :param model: the model
+    :param device: of the run
+    :return: attributes of each part. On CUDA, only those of the model: environments that render there cannot be saved, so a
+        resumed run resets them.
+    """
+    if device == "cpu":
+        return [{name: value for name, value in vars(part).items() if name not in LINKS} for part in parts(model)]
+    return [{name: value for name, value in vars(model).items() if name not in (*LINKS, *NOT_FROM_CUDA)}]
 
 
 class Recorder(BaseCallback):
-    """Evaluate at fixed points without affecting training, and save checkpoints between rollouts."""
+    """
+    Evaluate at fixed points without affecting training, and save checkpoints between rollouts.
 
-    def __init__(self, run: Run, eval_env: VecEnv, progress: Progress):
+    :param run: the run
+    :param eval_env: environments of the evaluations
+    :param progress: of the run so far
+    :param minutes: save a checkpoint and stop after this time
+    """
+
+    def __init__(self, run: Run, eval_env: VecEnv, progress: Progress, minutes: float = float("inf")):
         super().__init__()
+        self.deadline = time.perf_counter() + 60 * minutes
+        self.is_paused = False
         self.run, self.task, self.eval_env, self.progress = run, TASKS[run.task], eval_env, progress
         self.is_over = False
         self.saved_lines, self.saved_at = len(progress.lines), time.perf_counter()
@@ -275,16 +294,19 @@ class Recorder(BaseCallback):
         self.restart_clock()
 
     def _on_rollout_start(self) -> None:
-        if is_launched() or self.run.device != "cpu":
-            return  # the state of other ranks, or of a captured update, cannot be saved here
-        is_due = time.perf_counter() - self.saved_at > CHECKPOINT_SECONDS
-        if is_due or len(self.progress.lines) > self.saved_lines:
+        if is_launched():
+            return  # the state of other ranks cannot be saved here
+        now = time.perf_counter()
+        self.is_paused = now > self.deadline
+        # On CUDA only before a pause: the replay buffer may be large.
+        is_due = now - self.saved_at > CHECKPOINT_SECONDS or len(self.progress.lines) > self.saved_lines
+        if self.is_paused or (is_due and self.run.device == "cpu"):
             self.save()
 
     def save(self) -> None:
         """Save everything that the rest of the run depends on. The file is replaced atomically."""
         self.stop_clock()
-        state = dict(parts=states(self.model), progress=vars(self.progress), random_states=random_states())
+        state = dict(parts=states(self.model, self.run.device), progress=vars(self.progress), random_states=random_states())
         unfinished = self.run.checkpoint.with_suffix(".unfinished")
         with unfinished.open("wb") as file:
             cloudpickle.dump(state, file)
@@ -293,6 +315,8 @@ class Recorder(BaseCallback):
         self.restart_clock()
 
     def _on_step(self) -> bool:
+        if self.is_paused:
+            return False
         ends = [info["episode"]["r"] for info in self.locals["infos"] if "episode" in info]
         self.progress.episodes += [(self.num_timesteps, float(value)) for value in ends]
         if self.num_timesteps >= self.task.every * len(self.progress.lines):
@@ -311,7 +335,7 @@ class Recorder(BaseCallback):
         if self.task.published:
             line["training"] = self.progress.episodes
         self.progress.episodes = []
-        for name, deterministic in (("deterministic", True), ("sampled", False)):
+        for name, deterministic in (("deterministic", True), ("sampled", False)) if self.task.episodes else ():
             returns = self.returns(deterministic)
             line |= {name: round(float(np.mean(returns)), 4), f"{name}_std": round(float(np.std(returns)), 4)}
         restore_random_states(randomness)
@@ -346,12 +370,14 @@ class Recorder(BaseCallback):
         }
 
 
-def execute(run: Run, allow_dirty: bool = False) -> None:
+def execute(run: Run, allow_dirty: bool = False, minutes: float = float("inf")) -> None:
     """
-    Start or resume a run, and complete it. Runs with several ranks or on a GPU have no checkpoint to resume from.
+    Start or resume a run, and complete it or pause it. Runs with several ranks have no checkpoint to resume from. On a GPU,
+    there is one if the run was paused. Environments are then reset, so it does not continue with the same numbers.
 
     :param run: run to execute
     :param allow_dirty: accept sources that differ from the last commit
+    :param minutes: pause after this time
     :raises RefusedRun: see :func:`check`
     """
     check(run, allow_dirty)
@@ -363,13 +389,14 @@ def execute(run: Run, allow_dirty: bool = False) -> None:
     model, eval_env, preset = build(run)
     if run.checkpoint.exists():
         checkpoint = cloudpickle.loads(run.checkpoint.read_bytes())
-        for part, state in zip(parts(model), checkpoint["parts"], strict=True):
+        for part, state in zip(parts(model), checkpoint["parts"], strict=False):
             vars(part).update(state)
         progress = Progress(**checkpoint["progress"])
         restore_random_states(checkpoint["random_states"])
     else:
         progress = Progress([json.dumps(describe(run, model, preset), default=str)])
         model.set_logger(Logger(None, [LastValues()]))
-    recorder = Recorder(run, eval_env, progress)
+    recorder = Recorder(run, eval_env, progress, minutes)
     model.learn(run.steps - model.num_timesteps, callback=recorder, log_interval=None, reset_num_timesteps=False)
-    run.checkpoint.unlink(missing_ok=True)
+    if run.is_complete():
+        run.checkpoint.unlink(missing_ok=True)

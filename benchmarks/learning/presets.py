@@ -37,7 +37,8 @@ def find_presets(task: Task, algorithm: str) -> dict[str, Any]:
 def find_preset(task: Task, algorithm: str) -> dict[str, Any]:
     """:return: the current preset of the task"""
     presets = find_presets(task, algorithm)
-    return presets[task.env if task.env in presets else "default"]
+    others = "atari" if task.env.startswith("ALE/") else "default"
+    return presets[task.env if task.env in presets else others]
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -70,8 +70,6 @@ and `tmaze10`; `batch8x8`, `gamma99`, `lr1e-3`, `batch16x16` and `twostages` of 
 of `pixelreach`.
 """
 PUBLISHED_HEAD = ["frames", "training return", "seeds", "published +- std (seeds)", "bound", "verdict"]
-# dm_control with action repeat 2.
-FRAMES_PER_STEP = 2
 MEASURES: dict[str, Callable[[list[float]], float]] = {
     "best": max,
     "last": lambda returns: returns[-1],
@@ -212,12 +210,12 @@ def published_rows(task: Task, group: list[Result]) -> list[list[Any]]:
     """:return: our training returns next to the published ones, one row for each published point that any seed has reached"""
     if task.published is None:
         return []
-    curve = task.published.split("/")[1]
     rows = []
     for point in csv.DictReader((HERE / "published.csv").open()):
-        end, window = int(point["agent_steps"]), int(point["window_frames"]) // FRAMES_PER_STEP
+        end = int(point["agent_steps"])
+        window = int(point["window_frames"]) * end // int(point["env_frames"])
         group_there = [result for result in group if result.lines[-1]["steps"] >= end]
-        if point["task"] != curve or not group_there:
+        if f"{point['suite']}/{point['task']}" != task.published or not group_there:
             continue
         by_seed = [result.training_return(end - window, end) for result in group_there]
         n_seeds, score = len(by_seed), float(np.mean(by_seed))
@@ -273,14 +271,16 @@ def render(results: list[Result], plots: Path | None = None) -> str:
         if groups or missing:
             parts.append(section(name, task))
         if groups:
-            parts.append(table(SUMMARY_HEAD, [summary_row(label, group) for label, group in groups.items()]))
+            if task.episodes:
+                parts.append(table(SUMMARY_HEAD, [summary_row(label, group) for label, group in groups.items()]))
             comparison = published_rows(task, groups.get(NAMES[OURS], []))
             if comparison:
                 parts.append(table(PUBLISHED_HEAD, comparison))
-            parts.append(f"![learning curves](images/learning/{name}.png)\n")
+            if task.episodes:
+                parts.append(f"![learning curves](images/learning/{name}.png)\n")
         if missing:
             parts.append(f"Not run with today's preset: {', '.join(missing)}. See [trials](trials.md#{name}).\n")
-        if groups and plots:
+        if groups and plots and task.episodes:
             plot(name, task, groups, plots / f"{name}.png")
     return "\n".join(parts)
 

@@ -43,7 +43,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="number of seeds run in parallel, each on one core")
     parser.add_argument("--trial", default="", help="name of a variant, part of the file name")
     parser.add_argument("--hyperparams", nargs="+", action=StoreDict, default={}, help="overrides, e.g. ent_coef:3e-4")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="a run on a GPU has no checkpoints")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="on a GPU, only a pause saves a checkpoint")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="pause every run after this time, to be resumed")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
     parser.add_argument("--allow-dirty", action="store_true", help="run sources that differ from the last commit")
     args = parser.parse_args()
@@ -58,7 +59,7 @@ def main() -> None:
             check(run, args.allow_dirty)
     except RefusedRun as error:
         sys.exit(str(error))
-    start = partial(execute, allow_dirty=args.allow_dirty)
+    start = partial(execute, allow_dirty=args.allow_dirty, minutes=args.minutes)
     if args.jobs == 1:
         list(map(start, runs))
     else:

@@ -27,7 +27,7 @@ class Task(NamedTuple):
     :param env: environment id, which selects the preset
     :param steps: environment steps
     :param every: environment steps between evaluations
-    :param episodes: episodes per evaluation, deterministic and sampled each
+    :param episodes: episodes per evaluation, deterministic and sampled each; 0: no evaluation, only training returns
     :param bars: scores that DreamerV3 must reach
     :param references: scores to compare with, by name
     :param eval_envs: number of parallel evaluation environments
@@ -75,6 +75,34 @@ def dm_control(name: str) -> Task:
         config="hyperparams/dm_control_proprio.yml",
         published=f"dmc_proprio/dmc_{name}",
         package="shimmy",
+    )
+
+
+def vision(name: str) -> Task:
+    """:return: a task of dm_control with images, 100,000 frames with action repeat 2"""
+    return dm_control(name)._replace(
+        claim="dm_control with images, the published protocol",
+        episodes=0,
+        eval_envs=1,
+        references={},
+        config="hyperparams/dm_control_vision.yml",
+        published=f"dmc_vision/dmc_{name}",
+    )
+
+
+def atari100k(game: str) -> Task:
+    """:return: a game with 400,000 frames, 4 per action"""
+    return Task(
+        "Atari100k, the published protocol",
+        f"ALE/{game}-v5",
+        steps=100_000,
+        every=5_000,
+        episodes=0,
+        bars=(),
+        references={},
+        eval_envs=1,
+        published=f"atari100k/atari_{game.lower()}",
+        package="ale_py",
     )
 
 
@@ -135,4 +163,6 @@ TASKS: dict[str, Task] = {
     "tmaze4": Task("memory of 4 steps", "sb3_dreamer/TMaze-v0", steps=5000, bars=(Bar("last", must=0.95),), **TMAZE),
     "tmaze10": Task("memory of 10 steps", "sb3_dreamer/TMaze10-v0", steps=20_000, bars=(Bar("last", aim=0.95),), **TMAZE),
     **{f"dmc_{name}": dm_control(name) for name in DM_CONTROL},
+    **{f"vision_{name}": vision(name) for name in ("walker_stand", "walker_walk", "cartpole_swingup")},
+    **{f"atari100k_{game.lower()}": atari100k(game) for game in ("Breakout", "Boxing", "Krull")},
 }
