@@ -18,10 +18,10 @@ import time
 
 import torch as th
 
-from benchmarks.learning import report
 from benchmarks.learning.harness import RefusedRun, Run, execute
 from benchmarks.learning.presets import OURS
-from benchmarks.learning.run import RESULTS
+from benchmarks.learning.report import PUBLISHED_HEAD, published_rows, select, table
+from benchmarks.learning.results import RESULTS, load, of_presets
 from benchmarks.learning.tasks import TASKS
 
 SUITE = [name for name in TASKS if name.startswith(("vision_", "atari100k_"))]
@@ -73,12 +73,9 @@ def prepare(task: str) -> str | None:
 
 def compare(tasks: list[str]) -> str:
     """:return: a table with our training returns and the published ones, for the points that our runs have reached"""
-    results = report.of_presets(report.load())
-    rows = []
-    for name in tasks:
-        group = [result for result in results if (result.task, result.algorithm) == (name, OURS)]
-        rows += [[name, *row] for row in report.published_rows(TASKS[name], group)]
-    return report.table(["task", *report.PUBLISHED_HEAD], rows)
+    results = of_presets(load())
+    rows = [[name, *row] for name in tasks for row in published_rows(TASKS[name], select(results, name))]
+    return table(["task", *PUBLISHED_HEAD], rows)
 
 
 def main() -> None:

@@ -1,6 +1,5 @@
 """The learning benchmark: a killed run resumes with the same results, and the result pages match the files."""
 
-import importlib
 import json
 import os
 import re
@@ -17,6 +16,7 @@ import yaml
 from stable_baselines3.common.env_util import make_vec_env
 
 from benchmarks.learning import deterministic, harness, presets, report
+from benchmarks.learning.results import Result, load
 from benchmarks.learning.tasks import TASKS, Bar, Task
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.presets import hyperparams_dir
@@ -246,21 +246,22 @@ def test_a_variant_needs_a_name():
 def test_every_task_has_an_environment_and_presets(name):
     env_id = TASKS[name].env
     if TASKS[name].package:
-        pytest.importorskip(env_id.split("/")[0])  # RL Zoo installs shimmy without dm_control
-        importlib.import_module(TASKS[name].package)
+        pytest.importorskip(TASKS[name].package)
+    if env_id.startswith("dm_control/"):
+        pytest.importorskip("dm_control")  # RL Zoo installs shimmy without it
     gymnasium.make(env_id).close()
     config = TASKS[name].config
     ours = yaml.safe_load((ROOT / config if config else hyperparams_dir() / "dreamerv3.yml").read_text())
     assert env_id in ours or "default" in ours
     if env_id.startswith("sb3_dreamer/"):
         others = yaml.safe_load((ROOT / "benchmarks" / "learning" / "baselines.yml").read_text())
-        assert sum(env_id in presets for presets in others.values()) >= 1 or name == "pixelcatch16"
+        assert sum(env_id in presets for presets in others.values()) >= 1 or "pixelcatch16" in name
 
 
 def test_the_pages_are_the_report():
-    results = report.load()
-    assert (ROOT / "docs" / "results.md").read_text() == report.render(results), "python -m benchmarks.learning.report"
-    assert (ROOT / "docs" / "trials.md").read_text() == report.render_trials(results), "python -m benchmarks.learning.report"
+    results = load()
+    for page, render in report.PAGES.items():
+        assert (ROOT / "docs" / page).read_text() == render(results), "python -m benchmarks.learning.report"
 
 
 # ---- settings of a run and the current preset ----
@@ -309,26 +310,32 @@ def test_pages_show_runs_by_their_settings_not_by_their_names():
         made_up([40.0, 80.0], seed=2)._replace(differences=["gamma: 0.99 -> 0.9"]),
     ]
     results[2].lines[0]["commit"] += "+"
-    today, trials = report.render(results), report.render_trials(results)
+    today, trials = report.render_curves(results), report.render_trials(results)
     assert "| DreamerV3 | 0, 1+ |" in today and "Not run" not in today
     assert "| dreamerv3-stopped | none, but stopped early | 0 |" in trials
     assert "| dreamerv3 | `gamma: 0.99 -> 0.9` | 2 |" in trials and "tried" not in trials
-    only_trials = report.render(results[3:])
-    assert "| not run with today's preset |" in only_trials
+    assert "| not run with today's preset | 0 |" in report.render(results[3:])
+    only_trials = report.render_curves(results[3:])
     assert "Not run with today's preset: DreamerV3. See [trials](trials.md#cartpole)." in only_trials
 
 
 def test_a_seed_that_was_run_twice_counts_once():
     group = [made_up([0.9]), made_up([0.7]), made_up([0.5], seed=1), made_up([0.6], seed=2)]
-    assert report.bar_row("name", TASK, Bar("last", must=0.6), group)[-3] == "0.63"
+    assert verdict_of(Bar("last", must=0.6), group) == ("0.63 (0.50 to 0.80)", "met", 3)
 
 
 # ---- verdicts, on synthetic results ----
 
-TASK = Task("claim", "CartPole-v1", steps=1000, every=250, episodes=20, bars=(), references={})
+TASK = Task("claim", "CartPole-v1", steps=1000, every=250, episodes=20, bars=(), references={"random": 25})
 
 
-def made_up(returns: list[float], seed: int = 0, complete: bool = True) -> report.Result:
+def verdict_of(bar: Bar, group: list[Result]) -> tuple[str, str, int]:
+    """:return: score, verdict and number of seeds"""
+    cells = dict(zip(report.BAR_HEAD, report.bar_row("cartpole", TASK, bar, group), strict=True))
+    return cells["DreamerV3"], cells["verdict"], cells["seeds"]
+
+
+def made_up(returns: list[float], seed: int = 0, complete: bool = True) -> Result:
     lines = [
         dict(
             steps=252 * (k + 1),
@@ -341,7 +348,7 @@ def made_up(returns: list[float], seed: int = 0, complete: bool = True) -> repor
         )
         for k, value in enumerate(returns)
     ]
-    return report.Result("cartpole", "dreamerv3", "", seed, [], lines)
+    return Result("cartpole", "dreamerv3", "", seed, [], lines)
 
 
 @pytest.mark.parametrize(
@@ -355,24 +362,30 @@ def made_up(returns: list[float], seed: int = 0, complete: bool = True) -> repor
 )
 def test_measures(bar, score):
     group = [made_up([10.0, 60.0, 500.0, 400.0], seed) for seed in range(3)]
-    verdict = "must met" if float(score) >= 400 else "**missed**"
-    assert report.bar_row("name", TASK, bar, group)[-3::2] == [score, verdict]
+    verdict = "met" if float(score) >= 400 else "**missed**"
+    assert verdict_of(bar, group) == (f"{score} ({score} to {score})", verdict, 3)
 
 
 def test_verdicts():
     bar = Bar("last", must=0.6, aim=0.9)
-    groups = {
-        "aim met": [0.8, 0.9, 1.0],
-        "must met": [0.5, 0.9, 1.0],
-        "**missed**": [0.5, 0.5, 0.6],
-        "aim met (2 seeds, unfinished)": [0.9, 0.9],
-    }
+    groups = {"aim met": [0.8, 0.9, 1.0], "met": [0.5, 0.9, 1.0], "**missed**": [0.5, 0.5, 0.6]}
     for verdict, scores in groups.items():
         group = [made_up([score], seed) for seed, score in enumerate(scores)]
-        assert report.bar_row("name", TASK, bar, group)[-1] == verdict
-    assert report.bar_row("name", TASK, bar, [])[-1] == "not run with today's preset"
-    stopped = [made_up([1.0], seed, complete=False) for seed in range(3)]
-    assert report.bar_row("name", TASK, bar, stopped)[-1] == "aim met (3 seeds, unfinished)"
+        assert verdict_of(bar, group)[1:] == (verdict, 3)
+    assert verdict_of(bar, [made_up([0.9])]) == ("0.90", "aim met", 1)
+    assert verdict_of(bar, []) == ("", "not run with today's preset", 0)
+    assert verdict_of(bar, [made_up([1.0], complete=False)])[1] == "aim met (unfinished)"
+
+
+def test_the_best_of_sb3_is_taken_by_the_same_measure_and_steps():
+    def theirs(algorithm: str, returns: list[float], seed: int) -> Result:
+        return made_up(returns, seed)._replace(algorithm=algorithm)
+
+    results = [theirs("ppo", [90.0, 10.0], 0), theirs("ppo", [70.0, 20.0], 1), theirs("dqn", [50.0, 40.0], 0)]
+    results.append(made_up([500.0]))  # ours
+    assert report.best_of_sb3("small_cartpole", Bar("best", must=1), results) == "80.0 (PPO)"
+    assert report.best_of_sb3("cartpole", Bar("last", must=1), results) == "40.0 (DQN)"
+    assert report.best_of_sb3("pendulum", Bar("last", must=1), results) == "not run"
 
 
 UPDATE_KEYS = {
@@ -421,17 +434,17 @@ def test_training_returns_are_compared_with_the_published_curve():
     """The window ends at the published point. Seeds that have not reached it are not counted."""
     task = TASKS["dmc_cartpole_swingup"]
 
-    def result(seed: int, level: float, until: int = 50_000) -> report.Result:
+    def result(seed: int, level: float, until: int = 50_000) -> Result:
         training = [
             [step, level if step > 40_000 else 0.0 if step <= 15_000 else 250.0] for step in range(500, until + 1, 500)
         ]
-        line = dict(steps=until, training=training, complete=until == 50_000, commit="abc")
-        return report.Result("dmc_cartpole_swingup", "dreamerv3", "", seed, [], [line])
+        line = dict(steps=until, training=training, train_cpu_s=60.0, complete=until == 50_000, commit="abc")
+        return Result("dmc_cartpole_swingup", "dreamerv3", "", seed, [], [line])
 
     rows = report.published_rows(task, [result(0, 400.0), result(1, 480.0), result(2, 0.0, until=25_000)])
-    assert [row[0] for row in rows] == ["50,000", "100,000"]
-    assert [row[2] for row in rows] == [3, 2]  # seeds
-    assert [float(row[1]) for row in rows] == [250.0, 440.0]
-    assert [row[4] for row in rows] == ["245", "431"] and [row[5] for row in rows] == ["above the bound"] * 2
-    assert report.published_rows(task, [result(0, 400.0)])[1][5] == "**below the bound**"  # 405 for one seed
+    assert [row[:2] for row in rows] == [["50,000", "250 (3)"], ["100,000", "440 (2)"]]
+    assert rows[1][2:] == ["516 +- 15.8 (5)", "431", "above the bound"] and rows[0][3:] == ["245", "above the bound"]
+    assert report.published_rows(task, [result(0, 400.0)])[1][4] == "**below the bound**"  # 405 for one seed
     assert report.published_rows(TASKS["cartpole"], [result(0, 400.0)]) == []
+    overview = report.published_overview([result(0, 500.0)._replace(differences=[])])
+    assert [row[4:6] for row in overview] == [["", ""], ["677 +- 33 (3)", "835 +- 8 (3)"]]

@@ -25,10 +25,8 @@ def read(path: Path) -> dict[str, Any]:
 
 def find_presets(task: Task, algorithm: str) -> dict[str, Any]:
     """:return: all presets, by environment, of the file with the preset of the task"""
-    if task.config:
-        return read(ROOT / task.config)
     if algorithm == OURS:
-        return read(ROOT / "hyperparams" / "dreamerv3.yml")
+        return read(ROOT / (task.config or "hyperparams/dreamerv3.yml"))
     baselines = read(HERE / "baselines.yml").get(algorithm, {})
     zoo = Path(rl_zoo3.__file__).parent / "hyperparams" / f"{ALGORITHMS[algorithm]}.yml"
     return baselines if task.env in baselines else read(zoo)

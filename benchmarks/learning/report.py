@@ -1,54 +1,87 @@
 """
-Write ``docs/results.md``, ``docs/trials.md`` and learning curves from the result files of the learning benchmark.
+Write ``docs/results.md``, ``docs/learning_curves.md``, ``docs/trials.md`` and curves from the files of the learning benchmark.
 
     python -m benchmarks.learning.report
 
-``results.md`` shows the runs whose settings equal the current presets, regardless of their file names. ``trials.md`` shows all
-other runs and their differences from the presets.
+``results.md`` is for users. ``learning_curves.md`` shows every run whose settings equal the current presets, regardless of
+their file names. ``trials.md`` shows all other runs and their differences from the presets.
 """
 
-import csv
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
 
-from benchmarks.learning.harness import RESULTS
-from benchmarks.learning.presets import OURS, ROOT, find_differences
+from benchmarks.learning.presets import OURS, ROOT
+from benchmarks.learning.results import (
+    MEASURES,
+    Result,
+    anchors,
+    compare_with_published,
+    load,
+    of_presets,
+    published_points,
+)
 from benchmarks.learning.tasks import TASKS, Bar, Task
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-DOCS, HERE = ROOT / "docs", Path(__file__).parent
+DOCS = ROOT / "docs"
 NAMES = {"dreamerv3": "DreamerV3", "ppo": "PPO", "sac": "SAC", "dqn": "DQN", "recurrentppo": "RecurrentPPO"}
+SMALL = "small_"
+WAYS = ("deterministic", "sampled")
 WRITTEN = "<!-- Written by `python -m benchmarks.learning.report`: run that instead of editing this. -->"
 HEAD = f"""{WRITTEN}
-# Results on small tasks
+# Results
 
-Every number here comes from a file under [`benchmarks/results/learning`](../benchmarks/results/learning), written by
-`python -m benchmarks.learning.run TASK --algo ALGO`. A seed trains on one CPU core with the preset of its environment
-(ours: [`hyperparams/dreamerv3.yml`](../hyperparams/dreamerv3.yml); the others': RL Zoo's, or, for our environments,
-[RL Zoo's preset of the most similar environment](../benchmarks/learning/baselines.yml)), and is evaluated at fixed points on
-the same episodes, once with `deterministic=True` and once with sampled actions.
+Every number is measured: it comes from a file under [`benchmarks/results/learning`](../benchmarks/results/learning), which
+names its commit. [Learning curves](learning_curves.md) shows all runs with today's presets and how they were made,
+[trials](trials.md) those with other settings.
+"""
+SMALL_HEAD = """## Small tasks on a CPU, one setting for all
+
+`preset("small")`, the same for every task. Command: `rl_zoo3 train --algo dreamerv3 --env ENV --conf-file small.yml`; the
+runs of the table: `python -m benchmarks.learning.run TASK`. Scores are returns of evaluation episodes with deterministic
+actions: mean over the seeds (lowest to highest). "SB3's best" is the best of SB3's algorithms that were run, with RL Zoo's
+presets, by the same measure after the same number of steps. One CPU core.
+"""
+PUBLISHED_HEAD_TEXT = """## Published curves
+
+Training returns over the last 20,000 frames (10,000 for images). Published: the authors' curves, for vectors those of the
+2023 agent with a model of 18 million parameters (`danijar/dreamerv3@423291a`). Our model for vectors has 1 million. `bound`
+is the lower 95 % prediction bound for as many seeds as ours, so a correct agent of the same size is below it once in 20
+times. "Others" are DreamerV3 and SAC as run by the authors of TD-MPC2 (`nicklashansen/tdmpc2@e9f5932`). Command: `python -m
+benchmarks.learning.run TASK`.
+"""
+PRESETS_HEAD = """## Small tasks, presets tuned by task
+
+[`hyperparams/dreamerv3.yml`](../hyperparams/dreamerv3.yml), used by `rl_zoo3 train --algo dreamerv3 --env ENV`.
+"""
+CURVES_HEAD = f"""{WRITTEN}
+# Learning curves
+
+Runs of `python -m benchmarks.learning.run TASK --algo ALGO`. A seed trains on one CPU core with the preset of its
+environment (ours: [`hyperparams/dreamerv3.yml`](../hyperparams/dreamerv3.yml), or the file that the task names; the
+others': RL Zoo's, or, for our environments, [RL Zoo's preset of the most similar
+environment](../benchmarks/learning/baselines.yml)), and is evaluated at fixed points on the same episodes, once with
+`deterministic=True` and once with sampled actions.
 
 This page shows the runs whose settings are those of today's presets, compared value by value. Runs with other settings are
 in [trials](trials.md). A seed that was run twice with the same settings is listed twice. A `+` after a seed: some of its
 evaluations were made with changes that were not committed.
 
-The tasks `dmc_...` are dm_control with vector observations and the published protocol
-([`dm_control_proprio.yml`](../hyperparams/dm_control_proprio.yml)): an environment step is two frames, and the lines of their
-files contain every training return (`training`: environment step and return), because these were published.
-A table compares them with the published curve of the 2023 agent (`danijar/dreamerv3@423291a:scores/data`, model size S, 5
-seeds): mean training return over the last 20,000 frames. `bound` is the one-sided 95% prediction bound for the mean of as many
-seeds as ours, `mean - t(0.95, n - 1) * s * sqrt(1 / k + 1 / n)` for our `k` seeds and the published `n`, where `s` is the
-largest standard deviation of this point and the two next to it. A negative bound cannot be missed.
+Tasks with a published curve follow the published protocol. An environment step of dm_control is two frames, one of Atari
+four, and the lines of their files contain every training return (`training`: environment step and return), because these
+were published. `bound` is the one-sided 95% prediction bound for the mean of as many seeds as ours, `mean - t(0.95, n - 1)
+* s * sqrt(1 / k + 1 / n)` for our `k` seeds and the published `n`, where `s` is the largest standard deviation of this
+point and the two next to it. A negative bound cannot be missed.
 
 `best` is the best evaluation of a seed, `last` its last one, `last three` the lowest of its last three. `best` is a maximum
-over noisy numbers, and one before the first update counts too. CPU minutes were taken with two or three runs at the same time.
+over noisy numbers, and one before the first update counts too. CPU minutes were taken with two or three runs at the same
+time.
 
 Runs of one task may come from different commits, named in each line: the training step was rewritten in between, with the
 same numbers up to rounding (`tests/test_scan.py`), and on small tasks rounding is enough for another curve.
@@ -56,7 +89,7 @@ same numbers up to rounding (`tests/test_scan.py`), and on small tasks rounding 
 TRIALS_HEAD = f"""{WRITTEN}
 # Trials: runs with other settings than today's presets
 
-The same tasks, measures and marks as in [results](results.md). A trial is named as its file under
+The same tasks, measures and marks as in [learning curves](learning_curves.md). A trial is named as its file under
 [`benchmarks/results/learning`](../benchmarks/results/learning), and shown by what differs from today's preset:
 `key: value of the preset -> value of the run`. `not set` means the default of the algorithm when it was run. A run with
 today's settings is here if it was stopped and another run of its seed went on for longer.
@@ -69,74 +102,6 @@ and `tmaze10`; `batch8x8`, `gamma99`, `lr1e-3`, `batch16x16` and `twostages` of 
 `fourstages` of `pixelcatch64`; `continue20ent1e-2` seed 1 and `continue20all128` of `cartpole`; and, in the results, seed 0
 of `pixelreach`.
 """
-PUBLISHED_HEAD = ["frames", "training return", "seeds", "published +- std (seeds)", "bound", "verdict"]
-MEASURES: dict[str, Callable[[list[float]], float]] = {
-    "best": max,
-    "last": lambda returns: returns[-1],
-    "last three": lambda returns: min(returns[-3:]),
-}
-
-
-class Result(NamedTuple):
-    """
-    One result file.
-
-    :param differences: differences of its settings from the current preset
-    """
-
-    task: str
-    algorithm: str
-    trial: str
-    seed: int
-    differences: list[str]
-    lines: list[dict[str, Any]]
-
-    @property
-    def is_complete(self) -> bool:
-        return bool(self.lines[-1]["complete"])
-
-    @property
-    def is_dirty(self) -> bool:
-        """Whether an evaluation was made with uncommitted changes."""
-        return any(line["commit"].endswith("+") for line in self.lines)
-
-    @property
-    def label(self) -> str:
-        """Name of the seed in the tables."""
-        return f"{self.seed}+" if self.is_dirty else str(self.seed)
-
-    def training_return(self, after: int, until: int) -> float:
-        """:return: mean return of the training episodes that ended within this range of environment steps"""
-        episodes = [episode for line in self.lines for episode in line["training"]]
-        return float(np.mean([value for step, value in episodes if after < step <= until]))
-
-    def returns(self, way: str, steps: int | None = None) -> list[float]:
-        """:return: returns of all evaluations, or of those until ``steps`` (plus 1 %, the length of a rollout)"""
-        limit = float("inf") if steps is None else steps * 1.01
-        return [line[way] for line in self.lines if line["steps"] <= limit]
-
-
-def load(folder: Path = RESULTS) -> list[Result]:
-    """:return: all results with at least one evaluation"""
-    results = []
-    for path in sorted(folder.glob("*/*.jsonl")):
-        head, *lines = map(json.loads, path.read_text().splitlines())
-        if lines:
-            differences = find_differences(TASKS[head["task"]], head)
-            names = {name: head[name] for name in ("task", "algorithm", "trial", "seed")}
-            results.append(Result(**names, differences=differences, lines=lines))
-    return results
-
-
-def of_presets(results: list[Result]) -> list[Result]:
-    """:return: the runs with the current presets, by seed; of several runs of a seed, the longest"""
-    found = [result for result in results if not result.differences]
-    longest: dict[tuple[str, str, int], int] = {}
-    for result in found:
-        key = result.task, result.algorithm, result.seed
-        longest[key] = max(longest.get(key, 0), result.lines[-1]["steps"])
-    found = [r for r in found if r.lines[-1]["steps"] == longest[r.task, r.algorithm, r.seed]]
-    return sorted(found, key=lambda result: result.seed)
 
 
 def number(value: float) -> str:
@@ -152,7 +117,107 @@ def table(head: list[str], rows: list[list[Any]]) -> str:
     return "\n".join([row(head), "|" + "---|" * len(head), *map(row, rows)]) + "\n"
 
 
-# ---- rows of the tables ----
+def select(results: list[Result], task: str, algorithm: str = OURS) -> list[Result]:
+    return [result for result in results if (result.task, result.algorithm) == (task, algorithm)]
+
+
+def minutes(group: list[Result]) -> str:
+    """:return: mean CPU minutes per seed"""
+    return number(float(np.mean([result.lines[-1]["train_cpu_s"] for result in group])) / 60)
+
+
+# ---- targets ----
+
+BAR_HEAD = ["task", "shows", "steps", "random", "SB3's best", "DreamerV3", "target", "verdict", "seeds", "minutes"]
+
+
+def scores_by_seed(bar: Bar, group: list[Result], way: str = "deterministic") -> list[float]:
+    """:return: the measure of each seed, a mean over its runs"""
+    scores: dict[int, list[float]] = {}
+    for result in group:
+        scores.setdefault(result.seed, []).append(MEASURES[bar.measure](result.returns(way, bar.steps)))
+    return [float(np.mean(of_seed)) for of_seed in scores.values()]
+
+
+def bar_row(name: str, task: Task, bar: Bar, results: list[Result]) -> list[Any]:
+    """
+    Whether a target is met: by the mean over the seeds.
+
+    :param name: of the task
+    :param task: the task
+    :param bar: the target
+    :param results: all results with current presets
+    :return: a row for :data:`BAR_HEAD`
+    """
+    group = select(results, name)
+    demand = [f"{word}{number(value)}" for word, value in (("", bar.must), ("aim ", bar.aim)) if value is not None]
+    steps = f"{bar.steps or task.steps:,}"
+    target = f"{bar.measure} {', '.join(demand)}"
+    best = best_of_sb3(name, bar, results)
+    cells: list[Any] = [f"[{name}](learning_curves.md#{name})", task.claim, steps, number(task.references["random"]), best]
+    if not group:
+        return [*cells, "", target, "not run with today's preset", 0, ""]
+    scores = scores_by_seed(bar, group)
+    score = float(np.mean(scores))
+    ours = number(score) + (f" ({number(min(scores))} to {number(max(scores))})" if len(scores) > 1 else "")
+    met = [word for word, value in (("met", bar.must), ("aim met", bar.aim)) if value is not None and score >= value]
+    verdict = met[-1] if met else "**missed**"
+    if not all(result.is_complete for result in group):
+        verdict += " (unfinished)"
+    return [*cells, ours, target, verdict, len(scores), minutes(group)]
+
+
+def best_of_sb3(name: str, bar: Bar, results: list[Result]) -> str:
+    """:return: best mean over the seeds of SB3's algorithms, with its name"""
+    best = (-float("inf"), "not run")
+    for algorithm in NAMES:
+        runs = [one for task in {name, name.removeprefix(SMALL)} for one in select(results, task, algorithm)]
+        if algorithm != OURS and runs:
+            score = float(np.mean(scores_by_seed(bar, runs)))
+            best = max(best, (score, f"{number(score)} ({NAMES[algorithm]})"))
+    return best[1]
+
+
+# ---- published curves ----
+
+PUBLISHED_HEAD = ["frames", "ours (seeds)", "published +- std (seeds)", "bound", "verdict"]
+
+
+def published_rows(task: Task, group: list[Result]) -> list[list[Any]]:
+    """:return: our training returns next to the published ones, one row for each published point that any seed has reached"""
+    return [
+        [
+            f"{point.frames:,}",
+            f"{number(point.ours)} ({point.n_ours})",
+            f"{number(point.mean)} +- {number(point.std)} ({point.n_published})",
+            number(point.bound),
+            point.verdict,
+        ]
+        for point in compare_with_published(task, group)
+    ]
+
+
+def published_overview(results: list[Result]) -> list[list[Any]]:
+    """:return: one row for each published point that was reached, with scores of others"""
+    rows = []
+    for name, task in TASKS.items():
+        group, others = select(results, name), anchors(task)
+        for point, cells in zip(compare_with_published(task, group), published_rows(task, group), strict=True):
+            theirs = [others.get((method, point.frames), "") for method in ("dreamerv3", "sac")]
+            rows.append([f"[{name}](learning_curves.md#{name})", *cells[:3], *theirs, *cells[3:], minutes(group)])
+    return rows
+
+
+# ---- one task ----
+
+SUMMARY_HEAD = [
+    "",
+    "seeds",
+    "steps",
+    "updates",
+    *(f"{way}: {measure}" for way in WAYS for measure in MEASURES),
+    "CPU min per seed",
+]
 
 
 def summary_row(name: str, group: list[Result]) -> list[Any]:
@@ -169,66 +234,25 @@ def summary_row(name: str, group: list[Result]) -> list[Any]:
         ", ".join(result.label for result in group),
         "{:,}".format(max(end["steps"] for end in ends)),
         "{:,}".format(max(end["updates"] for end in ends)),
-        *(scores(measure, way) for way in ("deterministic", "sampled") for measure in ("best", "last", "last three")),
-        number(float(np.mean([end["train_cpu_s"] for end in ends])) / 60),
+        *(scores(measure, way) for way in WAYS for measure in MEASURES),
+        minutes(group),
     ]
-
-
-SUMMARY_HEAD = [
-    "",
-    "seeds",
-    "steps",
-    "updates",
-    *(f"{way}: {measure}" for way in ("deterministic", "sampled") for measure in ("best", "last", "last three")),
-    "CPU min per seed",
-]
-
-
-def bar_row(name: str, task: Task, bar: Bar, group: list[Result]) -> list[Any]:
-    """Whether a bar is met. The measure is averaged over the runs of a seed, then over the seeds."""
-    steps = bar.steps or task.steps
-    demand = [f"{word} {number(value)}" for word, value in (("must", bar.must), ("aim", bar.aim)) if value is not None]
-    cells: list[Any] = [f"[{name}](#{name})", task.claim, f"{steps:,}", bar.measure, ", ".join(demand)]
-    if not group:
-        return [*cells, "", "", "not run with today's preset"]
-    seeds = {result.seed for result in group}
-
-    def mean(way: str) -> float:
-        scores = {seed: [MEASURES[bar.measure](r.returns(way, bar.steps)) for r in group if r.seed == seed] for seed in seeds}
-        return float(np.mean([np.mean(of_seed) for of_seed in scores.values()]))
-
-    means = {way: mean(way) for way in ("deterministic", "sampled")}
-    score = means["deterministic"]
-    met = [word for word, value in (("must", bar.must), ("aim", bar.aim)) if value is not None and score >= value]
-    verdict = f"{met[-1]} met" if met else "**missed**"
-    if len(seeds) < 3 or not all(result.is_complete for result in group):
-        verdict += f" ({len(seeds)} seed{'s' * (len(seeds) > 1)}, unfinished)"
-    return [*cells, number(score), number(means["sampled"]), verdict]
-
-
-def published_rows(task: Task, group: list[Result]) -> list[list[Any]]:
-    """:return: our training returns next to the published ones, one row for each published point that any seed has reached"""
-    if task.published is None:
-        return []
-    rows = []
-    for point in csv.DictReader((HERE / "published.csv").open()):
-        end = int(point["agent_steps"])
-        window = int(point["window_frames"]) * end // int(point["env_frames"])
-        group_there = [result for result in group if result.lines[-1]["steps"] >= end]
-        if f"{point['suite']}/{point['task']}" != task.published or not group_there:
-            continue
-        by_seed = [result.training_return(end - window, end) for result in group_there]
-        n_seeds, score = len(by_seed), float(np.mean(by_seed))
-        bound = float(point[f"bound_{n_seeds}_seed" + "s" * (n_seeds > 1)])
-        verdict = "no power" if bound < 0 else "above the bound" if score >= bound else "**below the bound**"
-        published = f"{number(float(point['mean']))} +- {number(float(point['std']))} ({point['n_seeds']})"
-        rows.append([f"{int(point['env_frames']):,}", number(score), n_seeds, published, number(bound), verdict])
-    return rows
 
 
 def plot(name: str, task: Task, groups: dict[str, list[Result]], path: Path) -> None:
     """Plot the mean over the seeds at every evaluation, and a band from the worst to the best seed."""
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    if published_points(task):
+        plot_published(task, groups.get(NAMES[OURS], []), axes)
+    else:
+        plot_evaluations(task, groups, axes)
+    axes.set_title(f"{name}: {task.env}")
+    axes.legend(fontsize=8, title="(runs)", title_fontsize=7)
+    figure.savefig(path, dpi=100, metadata={"Software": None})
+    plt.close(figure)
+
+
+def plot_evaluations(task: Task, groups: dict[str, list[Result]], axes: Any) -> None:
     for label, group in groups.items():
         points = min(len(result.lines) for result in group)
         steps = [line["steps"] for line in group[0].lines[:points]]
@@ -240,32 +264,55 @@ def plot(name: str, task: Task, groups: dict[str, list[Result]], path: Path) -> 
     for reference, score in task.references.items():
         axes.axhline(score, color="grey", linestyle=":", linewidth=0.8)
         axes.annotate(reference, (0, score), fontsize=7, color="grey", va="bottom")
-    axes.set(title=f"{name}: {task.env}", xlabel="environment steps", ylabel="return (deterministic)")
-    axes.legend(fontsize=8, title="(runs)", title_fontsize=7)
-    figure.savefig(path, dpi=100, metadata={"Software": None})
-    plt.close(figure)
+    axes.set(xlabel="environment steps", ylabel="return (deterministic)")
+
+
+def plot_published(task: Task, group: list[Result], axes: Any) -> None:
+    """Training returns of each seed, and the published mean with a band of one standard deviation over the seeds."""
+    points = published_points(task)
+    repeat = int(points[0]["env_frames"]) // int(points[0]["agent_steps"])
+    for result in group:
+        episodes = [episode for line in result.lines for episode in line["training"]]
+        steps, returns = np.array(episodes).T
+        axes.plot(steps * repeat, returns, ".", markersize=3, label=f"DreamerV3, seed {result.label}")
+    frames, means, stds = (np.array([float(point[key]) for point in points]) for key in ("env_frames", "mean", "std"))
+    axes.plot(frames, means, "k-o", markersize=4, label=f"published ({points[0]['n_seeds']})")
+    axes.fill_between(frames, means - stds, means + stds, alpha=0.2, color="k", linewidth=0)
+    axes.set(xlabel="frames", ylabel="return of training episodes")
 
 
 # ---- pages ----
 
 
-def render(results: list[Result], plots: Path | None = None) -> str:
+def render(results: list[Result]) -> str:
+    """
+    :param results: all results
+    :return: the page for users
+    """
+    today = of_presets(results)
+
+    def bars(is_small: bool) -> str:
+        named = [(name, task) for name, task in TASKS.items() if name.startswith(SMALL) == is_small]
+        return table(BAR_HEAD, [bar_row(name, task, bar, today) for name, task in named for bar in task.bars])
+
+    head = ["task", *PUBLISHED_HEAD[:3], "others' DreamerV3", "others' SAC", *PUBLISHED_HEAD[3:], "minutes"]
+    published = [name for name, task in TASKS.items() if compare_with_published(task, select(today, name))]
+    images = [f"![{name}](images/learning/{name}.png)" for name in published]
+    parts = [HEAD, SMALL_HEAD, bars(True), PUBLISHED_HEAD_TEXT, table(head, published_overview(today)), *images]
+    return "\n".join([*parts, "", PRESETS_HEAD, bars(False)])
+
+
+def render_curves(results: list[Result], plots: Path | None = None) -> str:
     """
     :param results: all results
     :param plots: folder for the curves; None plots nothing
     :return: the page of runs with the current presets
     """
     of_today = of_presets(results)
-
-    def select(task: str, algorithm: str) -> list[Result]:
-        return [result for result in of_today if (result.task, result.algorithm) == (task, algorithm)]
-
-    bars = [bar_row(name, task, bar, select(name, OURS)) for name, task in TASKS.items() for bar in task.bars]
-    head = ["task", "shows", "steps", "measure", "bar (mean over seeds)", "deterministic", "sampled", "verdict"]
-    parts = [HEAD, "## Bars\n", table(head, bars)]
+    parts = [CURVES_HEAD]
     for name, task in TASKS.items():
         algorithms = {result.algorithm for result in results if result.task == name}
-        groups = {NAMES[algorithm]: select(name, algorithm) for algorithm in NAMES if algorithm in algorithms}
+        groups = {NAMES[algorithm]: select(of_today, name, algorithm) for algorithm in NAMES if algorithm in algorithms}
         missing = [label for label, group in groups.items() if not group]
         groups = {label: group for label, group in groups.items() if group}
         if groups or missing:
@@ -276,11 +323,10 @@ def render(results: list[Result], plots: Path | None = None) -> str:
             comparison = published_rows(task, groups.get(NAMES[OURS], []))
             if comparison:
                 parts.append(table(PUBLISHED_HEAD, comparison))
-            if task.episodes:
-                parts.append(f"![learning curves](images/learning/{name}.png)\n")
+            parts.append(f"![learning curves](images/learning/{name}.png)\n")
         if missing:
             parts.append(f"Not run with today's preset: {', '.join(missing)}. See [trials](trials.md#{name}).\n")
-        if groups and plots and task.episodes:
+        if groups and plots:
             plot(name, task, groups, plots / f"{name}.png")
     return "\n".join(parts)
 
@@ -288,7 +334,7 @@ def render(results: list[Result], plots: Path | None = None) -> str:
 def render_trials(results: list[Result]) -> str:
     """
     :param results: all results
-    :return: the page of all runs that :func:`render` does not show
+    :return: the page of all runs that :func:`render_curves` does not show
     """
     of_today = of_presets(results)
     parts = [TRIALS_HEAD]
@@ -305,6 +351,9 @@ def render_trials(results: list[Result]) -> str:
                 label, *cells = summary_row(file, group)
                 rows.append([label, difference, *cells])
             parts += [section(name, task), table(["trial", "differs from the preset", *SUMMARY_HEAD[1:]], rows)]
+            compared = [[file, *row] for (file, _), group in groups.items() for row in published_rows(task, group)]
+            if compared:
+                parts.append(table(["trial", *PUBLISHED_HEAD], compared))
     return "\n".join(parts)
 
 
@@ -316,12 +365,16 @@ def references(task: Task) -> str:
     return "; ".join(f"{name} {number(score)}" for name, score in task.references.items()) + "."
 
 
+PAGES = {"results.md": render, "learning_curves.md": render_curves, "trials.md": render_trials}
+
+
 def main() -> None:
     images = DOCS / "images" / "learning"
     images.mkdir(parents=True, exist_ok=True)
     results = load()
-    (DOCS / "results.md").write_text(render(results, images))
-    (DOCS / "trials.md").write_text(render_trials(results))
+    for name, render_page in PAGES.items():
+        (DOCS / name).write_text(render_page(results))
+    render_curves(results, images)
 
 
 if __name__ == "__main__":

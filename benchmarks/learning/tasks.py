@@ -1,6 +1,6 @@
 """Tasks of the learning benchmark, and the scores that DreamerV3 must reach."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Bar(NamedTuple):
@@ -165,4 +165,47 @@ TASKS: dict[str, Task] = {
     **{f"dmc_{name}": dm_control(name) for name in DM_CONTROL},
     **{f"vision_{name}": vision(name) for name in ("walker_stand", "walker_walk", "cartpole_swingup")},
     **{f"atari100k_{game.lower()}": atari100k(game) for game in ("Breakout", "Boxing", "Krull")},
+}
+
+
+def small(name: str, *bars: Bar, **changes: Any) -> Task:
+    """:return: the task with the setting for all small tasks, and with its bars"""
+    return TASKS[name]._replace(config="hyperparams/small.yml", bars=bars, **changes)
+
+
+def small_only(claim: str, env: str, steps: int, references: dict[str, float], *bars: Bar, package: str | None = None) -> Task:
+    """:return: a task for which there is no hand-tuned preset"""
+    config = "hyperparams/small.yml"
+    return Task(claim, env, steps, steps // 20, 20, bars, references, config=config, package=package)
+
+
+TASKS |= {
+    "small_cartpole": small("cartpole", Bar("best", must=500), Bar("last three", must=450)),
+    "small_pendulum": small("pendulum", Bar("best", must=-180)),
+    "small_frozenlake": small("frozenlake", Bar("last", must=1.0)),
+    "small_pixelcatch16": small("pixelcatch16", Bar("best", must=0.9)),
+    "small_pixelcatch64": small("pixelcatch64", Bar("best", must=0.9)),
+    "small_pixelreach": small("pixelreach", Bar("best", must=-12)),
+    "small_pixelreach_dict": small("pixelreach_dict", Bar("best", must=-12)),
+    "small_tmaze4": small("tmaze4", Bar("last", must=0.95)),
+    "small_tmaze10": small("tmaze10", Bar("last", must=0.9)),
+    "small_acrobot": small_only("vectors, discrete actions", "Acrobot-v1", 20_000, {"random": -497}, Bar("best", must=-100)),
+    "small_mountaincar": small_only("vectors, a goal that is hard to find", "MountainCar-v0", 50_000, {"random": -200}),
+    "small_lunarlander": small_only("vectors, dense reward", "LunarLander-v3", 60_000, {"random": -185}, Bar("best", aim=100)),
+    "small_repeat_previous": small_only(
+        "memory, integer observations",
+        "popgym-RepeatPreviousEasy-v0",
+        30_000,
+        {"random": -0.51, "best possible": 1.0},
+        Bar("best", aim=0.5),
+        package="popgym",
+    ),
+    "small_doorkey": small_only(
+        "pixels (40x40), sparse reward",
+        "MiniGrid-DoorKey-5x5-v0",
+        30_000,
+        {"random": 0.04, "best possible": 0.97},
+        Bar("best", must=0.8),
+        package="minigrid",
+    ),
 }
