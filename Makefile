@@ -23,7 +23,7 @@ $(VENV)/.installed: setup.py $(CONSTRAINTS)
 
 demo:
 	@start=$$(date +%s); $(MAKE) --no-print-directory $(VENV)/.installed && echo "Installation: $$(( $$(date +%s) - start )) s"
-	$(BIN)/rl_zoo3 train --algo dreamerv3 --env CartPole-v1 --seed 0 -n 10000 --eval-freq 500 --eval-episodes 20 --n-eval-envs 10 \
+	$(BIN)/rl_zoo3 train --algo dreamerv3 --env CartPole-v1 --conf-file small.yml --seed 0 -n 10000 --eval-freq 500 --eval-episodes 20 --n-eval-envs 10 \
 		--num-threads 1 --log-interval 10 --log-folder logs/demo
 	$(BIN)/rl_zoo3 enjoy --algo dreamerv3 --env CartPole-v1 --load-best --no-render -n 5000 --num-threads 1 --folder logs/demo
 	$(BIN)/python examples/plot_run.py logs/demo --bar 450

@@ -16,35 +16,23 @@ import torch as th
 from stable_baselines3.common.callbacks import EvalCallback, StopTrainingOnRewardThreshold
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.utils import LinearSchedule
 
-from sb3_dreamer import DreamerV3
+from sb3_dreamer import DreamerV3, preset
 
 BAR = 450.0
 N_ENVS = 4
 
 
 def make_model(log_dir: Path, seed: int) -> DreamerV3:
-    """A model of 217 thousand parameters, for thousands (not millions) of updates: docs/tuning.md explains the settings."""
+    """A model with the setting for small tasks, which docs/tuning.md explains."""
     return DreamerV3(
         "MlpPolicy",
         make_vec_env("CartPole-v1", n_envs=N_ENVS, seed=seed, monitor_dir=str(log_dir)),
-        learning_rate=LinearSchedule(1e-3, 0.0, 1.0),
-        lr_warmup_steps=100,
-        learning_starts=0,
-        batch_size=16,
-        batch_length=16,
-        training_ratio=128,
-        gamma=0.99,
-        ent_coef=3e-3,
-        free_nats=0.1,
-        loss_scales={"reconstruction": 20.0, "continue": 20.0},
-        imagine_last=8,
-        policy_kwargs=dict(deter=128, hidden=64, stoch=8, classes=8, units=64, blocks=4),
         tensorboard_log=str(log_dir),
         seed=seed,
         device="cpu",
         verbose=1,
+        **preset("small"),
     )
 
 
