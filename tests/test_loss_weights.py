@@ -38,6 +38,15 @@ def test_weights_start_at_one_and_have_limits():
     assert weights_after(0.0) == weights_after(-1e-6) == weights_after(1e-12) == 100.0
 
 
+def test_a_large_loss_raises_the_weights_of_the_others():
+    weights = HarmonyWeights(NAMES)
+    weights.update(th.tensor([0.5, 2.0, 50.0]))  # alone: 1, 0.37 and 0.0196
+    alone = [2 / (size + (size * size + 4 * size) ** 0.5) for size in (0.5, 2.0, 50.0)]
+    assert list(weights().values()) == pytest.approx([one / alone[2] for one in alone], rel=1e-5)
+    weights.update(th.tensor([0.5, 2.0, 5000.0]))
+    assert weights()["reward"] == 100.0 and weights()["reconstruction/obs"] == 1.0
+
+
 def test_the_mean_is_running_and_not_biased_by_its_start():
     assert weights_after(0.2) == pytest.approx(weights_after(*[0.2] * 50), rel=1e-5)
     mean = (0.99 * 0.01 * 0.1 + 0.01 * 0.3) / (1 - 0.99**2)

@@ -158,9 +158,9 @@ def test_unsupported_space():
 
 
 @pytest.mark.parametrize(
-    ("side", "channels"), [(16, [16, 32]), (32, [8, 16, 32]), (64, [4, 8, 16, 32]), (300, [4, 4, 8, 16, 32])]
+    ("side", "channels"), [(16, [16, 32]), (32, [8, 16, 32]), (64, [8, 8, 16, 32]), (300, [8, 8, 8, 16, 32])]
 )
 def test_doubling_multipliers_follow_the_image_size(side, channels):
-    size = ModelSize(**{**SIZE.__dict__, "cnn_multipliers": "doubling", "depth": 4})
+    size = ModelSize(**{**SIZE.__dict__, "cnn_multipliers": "doubling", "depth": 8})
     tower = MultiEncoder(spaces.Box(0, 255, (3, side, side), np.uint8), size).towers[0].tower
     assert tower.channels == channels

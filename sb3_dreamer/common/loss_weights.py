@@ -14,27 +14,28 @@ class HarmonyWeights(nn.Module):
     .. code-block:: text
 
         minimise over sigma    L / sigma + log(1 + sigma)
-        weight                 1 / sigma = 2 / (L + sqrt(L^2 + 4 L)), at least 1 and at most 100
+        weight                 1 / sigma = 2 / (L + sqrt(L^2 + 4 L))
 
     L is the loss above its floor: the entropy of soft targets, which is the least loss possible. The authors learn sigma by
-    gradient. Here it is computed from the running mean, which needs no learning rate. They also lower the weights of large
-    losses. Here no weight is below 1, that of the paper: with weight 1 / L an image is worth less than the KL that encoding
-    it costs, and the posterior ignores it.
+    gradient. Here it is computed from the running mean, which needs no learning rate.
+
+    If the largest loss, such as that of an image, gets a weight below 1, all weights are divided by it. The ratios stay the
+    same, and no loss has less than the weight of the paper: with weight 1 / L an image is worth less than the KL that
+    encoding it costs, and the posterior ignores it. Weights above ``largest`` are cut.
 
     :param names: names of the losses
     :param decay: decay of the running means, which are corrected for their start at zero
-    :param smallest: least weight
     :param largest: largest weight
     """
 
     means: th.Tensor
     n_updates: th.Tensor
 
-    def __init__(self, names: list[str], decay: float = 0.99, smallest: float = 1.0, largest: float = 100.0):
+    def __init__(self, names: list[str], decay: float = 0.99, largest: float = 100.0):
         super().__init__()
         self.names = names
         self.decay = decay
-        self.smallest, self.largest = smallest, largest
+        self.largest = largest
         self.register_buffer("means", th.zeros(len(names)))
         self.register_buffer("n_updates", th.zeros(()))
         self.register_load_state_dict_pre_hook(start_without_means)
@@ -44,7 +45,8 @@ class HarmonyWeights(nn.Module):
         """:return: weight of each loss, scalars; all 1 before the first update"""
         means = self.means / (1.0 - self.decay**self.n_updates).clamp_min(1e-8)  # (M,)
         means = means.clamp_min(0.0)
-        weights = (2.0 / (means + (means.square() + 4.0 * means).sqrt())).clamp(self.smallest, self.largest)  # (M,)
+        weights = 2.0 / (means + (means.square() + 4.0 * means).sqrt())  # (M,)
+        weights = (weights / weights.amin().clamp(max=1.0)).clamp(max=self.largest)  # (M,), at least 1
         weights = th.where(self.n_updates == 0, 1.0, weights)
         return dict(zip(self.names, weights.unbind(), strict=True))
 

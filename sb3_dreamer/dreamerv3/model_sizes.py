@@ -18,8 +18,8 @@ class ModelSize:
     :param units: U, width of the MLPs
     :param depth: base number of channels of the convolutions
     :param cnn_multipliers: channels of each convolution stage in units of ``depth``, one entry per stage; None: (2, 3, 4, 4),
-        shortened, or with the last entry repeated, to match the image size; ``"doubling"``: 8 in the last stage and half in
-        each stage before it, so that all stages cost about the same
+        shortened, or with the last entry repeated, to match the image size; ``"doubling"``: 4 in the last stage and half in
+        each stage before it, at least 1, so that the first stages cost little
     :param encoder_layers: hidden layers of the vector encoder
     :param decoder_layers: hidden layers of the vector decoder
     :param dynamics_layers: hidden block layers of the GRU

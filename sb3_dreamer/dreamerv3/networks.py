@@ -37,8 +37,8 @@ from sb3_dreamer.common.type_aliases import TensorObs
 from sb3_dreamer.dreamerv3.model_sizes import ModelSize
 
 MULTIPLIERS = (2, 3, 4, 4)
-# With `cnn_multipliers="doubling"`: of the last stage, each stage before it has half.
-LAST_MULTIPLIER = 8
+# With `cnn_multipliers="doubling"`: of the last stage; each stage before it has half, at least 1.
+LAST_MULTIPLIER = 4
 # Allowed height and width of the coarsest feature map, as asserted in the official encoder.
 MIN_SIDE, MAX_SIDE = 3, 16
 # Number of activations of one layer that are computed at a time on a CPU. Whole batches are slower: the allocator requests
