@@ -1,6 +1,7 @@
 """The README: code runs, tables are correct, and there are exactly two set-up commands."""
 
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,24 @@ def test_python_blocks_run(block, tmp_path, monkeypatch):
     monkeypatch.setattr(DreamerV3, "learn", lambda self, total_timesteps, **kw: right(self, min(total_timesteps, 90), **kw))
     th.manual_seed(0)
     exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+
+
+@pytest.mark.filterwarnings("ignore:No update was made:UserWarning")  # because of the few steps
+def test_the_code_of_the_tuning_page_runs(monkeypatch):
+    """The later blocks use the imports of the first one, and make a model each."""
+    page = (ROOT / "docs" / "tuning.md").read_text()
+    blocks = [
+        textwrap.dedent(block) for block in re.findall(r"^ *```python\n(.*?)^ *```", page, flags=re.DOTALL | re.MULTILINE)
+    ]
+    assert len(blocks) >= 5
+    right = DreamerV3.learn
+    monkeypatch.setattr(DreamerV3, "learn", lambda self, _, **kw: right(self, 40, **kw))
+    names = {"__name__": "tuning"}
+    for block in blocks:
+        names.pop("model", None)
+        exec(compile(block, "tuning.md", "exec"), names)
+        if not names["model"].num_timesteps:
+            names["model"].learn(40)
 
 
 def test_two_set_up_commands():
