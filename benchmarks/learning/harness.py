@@ -389,7 +389,7 @@ def execute(run: Run, allow_dirty: bool = False, minutes: float = float("inf")) 
     model, eval_env, preset = build(run)
     if run.checkpoint.exists():
         checkpoint = cloudpickle.loads(run.checkpoint.read_bytes())
-        for part, state in zip(parts(model), checkpoint["parts"], strict=False):
+        for part, state in zip(parts(model), checkpoint["parts"], strict=run.device == "cpu"):
             vars(part).update(state)
         progress = Progress(**checkpoint["progress"])
         restore_random_states(checkpoint["random_states"])
