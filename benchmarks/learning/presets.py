@@ -65,8 +65,9 @@ def find_differences(task: Task, head: dict[str, Any]) -> list[str]:
     :return: ``key: value of the preset -> value of the run`` for each difference
     """
     preset, run = find_preset(task, head["algorithm"]), head["preset"]
-    # The length of a run is set by the task, not by the preset.
-    today = flatten({**preset, "n_timesteps": task.steps, "ranks": 1})
+    # The length of a run is set by the task, not by the preset. Published curves are compared at the points that were reached.
+    steps = head["steps"] if task.published else task.steps
+    today = flatten({**preset, "n_timesteps": steps, "ranks": 1})
     as_run = flatten({**run, "n_timesteps": head["steps"], "ranks": head.get("ranks", 1)})
     pairs = {name: (today.get(name, NOT_SET), as_run.get(name, NOT_SET)) for name in sorted(today | as_run)}
     return [f"{name}: {before} -> {after}" for name, (before, after) in pairs.items() if before != after]
