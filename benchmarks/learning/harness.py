@@ -8,7 +8,6 @@ import io
 import json
 import os
 import platform
-import random
 import subprocess
 import tempfile
 import time
@@ -16,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cloudpickle
 import gymnasium
 import numpy as np
 import rl_zoo3
@@ -31,6 +29,7 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 import sb3_dreamer
+from benchmarks.learning import checkpoint
 from benchmarks.learning.presets import ALGORITHMS, ROOT, find_presets
 from benchmarks.learning.tasks import TASKS
 from sb3_dreamer.common.distributed.launch import is_launched
@@ -226,45 +225,6 @@ class Progress:
     eval_cpu: float = 0.0
 
 
-def random_states() -> tuple[Any, ...]:
-    return th.get_rng_state(), np.random.get_state(), random.getstate(), th.cuda.get_rng_state_all()
-
-
-def restore_random_states(states: tuple[Any, ...]) -> None:
-    th.set_rng_state(states[0])
-    np.random.set_state(states[1])
-    random.setstate(states[2])
-    th.cuda.set_rng_state_all(states[3])
-
-
-# Not saved on CUDA: captured graphs, and what belongs to the environments.
-NOT_FROM_CUDA = "loss_module _update _act _last_obs _last_original_obs _last_episode_starts _last_state".split()
-# References between the saved objects: restored by construction. (Class members of SB3's wrappers cannot be pickled.)
-LINKS = ("env", "_vec_normalize_env", "venv", "class_attributes")
-
-
-def parts(model: BaseAlgorithm) -> list[Any]:
-    """:return: objects with training state: the model, and its environment wrappers from the outside in"""
-    found: list[Any] = [model]
-    layer = model.get_env()
-    while layer is not None:
-        found.append(layer)
-        layer = getattr(layer, "venv", None)
-    return found
-
-
-def states(model: BaseAlgorithm, device: str) -> list[dict[str, Any]]:
-    """
-    :param model: the model
-    :param device: of the run
-    :return: attributes of each part. On CUDA, only those of the model: environments that render there cannot be saved, so a
-        resumed run resets them.
-    """
-    if device == "cpu":
-        return [{name: value for name, value in vars(part).items() if name not in LINKS} for part in parts(model)]
-    return [{name: value for name, value in vars(model).items() if name not in (*LINKS, *NOT_FROM_CUDA)}]
-
-
 class Recorder(BaseCallback):
     """
     Evaluate at fixed points without affecting training, and save checkpoints between rollouts.
@@ -306,11 +266,7 @@ class Recorder(BaseCallback):
     def save(self) -> None:
         """Save everything that the rest of the run depends on. The file is replaced atomically."""
         self.stop_clock()
-        state = dict(parts=states(self.model, self.run.device), progress=vars(self.progress), random_states=random_states())
-        unfinished = self.run.checkpoint.with_suffix(".unfinished")
-        with unfinished.open("wb") as file:
-            cloudpickle.dump(state, file)
-        unfinished.replace(self.run.checkpoint)
+        checkpoint.save(self.run.checkpoint, self.model, self.run.device, vars(self.progress))
         self.saved_lines, self.saved_at = len(self.progress.lines), time.perf_counter()
         self.restart_clock()
 
@@ -330,7 +286,7 @@ class Recorder(BaseCallback):
 
     def evaluate(self) -> None:
         """Evaluate and append one line to the file."""
-        started, randomness = time.process_time(), random_states()
+        started, randomness = time.process_time(), checkpoint.random_states()
         line: dict[str, Any] = dict(steps=self.num_timesteps, updates=self.model._n_updates)
         if self.task.published:
             line["training"] = self.progress.episodes
@@ -338,7 +294,7 @@ class Recorder(BaseCallback):
         for name, deterministic in (("deterministic", True), ("sampled", False)) if self.task.episodes else ():
             returns = self.returns(deterministic)
             line |= {name: round(float(np.mean(returns)), 4), f"{name}_std": round(float(np.std(returns)), 4)}
-        restore_random_states(randomness)
+        checkpoint.restore_random_states(randomness)
         self.progress.eval_cpu += time.process_time() - started
         for name in ("train_cpu", "train_wall", "eval_cpu"):
             line[f"{name}_s"] = round(getattr(self.progress, name), 1)
@@ -388,11 +344,7 @@ def execute(run: Run, allow_dirty: bool = False, minutes: float = float("inf")) 
     run.path.parent.mkdir(parents=True, exist_ok=True)
     model, eval_env, preset = build(run)
     if run.checkpoint.exists():
-        checkpoint = cloudpickle.loads(run.checkpoint.read_bytes())
-        for part, state in zip(parts(model), checkpoint["parts"], strict=run.device == "cpu"):
-            vars(part).update(state)
-        progress = Progress(**checkpoint["progress"])
-        restore_random_states(checkpoint["random_states"])
+        progress = Progress(**checkpoint.load(run.checkpoint, model))
     else:
         progress = Progress([json.dumps(describe(run, model, preset), default=str)])
         model.set_logger(Logger(None, [LastValues()]))

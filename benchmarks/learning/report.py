@@ -17,6 +17,7 @@ import numpy as np
 from benchmarks.learning.presets import OURS, ROOT
 from benchmarks.learning.results import (
     MEASURES,
+    Point,
     Result,
     anchors,
     compare_with_published,
@@ -37,8 +38,8 @@ WRITTEN = "<!-- Written by `python -m benchmarks.learning.report`: run that inst
 HEAD = f"""{WRITTEN}
 # Results
 
-Every number is measured: it comes from a file under [`benchmarks/results/learning`](../benchmarks/results/learning), which
-names its commit. [Learning curves](learning_curves.md) shows all runs with today's presets and how they were made,
+Our scores and those of SB3 come from files under [`benchmarks/results/learning`](../benchmarks/results/learning), which name
+their commits. [Learning curves](learning_curves.md) shows all runs with today's presets and how they were made,
 [trials](trials.md) those with other settings.
 """
 SMALL_HEAD = """## Small tasks on a CPU, one setting for all
@@ -131,11 +132,11 @@ def minutes(group: list[Result]) -> str:
 BAR_HEAD = ["task", "shows", "steps", "random", "SB3's best", "DreamerV3", "target", "verdict", "seeds", "minutes"]
 
 
-def scores_by_seed(bar: Bar, group: list[Result], way: str = "deterministic") -> list[float]:
+def scores_by_seed(bar: Bar, group: list[Result]) -> list[float]:
     """:return: the measure of each seed, a mean over its runs"""
     scores: dict[int, list[float]] = {}
     for result in group:
-        scores.setdefault(result.seed, []).append(MEASURES[bar.measure](result.returns(way, bar.steps)))
+        scores.setdefault(result.seed, []).append(MEASURES[bar.measure](result.returns("deterministic", bar.steps)))
     return [float(np.mean(of_seed)) for of_seed in scores.values()]
 
 
@@ -152,7 +153,7 @@ def bar_row(name: str, task: Task, bar: Bar, results: list[Result]) -> list[Any]
     group = select(results, name)
     demand = [f"{word}{number(value)}" for word, value in (("", bar.must), ("aim ", bar.aim)) if value is not None]
     steps = f"{bar.steps or task.steps:,}"
-    target = f"{bar.measure} {', '.join(demand)}"
+    target = " ".join([bar.measure, ", ".join(demand)]).strip()
     best = best_of_sb3(name, bar, results)
     cells: list[Any] = [f"[{name}](learning_curves.md#{name})", task.claim, steps, number(task.references["random"]), best]
     if not group:
@@ -161,7 +162,7 @@ def bar_row(name: str, task: Task, bar: Bar, results: list[Result]) -> list[Any]
     score = float(np.mean(scores))
     ours = number(score) + (f" ({number(min(scores))} to {number(max(scores))})" if len(scores) > 1 else "")
     met = [word for word, value in (("met", bar.must), ("aim met", bar.aim)) if value is not None and score >= value]
-    verdict = met[-1] if met else "**missed**"
+    verdict = met[-1] if met else "**missed**" if demand else "reported"
     if not all(result.is_complete for result in group):
         verdict += " (unfinished)"
     return [*cells, ours, target, verdict, len(scores), minutes(group)]
@@ -183,18 +184,15 @@ def best_of_sb3(name: str, bar: Bar, results: list[Result]) -> str:
 PUBLISHED_HEAD = ["frames", "ours (seeds)", "published +- std (seeds)", "bound", "verdict"]
 
 
+def published_row(point: Point) -> list[Any]:
+    """:return: our training return next to the published one"""
+    published = f"{number(point.mean)} +- {number(point.std)} ({point.n_published})"
+    return [f"{point.frames:,}", f"{number(point.ours)} ({point.n_ours})", published, number(point.bound), point.verdict]
+
+
 def published_rows(task: Task, group: list[Result]) -> list[list[Any]]:
-    """:return: our training returns next to the published ones, one row for each published point that any seed has reached"""
-    return [
-        [
-            f"{point.frames:,}",
-            f"{number(point.ours)} ({point.n_ours})",
-            f"{number(point.mean)} +- {number(point.std)} ({point.n_published})",
-            number(point.bound),
-            point.verdict,
-        ]
-        for point in compare_with_published(task, group)
-    ]
+    """:return: one row for each published point that any seed has reached"""
+    return [published_row(point) for point in compare_with_published(task, group)]
 
 
 def published_overview(results: list[Result]) -> list[list[Any]]:
@@ -202,8 +200,9 @@ def published_overview(results: list[Result]) -> list[list[Any]]:
     rows = []
     for name, task in TASKS.items():
         group, others = select(results, name), anchors(task)
-        for point, cells in zip(compare_with_published(task, group), published_rows(task, group), strict=True):
+        for point in compare_with_published(task, group):
             theirs = [others.get((method, point.frames), "") for method in ("dreamerv3", "sac")]
+            cells = published_row(point)
             rows.append([f"[{name}](learning_curves.md#{name})", *cells[:3], *theirs, *cells[3:], minutes(group)])
     return rows
 
@@ -224,7 +223,7 @@ def summary_row(name: str, group: list[Result]) -> list[Any]:
     """Scores of an algorithm, one per seed."""
 
     def scores(measure: str, way: str) -> str:
-        return ", ".join(number(MEASURES[measure](result.returns(way))) for result in group)
+        return ", ".join(number(MEASURES[measure](result.returns(way))) for result in group if result.returns(way))
 
     ends = [result.lines[-1] for result in group]
     if not all(result.is_complete for result in group):
@@ -318,8 +317,7 @@ def render_curves(results: list[Result], plots: Path | None = None) -> str:
         if groups or missing:
             parts.append(section(name, task))
         if groups:
-            if task.episodes:
-                parts.append(table(SUMMARY_HEAD, [summary_row(label, group) for label, group in groups.items()]))
+            parts.append(table(SUMMARY_HEAD, [summary_row(label, group) for label, group in groups.items()]))
             comparison = published_rows(task, groups.get(NAMES[OURS], []))
             if comparison:
                 parts.append(table(PUBLISHED_HEAD, comparison))

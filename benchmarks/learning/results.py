@@ -56,7 +56,7 @@ class Result(NamedTuple):
     def returns(self, way: str, steps: int | None = None) -> list[float]:
         """:return: returns of all evaluations, or of those until ``steps`` (plus 1 %, the length of a rollout)"""
         limit = float("inf") if steps is None else steps * 1.01
-        return [line[way] for line in self.lines if line["steps"] <= limit]
+        return [line[way] for line in self.lines if way in line and line["steps"] <= limit]
 
 
 def load(folder: Path = RESULTS) -> list[Result]:

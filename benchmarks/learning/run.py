@@ -32,6 +32,7 @@ from rl_zoo3.utils import StoreDict
 from benchmarks.learning.harness import RESULTS, RefusedRun, Run, check, execute
 from benchmarks.learning.presets import ALGORITHMS
 from benchmarks.learning.tasks import TASKS
+from sb3_dreamer.common.distributed.launch import is_launched
 
 
 def main() -> None:
@@ -50,6 +51,8 @@ def main() -> None:
     args = parser.parse_args()
     if bool(args.hyperparams) != bool(args.trial):
         parser.error("--hyperparams and --trial must be given together: a variant needs a name")
+    if is_launched() and args.minutes < float("inf"):
+        parser.error("--minutes needs one rank: a run with several has no checkpoint to resume from")
     steps = args.steps or TASKS[args.task].steps
     runs = [
         Run(args.task, args.algo, seed, steps, args.trial, args.hyperparams, args.results, args.device) for seed in args.seeds

@@ -190,7 +190,9 @@ TASKS |= {
     "small_tmaze4": small("tmaze4", Bar("last", must=0.95)),
     "small_tmaze10": small("tmaze10", Bar("last", must=0.9)),
     "small_acrobot": small_only("vectors, discrete actions", "Acrobot-v1", 20_000, {"random": -497}, Bar("best", must=-100)),
-    "small_mountaincar": small_only("vectors, a goal that is hard to find", "MountainCar-v0", 50_000, {"random": -200}),
+    "small_mountaincar": small_only(
+        "vectors, a goal that is hard to find", "MountainCar-v0", 50_000, {"random": -200}, Bar("best")
+    ),
     "small_lunarlander": small_only("vectors, dense reward", "LunarLander-v3", 60_000, {"random": -185}, Bar("best", aim=100)),
     "small_repeat_previous": small_only(
         "memory, integer observations",

@@ -401,7 +401,7 @@ class SequenceReplayBuffer(RowStorage):
         if self._write_back.pending:
             self._write_back.write_ready()
         windows = self._draw_windows(batch_size)
-        if self.device.type != "cuda" or (self.storage == "device" and env is None):
+        if self.device.type != "cuda" or self._uses_mirror(env):
             return self._gather(*windows, env)
         # Copy on a side stream while the main stream computes. The main stream waits for the copies, not the reverse.
         side, main = side_stream(self.device), th.cuda.current_stream(self.device)
@@ -437,13 +437,17 @@ class SequenceReplayBuffer(RowStorage):
             indices=SequenceIndices(steps, envs),
         )
 
+    def _uses_mirror(self, env: VecNormalize | None) -> bool:
+        """:return: whether observations come from the copy on the device, which holds them as stored"""
+        return self.storage == "device" and env is None
+
     def _observations(self, where: tuple[np.ndarray, np.ndarray], env: VecNormalize | None) -> TensorObs:
         """
         :param where: positions (B, T) and environments (B, 1)
         :param env: normalises the observations; None: as stored
         :return: observations (B, T, ...) on the device
         """
-        if self.storage == "device" and env is None:
+        if self._uses_mirror(env):
             by_key = self._mirror().gather(*where)
         else:
             rows = {key: array[where] for key, array in as_array_dict(self.observations).items()}
