@@ -34,7 +34,7 @@ class Task(NamedTuple):
     :param train_seconds: stop after this CPU time
     :param config: YAML file with the preset, relative to the root of the repository
     :param published: published curve that the training returns are compared with, as ``suite/task``
-    :param package: module that registers the environment
+    :param package: module that registers the environment, or that it needs
     """
 
     claim: str
@@ -193,7 +193,9 @@ TASKS |= {
     "small_mountaincar": small_only(
         "vectors, a goal that is hard to find", "MountainCar-v0", 50_000, {"random": -200}, Bar("best")
     ),
-    "small_lunarlander": small_only("vectors, dense reward", "LunarLander-v3", 60_000, {"random": -185}, Bar("best", aim=100)),
+    "small_lunarlander": small_only(
+        "vectors, dense reward", "LunarLander-v3", 60_000, {"random": -185}, Bar("best", aim=100), package="Box2D"
+    ),
     "small_repeat_previous": small_only(
         "memory, integer observations",
         "popgym-RepeatPreviousEasy-v0",

@@ -48,7 +48,7 @@ class SequenceReplayBuffer(RowStorage):
         dones    | 0          | 0        | 0        | 1         | 0          |         timeouts is 1 here, too, if truncated
 
     Each environment has its own stream of rows. Final observations of episodes are rows, too. Each row has a number, counted
-    from 0 in its stream (``step`` in the code). It is stored at position ``step % self.buffer_size`` (``rows`` in the code).
+    from 0 in its stream (``step`` in the code). It is stored at index ``step % self.buffer_size`` of the arrays.
     The attribute ``self.buffer_size`` counts the rows per environment, the argument those of all environments.
 
     A sampled window has T rows. With ``replay_context`` it also needs the row before them, the context row, whose latent is
@@ -418,7 +418,7 @@ class SequenceReplayBuffer(RowStorage):
         :param first: number of its first row, which is the context row if there is one (B,)
         :return: the windows
         """
-        context = first if self.replay_context else first - 1  # (B,); without a context row only context + 1 is used
+        context = first if self.replay_context else first - 1  # (B,); without a context row, the number before the window
         steps = (context + 1)[:, None] + np.arange(self.batch_length)  # (B, T)
         where = steps % self.buffer_size, envs[:, None]
         is_first = self.is_first[where]

@@ -73,10 +73,11 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
     :param imagine_last: start imagination from only the last ``imagine_last`` rows of each window (2 to ``batch_length``; 0:
         all rows); the critic's loss on replayed rewards uses the same rows
     :param precision: ``"fp32"``, ``"bf16"`` (autocast), or ``"auto"``: bf16 if the device is a CUDA device that supports it
-    :param compile: True: compile the steps of the fused loops; on CUDA also capture acting as a CUDA graph and, except under
-        torchrun, compile the whole objective and capture the update. ``"auto"``: True on CUDA, False elsewhere
-    :param fused: ``"auto"``: fused loops for observing and imagining, which compute the same numbers in less time, if the
-        model supports them; False: the step-by-step model
+    :param compile: True: compile one time step of the loops of ``fused``; on CUDA also capture acting as a CUDA graph
+        and, except under torchrun, compile the whole objective and capture the update. ``"auto"``: True on CUDA, False
+        elsewhere
+    :param fused: ``"auto"``: a faster implementation of the loops over time of the recurrent model and of imagination, with
+        the same results, if the model supports it; False: the plain modules
     :param distributed_scaling: how the learning rate scales with the number of ranks (torchrun), each of which has its own
         batch and environments: ``"sqrt"``, ``"linear"`` or None; ``"sqrt+priming"`` and ``"linear+priming"`` start with a
         lower rate, see :func:`~sb3_dreamer.common.schedules.lr_scaling_factor`
@@ -209,7 +210,7 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
     def _setup_model(self) -> None:
         """As SB3's; some constructor arguments are passed on to the policy and to the replay buffer."""
         checks.check_arguments(self)
-        self._settings = {}  # no setting counts as changed: networks and buffer are built below
+        self._settings = {}  # empty: networks and buffer are built below from the present settings
         user_policy_kwargs, user_buffer_kwargs = self.policy_kwargs, self.replay_buffer_kwargs
         # SB3 passes these dicts to policy and buffer. Afterwards the user's own dicts are restored, because `load` compares
         # the saved `policy_kwargs` with its argument.
@@ -233,8 +234,8 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
         """
         Create the objective, the update and the acting step from the settings.
 
-        :param is_first: True while the model is being built; only then a line is printed if the model does not support the
-            fused loops
+        :param is_first: True while the model is being built; only then a line is printed if the model does not support
+            ``fused``
         """
         settings = {name: getattr(self, name) for name in checks.SETTINGS_OF_LOSS}
         self.loss_module = make_loss(self.policy, self.fused, self.verbose if is_first else 0, **settings)
@@ -379,7 +380,8 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
 
     def _make_owed_updates(self, num_timesteps: int) -> None:
         """
-        Make the updates that were still owed when ``learn`` was stopped, with the learning rate of that time.
+        Make the updates that were still due when ``learn`` was stopped. A schedule of the learning rate is evaluated at the
+        step of the stop.
 
         :param num_timesteps: environment steps at the stop
         """
@@ -406,7 +408,7 @@ class DreamerV3(DistributedOffPolicyAlgorithm):
     def _apply_settings(self) -> None:
         """
         Check the settings, then apply those of the training loop and of the buffer; :meth:`_setup_update` applies the others.
-        Recurrent state and optimizer do not change, nor does the number of time steps that are still to be trained.
+        Recurrent state and optimizer do not change. Updates that are already due still train as many replayed time steps.
 
         :raises ValueError: as the constructor, or if a setting has changed that can only be set in the constructor
         """

@@ -93,8 +93,9 @@ class ImaginedReturns(NamedTuple):
 
 class LossOutput(NamedTuple):
     """
-    One evaluation of the objective: the scalar to minimise; its terms by name, before their mean and ``loss_scales`` (weights
-    by observation key are already applied); the posterior states (B, T, ...); and intermediate results.
+    One evaluation of the objective: the scalar to minimise; its terms by name, neither averaged nor multiplied by the weights
+    of the losses yet (only weights of single observation keys are already applied); the posterior states (B, T, ...); and
+    intermediate results.
 
     Terms of the world model are (B, T), actor and critic (N, H), replay critic (B, L - 1). Imagination starts from the last L
     rows of each window.

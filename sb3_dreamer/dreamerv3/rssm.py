@@ -38,7 +38,7 @@ class BlockGRU(nn.Module):
 
     @property
     def first_block_layer(self) -> BlockLinear:
-        """The first block layer, which the fused loops read."""
+        """The first block layer, whose weights the faster implementation in ``fast/`` reads."""
         return cast(BlockLinear, self.hidden[0])
 
     @property
