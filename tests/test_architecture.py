@@ -11,15 +11,15 @@ COMMON = [
         "common",
         "common.distributed.ranks",
         "common.distributed.sb3_files",
-        "common.envs.counter",
+        "common.env_state",
         "common.envs.crafter",
-        "common.envs.pixel_catch",
-        "common.envs.pixel_reach",
-        "common.envs.t_maze",
+        "common.envs.resumable",
+        "common.files",
         "common.functional",
         "common.loss_weights",
         "common.metrics",
         "common.optimizers",
+        "common.plain_data",
         "common.replay",
         "common.replay.device",
         "common.returns",
@@ -28,10 +28,14 @@ COMMON = [
         "common.type_aliases",
     },
     {
+        "common.checkpoint",
         "common.distributed",
         "common.distributed.torchrun",
         "common.distributions",
-        "common.envs",
+        "common.envs.counter",
+        "common.envs.pixel_catch",
+        "common.envs.pixel_reach",
+        "common.envs.t_maze",
         "common.preprocessing",
         "common.replay.write_back",
         "common.torch_layers",
@@ -41,12 +45,14 @@ COMMON = [
     {
         "common.distributed.launch",
         "common.env_checker",
+        "common.envs",
         "common.images",
         "common.replay.storage",
         "common.vec_normalize",
     },
     {"common.distributed.algorithm", "common.value_checks"},
     {"common.buffers"},
+    {"common.replay.chunks"},
 ]
 READABLE = [
     {"dreamerv3.model_sizes", "dreamerv3.counterparts"},
@@ -54,7 +60,7 @@ READABLE = [
     {"dreamerv3.world_model"},
     {"dreamerv3.imagination", "dreamerv3.policies"},
     {"dreamerv3.losses"},
-    {"dreamerv3.update", "dreamerv3.checks"},
+    {"dreamerv3.update", "dreamerv3.checks", "dreamerv3.resume"},
 ]
 FAST = [
     {"dreamerv3.fast", "dreamerv3.fast.weights", "dreamerv3.fast.cuda_graph"},
@@ -68,6 +74,7 @@ FAST = [
 ALGORITHM = [{"dreamerv3.dreamerv3"}, {"dreamerv3"}]
 PACKAGE_AND_ZOO = [
     {"presets", "zoo", "zoo.startup._sb3_dreamer_zoo_hook", "zoo.ranks", "zoo.sampler"},
+    {"callbacks"},
     {"", "zoo.presets"},
     {"zoo.plugin"},
     {"zoo.__main__"},

@@ -18,7 +18,6 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 
 import sb3_dreamer.dreamerv3.checks as checks
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
-from sb3_dreamer.common.distributed.algorithm import DistributedOffPolicyAlgorithm
 from sb3_dreamer.common.env_checker import check_env
 from sb3_dreamer.common.metrics import MetricAverager, UpdateClock
 from sb3_dreamer.common.preprocessing import decode_actions, encode_actions
@@ -31,11 +30,12 @@ from sb3_dreamer.dreamerv3.counterparts import name_counterparts
 from sb3_dreamer.dreamerv3.fast.make_update import Acting, Update, make_acting, make_loss, make_update
 from sb3_dreamer.dreamerv3.losses import DreamerLoss, LossScales
 from sb3_dreamer.dreamerv3.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy
+from sb3_dreamer.dreamerv3.resume import ResumableAlgorithm
 
 SelfDreamerV3 = TypeVar("SelfDreamerV3", bound="DreamerV3")
 
 
-class DreamerV3(DistributedOffPolicyAlgorithm):
+class DreamerV3(ResumableAlgorithm):
     """
     DreamerV3: learn a world model from replayed sequences, and actor and critic from trajectories imagined with it.
 

@@ -2,7 +2,8 @@
 
 import io
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, 
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_dreamer.common.distributed.launch import join_ranks
+from sb3_dreamer.common.files import atomic_file, with_suffix
 from sb3_dreamer.common.functional import tensors_of
 
 SelfDistributed = TypeVar("SelfDistributed", bound="DistributedOffPolicyAlgorithm")
@@ -25,6 +27,19 @@ def frozen(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: frozen(part) for key, part in value.items()}
     return [frozen(part) for part in value] if isinstance(value, list) else value
+
+
+def write_whole(save: Callable[[Any], None], path: Any, *, suffix: str) -> None:
+    """
+    :param save: writes to a file
+    :param path: path of the file, which is complete or unchanged afterwards; or an open file
+    :param suffix: of the path, if it has none
+    """
+    if not isinstance(path, str | pathlib.Path):
+        save(path)
+        return
+    with atomic_file(with_suffix(pathlib.Path(path), suffix)) as file:
+        save(file)
 
 
 class DistributedOffPolicyAlgorithm(OffPolicyAlgorithm):
@@ -48,6 +63,7 @@ class DistributedOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._ranks = join_ranks()
         self._settings: dict[str, Any] = {}  # those in use, by name
         self._log_interval: int | None = None  # of the last ``learn``
+        self._end_of_learn = ExitStack()
         verbose = verbose if self._ranks.is_main else 0
         super().__init__(policy, env, device=self._ranks.device(device), verbose=verbose, **kwargs)
 
@@ -83,7 +99,7 @@ class DistributedOffPolicyAlgorithm(OffPolicyAlgorithm):
         """
         self._log_interval = log_interval
         tb_log_name = type(self).__name__ if tb_log_name is None else tb_log_name
-        with self._ranks.learning(self._rank_invariants(total_timesteps)):
+        with self._end_of_learn, self._ranks.learning(self._rank_invariants(total_timesteps)):
             callback, progress_bar = self._ranks.callback(callback, progress_bar)
             args = total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
             super().learn(*args)  # type: ignore[arg-type]  # SB3's `log_interval` may be None, too
@@ -91,6 +107,10 @@ class DistributedOffPolicyAlgorithm(OffPolicyAlgorithm):
             self._merge_statistics()
             self._ranks.save_follower_buffers(self._ranks.shared_paths(), self.save_replay_buffer)
         return self
+
+    def at_end_of_learn(self, function: Callable[[], None]) -> None:
+        """:param function: called once at the end of ``learn``, also if it ends by an exception"""
+        self._end_of_learn.callback(function)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         """As SB3's; all ranks start with the weights, the optimizer and the statistics of the main rank."""
@@ -161,6 +181,7 @@ class DistributedOffPolicyAlgorithm(OffPolicyAlgorithm):
             replay_buffer, *(step[name] for name in ("buffer_actions", "new_obs", "rewards", "dones", "infos"))
         )
         self._update_info_buffer(step["infos"], step["dones"])
+        self._episode_num += int(step["dones"].sum())
 
     def _count_other_ranks(self, n_envs: int) -> None:
         """
@@ -179,17 +200,20 @@ class DistributedOffPolicyAlgorithm(OffPolicyAlgorithm):
         exclude: Iterable[str] | None = None,
         include: Iterable[str] | None = None,
     ) -> None:
-        """As SB3's; all ranks hold the same model, the main one saves it, and the others wait until the file is there."""
+        """
+        As SB3's; all ranks hold the same model, the main one saves it, and the others wait until the file is there. A file
+        that exists is replaced once the new one is complete.
+        """
         save = partial(super().save, exclude=exclude, include=include)
-        self._ranks.main_saves(save, path, (self.num_timesteps, self._n_updates))
+        self._ranks.main_saves(partial(write_whole, save, suffix="zip"), path, (self.num_timesteps, self._n_updates))
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """
         As SB3's. Each rank writes its own rows and random state, rank 1 to ``..._rank1.pkl``; where only the main rank is
-        asked, by a callback, the others follow after the rollout.
+        asked, by a callback, the others follow after the rollout. A file that exists is replaced once the new one is complete.
         """
         self.replay_buffer.random_states = self._ranks.random_states()
-        super().save_replay_buffer(self._ranks.file(path))
+        write_whole(super().save_replay_buffer, self._ranks.file(path), suffix="pkl")
         self._ranks.request_buffer_save(path)
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
@@ -205,7 +229,7 @@ class DistributedOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         """The ranks are those of the process that loads the file."""
-        return [*super()._excluded_save_params(), "_ranks", "_settings", "_log_interval"]
+        return [*super()._excluded_save_params(), "_ranks", "_settings", "_log_interval", "_end_of_learn"]
 
     # ---- what a subclass provides. If it overrides `_sample_action`, it also calls `_count_other_ranks` there. ----
 

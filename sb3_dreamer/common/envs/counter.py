@@ -2,12 +2,13 @@
 
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from sb3_dreamer.common.envs.resumable import ResumableEnv
 
-class CounterEnv(gym.Env):
+
+class CounterEnv(ResumableEnv):
     """
     The observation is ``[episode, step, last action]``, the reward on arrival is ``1000 * episode + step``. An error
     by one row, one episode or one environment therefore shows up as a wrong number.
@@ -19,6 +20,7 @@ class CounterEnv(gym.Env):
     :param render_mode: ``"rgb_array"`` or None
     """
 
+    STATE = ("episode", "steps")
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012
 
     def __init__(

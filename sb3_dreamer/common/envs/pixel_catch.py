@@ -2,12 +2,13 @@
 
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from sb3_dreamer.common.envs.resumable import ResumableEnv
 
-class PixelCatchEnv(gym.Env):
+
+class PixelCatchEnv(ResumableEnv):
     """
     A red ball falls one row per step from a random column; a green paddle in the bottom row, which starts in the middle,
     moves left, stays or moves right. After ``grid - 1`` steps the episode terminates with reward +1 if the paddle is
@@ -21,6 +22,7 @@ class PixelCatchEnv(gym.Env):
     :raises ValueError: if ``image_size`` is not a multiple of ``grid``
     """
 
+    STATE = ("ball_row", "ball_column", "paddle")
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012
 
     def __init__(self, image_size: int = 64, grid: int = 8, render_mode: str | None = None):

@@ -2,14 +2,15 @@
 
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+
+from sb3_dreamer.common.envs.resumable import ResumableEnv
 
 OBSERVATIONS = ("image", "dict")
 
 
-class PixelReachEnv(gym.Env):
+class PixelReachEnv(ResumableEnv):
     """
     A point in [-1, 1] x [-1, 1] moves by ``0.2 * action``. The reward is the negative distance to a goal. Point and goal are
     random. An episode is truncated after 25 steps and never terminates.
@@ -24,6 +25,7 @@ class PixelReachEnv(gym.Env):
     :raises ValueError: if ``observations`` or ``image_size`` is not allowed
     """
 
+    STATE = ("point", "goal", "steps")
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012
     STEP, LENGTH = 0.2, 25
 

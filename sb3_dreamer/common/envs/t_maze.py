@@ -2,12 +2,13 @@
 
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from sb3_dreamer.common.envs.resumable import ResumableEnv
 
-class TMazeEnv(gym.Env):
+
+class TMazeEnv(ResumableEnv):
     """
     The observation is ``[cue, at the junction, 1]``. The cue, +1 or -1, is shown at the first step only. After ``length``
     steps, regardless of the actions, the agent is at the junction. There, action 1 is correct for cue +1 and action 0 for cue
@@ -20,6 +21,7 @@ class TMazeEnv(gym.Env):
     :raises ValueError: if ``length`` is below 1
     """
 
+    STATE = ("cue", "steps")
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012
 
     def __init__(self, length: int = 4, render_mode: str | None = None):

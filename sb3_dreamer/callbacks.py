@@ -1,0 +1,116 @@
+"""Callbacks for DreamerV3."""
+
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_dreamer.common.checkpoint import find_checkpoints, remove_old, set_aside
+
+if TYPE_CHECKING:
+    from sb3_dreamer.dreamerv3 import DreamerV3
+
+__all__ = ["DreamerCheckpointCallback"]
+
+
+class StopSignals:
+    """
+    Take note of Ctrl-C and SIGTERM instead of ending the process. A second one ends it at once.
+
+    :ivar received: name of the signal, None before it came
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def install(self) -> None:
+        """Replace the handlers of the signals. Python allows this in the main thread only; in others, nothing happens."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+
+    def restore(self) -> None:
+        """Put the handlers back that were there before."""
+        while self._before:
+            number, handler = self._before.popitem()
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self.received = signal.Signals(number).name
+        self.restore()
+        print(
+            f"{self.received}: a checkpoint is saved and training ends. A second signal ends the process at once.", flush=True
+        )
+
+
+class DreamerCheckpointCallback(BaseCallback):
+    """
+    Save everything that the rest of the run depends on: weights, optimizer, replay buffer, VecNormalize, counters, random
+    states, recurrent state, and the state of the environments if they have the methods ``get_state`` and ``set_state``.
+    :meth:`DreamerV3.resume` continues from there.
+
+    A checkpoint is a folder, ``path/checkpoint_STEPS``. It is complete or absent: the run may be killed at any moment, also
+    while it saves. Rows of the replay buffer that the last checkpoint has already are not written again.
+
+    Ctrl-C and SIGTERM save a checkpoint and end ``learn`` as if a callback had stopped it. A second signal ends the process.
+
+    :param save_freq: environment steps between checkpoints, counted over all environments; one more is saved at the end of
+        ``learn``
+    :param path: folder of the checkpoints
+    :param keep_last: number of checkpoints to keep
+    :param verbose: 1 prints the name of each checkpoint
+    :raises ValueError: if an argument is below 1; at the start of ``learn`` if ``path`` has checkpoints of another run, or if
+        the model is not a DreamerV3
+    """
+
+    model: "DreamerV3"
+
+    def __init__(self, save_freq: int, path: str | Path, keep_last: int = 2, verbose: int = 0):
+        super().__init__(verbose)
+        for name, value in (("save_freq", save_freq), ("keep_last", keep_last)):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}")
+        self.save_freq = save_freq
+        self.path = Path(path)
+        self.keep_last = keep_last
+        self.signals = StopSignals()
+        self._saved_at = 0
+
+    def _on_training_start(self) -> None:
+        if not hasattr(self.model, "save_checkpoint"):
+            raise ValueError(f"`DreamerCheckpointCallback` saves a DreamerV3, got {type(self.model).__name__}")
+        self.path = self.path.resolve()
+        resumed = self.model.last_checkpoint
+        if find_checkpoints(self.path) and (resumed is None or resumed.parent != self.path):
+            raise ValueError(
+                f"`path` has checkpoints of another run, {self.path}: continue that run with `DreamerV3.resume(path, env)`, "
+                "or choose another folder"
+            )
+        set_aside(self.path, self.model.num_timesteps)
+        self._saved_at = self.model.num_timesteps
+        self.signals.received = None
+        self.signals.install()
+        self.model.at_end_of_learn(self.signals.restore)
+
+    def _on_rollout_start(self) -> None:
+        if self.model.num_timesteps - self._saved_at >= self.save_freq:
+            self.save()
+
+    def _on_step(self) -> bool:
+        return self.signals.received is None
+
+    def _on_training_end(self) -> None:
+        self.save()
+
+    def save(self) -> None:
+        """Save a checkpoint now, unless there is one of this step, and remove old ones."""
+        folder = self.model.save_checkpoint(self.path)
+        self._saved_at = self.model.num_timesteps
+        remove_old(self.path, self.keep_last)
+        if self.verbose >= 1:
+            print(f"Saved {folder}")

@@ -1,0 +1,322 @@
+"""What a checkpoint of DreamerV3 contains: everything that the rest of a run depends on."""
+
+import inspect
+import pathlib
+import random
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_dreamer.common.buffers import SequenceReplayBuffer
+from sb3_dreamer.common.checkpoint import Checkpoint, CheckpointError, checkpoint_folder, new_checkpoint, open_checkpoint
+from sb3_dreamer.common.distributed.algorithm import DistributedOffPolicyAlgorithm
+from sb3_dreamer.common.env_state import (
+    check_statistics,
+    generator_from,
+    generator_state,
+    get_states,
+    get_statistics,
+    set_states,
+    set_statistics,
+)
+from sb3_dreamer.common.metrics import MetricAverager
+from sb3_dreamer.common.plain_data import NotPlainError, to_plain
+from sb3_dreamer.common.replay.chunks import ReplayChunks, read_chunks
+from sb3_dreamer.common.schedules import TrainRatio
+from sb3_dreamer.common.type_aliases import PolicyState
+
+SelfResumable = TypeVar("SelfResumable", bound="ResumableAlgorithm")
+
+WEIGHTS = "weights.pth"
+# Counters and observations of a run. The attributes of the training ratio and of the metrics follow below.
+OF_RUN = (
+    "num_timesteps",
+    "_total_timesteps",
+    "_num_timesteps_at_start",
+    "_current_progress_remaining",
+    "_n_updates",
+    "_episode_num",
+    "ep_info_buffer",
+    "ep_success_buffer",
+    "_last_obs",
+    "_last_original_obs",
+    "_last_episode_starts",
+)
+OF_RATIO = ("owed", "is_open", "steps_per_update")
+OF_METRICS = ("_names", "_sums", "count")
+# Arguments of the constructor that belong to the process, not to the run, and those that are handled separately.
+NOT_STORED = {"self", "env", "device", "verbose", "tensorboard_log", "_init_setup_model", "policy", "replay_buffer_class"}
+STORED_AS = {"stats_window_size": "_stats_window_size"}
+
+
+class ResumableAlgorithm(DistributedOffPolicyAlgorithm):
+    """
+    Saves and resumes runs. The functions below say what a checkpoint contains.
+
+    :param args: as those of :class:`~sb3_dreamer.common.distributed.algorithm.DistributedOffPolicyAlgorithm`
+    :param kwargs: the same, by name
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]]
+    replay_buffer: SequenceReplayBuffer
+    _last_state: PolicyState | None
+    _train_ratio: TrainRatio
+    _metrics: MetricAverager
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        # The last checkpoint of this run, what it contains of the replay buffer, and values that were not logged yet.
+        self._last_checkpoint: Checkpoint | None = None
+        self._replay_chunks: ReplayChunks | None = None
+        self._pending_log: dict[str, Any] = {}
+        super().__init__(*args, **kwargs)
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        """As SB3's; values of a resumed run that were not logged yet are logged with the next ones."""
+        setup = super()._setup_learn(*args, **kwargs)
+        for name, values in self._pending_log.items():
+            getattr(self.logger, name).update(values)
+        self._pending_log = {}
+        return setup
+
+    @property
+    def last_checkpoint(self) -> pathlib.Path | None:
+        """The newest checkpoint of this run, or the one that it was resumed from."""
+        return None if self._last_checkpoint is None else self._last_checkpoint.folder
+
+    def save_checkpoint(self, path: str | pathlib.Path) -> pathlib.Path:
+        """
+        Save everything that the rest of the run depends on, as
+        :class:`~sb3_dreamer.callbacks.DreamerCheckpointCallback` does during ``learn``. Call it between two rollouts.
+
+        :param path: folder of the checkpoints
+        :return: the new checkpoint, ``path/checkpoint_STEPS``
+        :raises OSError: if the folder cannot be written to, or the disk is full; older checkpoints are unchanged
+        """
+        return save_checkpoint(self, pathlib.Path(path).resolve())
+
+    def load_checkpoint(self, path: str | pathlib.Path) -> None:
+        """
+        Continue the run of a checkpoint with this model, which has just been made with the same settings and has an
+        environment. If this fails, the model must not be used. See :meth:`resume`.
+
+        :param path: a checkpoint, or the folder with several, of which the newest is read
+        :raises FileNotFoundError: if there is none
+        :raises CheckpointError: if it is damaged; the message names an older one
+        :raises ValueError: if it does not fit the model or its environment
+        """
+        load_checkpoint(self, pathlib.Path(path).resolve())
+
+    @classmethod
+    def resume(
+        cls: type[SelfResumable], path: str | pathlib.Path, env: GymEnv, device: th.device | str = "auto", **kwargs: Any
+    ) -> SelfResumable:
+        """
+        Continue a run that was saved by :class:`~sb3_dreamer.callbacks.DreamerCheckpointCallback`.
+
+        .. code-block:: python
+
+            model = DreamerV3.resume("checkpoints", env)
+            model.learn(100_000 - model.num_timesteps, reset_num_timesteps=False)
+
+        On a CPU, the run then has the same weights as without the interruption if the environments have the methods
+        ``get_state`` and ``set_state``; otherwise they begin a new episode.
+
+        :param path: a checkpoint, or the folder with several, of which the newest is read
+        :param env: environment, wrapped as before
+        :param device: where the model goes
+        :param kwargs: arguments of the constructor, instead of those in the checkpoint. Functions and classes are not stored
+            and must be passed again.
+        :return: the model
+        :raises FileNotFoundError: if there is no checkpoint
+        :raises CheckpointError: if it is damaged; the message names an older one
+        :raises ValueError: if it does not fit the environment, or an argument is missing
+        """
+        checkpoint = open_checkpoint(pathlib.Path(path).resolve())
+        settings = settings_from(checkpoint, checkpoint.content()["settings"], kwargs)
+        model = cls(env=env, device=device, **settings)
+        model.load_checkpoint(checkpoint.folder)
+        return model
+
+    def _excluded_save_params(self) -> list[str]:
+        """A file of SB3 does not belong to a checkpoint."""
+        return [*super()._excluded_save_params(), "_last_checkpoint", "_replay_chunks", "_pending_log"]
+
+
+# ---- arguments of the constructor ----
+
+
+def stored_settings(model: "ResumableAlgorithm") -> dict[str, Any]:
+    """
+    :return: arguments of the constructor. Those that are not plain data, such as functions and classes, have the value None
+        and are named in ``"missing"``.
+    """
+    names = [name for name in inspect.signature(type(model).__init__).parameters if name not in NOT_STORED]
+    values = {name: getattr(model, STORED_AS.get(name, name)) for name in names if name != "train_freq"}
+    frequency = model.train_freq
+    values["train_freq"] = frequency if isinstance(frequency, int | tuple) and type(frequency) in (int, tuple) else None
+    if values["train_freq"] is None:
+        values["train_freq"] = (frequency.frequency, frequency.unit.value)  # type: ignore[union-attr]
+    aliases = [name for name, kind in model.policy_aliases.items() if kind is model.policy_class]
+    values["policy"] = aliases[-1] if aliases else None  # the last one accepts all spaces
+    missing = [] if aliases else ["policy"]
+    if model.replay_buffer_class is not SequenceReplayBuffer:
+        missing.append("replay_buffer_class")
+    for name, value in values.items():
+        try:
+            to_plain(value, [], name)
+        except NotPlainError:
+            missing.append(name)
+    return dict(values={name: value for name, value in values.items() if name not in missing}, missing=missing)
+
+
+def settings_from(checkpoint: Checkpoint, stored: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param checkpoint: the checkpoint
+    :param stored: from :func:`stored_settings`
+    :param kwargs: arguments that replace those of the checkpoint
+    :return: arguments of the constructor
+    :raises ValueError: if an argument is neither in the checkpoint nor in ``kwargs``
+    """
+    missing = [name for name in stored["missing"] if name not in kwargs]
+    if missing:
+        raise ValueError(
+            f"{checkpoint.folder} does not contain {', '.join(f'`{name}`' for name in missing)}, because functions and "
+            f"classes are not stored. Pass the same as before: DreamerV3.resume(path, env, {missing[0]}=...)"
+        )
+    return {**stored["values"], **kwargs}
+
+
+# ---- save ----
+
+
+def save_checkpoint(model: "ResumableAlgorithm", path: pathlib.Path) -> pathlib.Path:
+    """
+    :param model: the model, between two rollouts
+    :param path: folder of the checkpoints
+    :return: the new checkpoint; if there is one of this step, that one
+    :raises OSError: if the folder cannot be written to, or the disk is full. Older checkpoints are unchanged.
+    """
+    target = checkpoint_folder(path, model.num_timesteps)
+    if target.exists():
+        return target
+    chunks = model._replay_chunks
+    if chunks is None or chunks.buffer is not model.replay_buffer:
+        chunks = model._replay_chunks = ReplayChunks(model.replay_buffer, "replay/0")
+    previous = model._last_checkpoint
+    if previous is not None and previous.folder.parent != path:
+        previous, chunks.written = None, None
+    with new_checkpoint(path, model.num_timesteps, previous) as writer:
+        writer.write_tensors(WEIGHTS, model.get_parameters())
+        content: dict[str, Any] = dict(settings=stored_settings(model), run=run_state(model), random=random_states(model))
+        content["vec_normalize"] = get_statistics(model.get_vec_normalize_env())
+        content["envs"] = None if model.env is None else get_states(model.env)
+        content["replay"] = chunks.write(writer)
+        writer.close(content)
+    chunks.mark_written()
+    model._last_checkpoint = Checkpoint(target)
+    return target
+
+
+def run_state(model: "ResumableAlgorithm") -> dict[str, Any]:
+    """:return: counters, observations and the recurrent state of the run"""
+    state: dict[str, Any] = {name: getattr(model, name) for name in OF_RUN}
+    state["training_ratio"] = {name: getattr(model._train_ratio, name) for name in OF_RATIO}
+    state["metrics"] = {name: getattr(model._metrics, name) for name in OF_METRICS}
+    state["last_state"] = None if model._last_state is None else tuple(model._last_state)
+    if model._logger is not None:
+        state["logger"] = {name: dict(getattr(model.logger, name)) for name in ("name_to_value", "name_to_count")}
+    return state
+
+
+def random_states(model: "ResumableAlgorithm") -> dict[str, Any]:
+    """:return: states of all random generators of the process, and of the action space"""
+    version, internal, gauss = random.getstate()
+    return dict(
+        python=(version, np.array(internal, dtype=np.uint32), gauss),
+        numpy=tuple(np.random.get_state()),
+        torch=th.get_rng_state(),
+        cuda=th.cuda.get_rng_state_all() if th.cuda.is_available() else [],
+        action_space=generator_state(model.action_space.np_random),
+    )
+
+
+# ---- load ----
+
+
+def load_checkpoint(model: "ResumableAlgorithm", path: str | pathlib.Path) -> None:
+    """
+    Continue the run of a checkpoint. If this fails, the model must not be used.
+
+    :param model: a new model with the same settings and an environment
+    :param path: a checkpoint, or the folder with several, of which the newest is read
+    :raises FileNotFoundError: if there is none
+    :raises CheckpointError: if it is damaged
+    :raises ValueError: if it does not fit the model or its environment
+    """
+    checkpoint = open_checkpoint(path)
+    content = checkpoint.content()
+    try:
+        restore(model, checkpoint, content)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{checkpoint.folder} does not contain a run of DreamerV3: {error!r}") from error
+
+
+def restore(model: "ResumableAlgorithm", checkpoint: Checkpoint, content: dict[str, Any]) -> None:
+    """
+    :param model: model to be changed
+    :param checkpoint: the checkpoint
+    :param content: its content
+    :raises ValueError: as :func:`load_checkpoint`
+    """
+    vec_normalize = model.get_vec_normalize_env()
+    check_statistics(vec_normalize, content["vec_normalize"])
+    read_chunks(checkpoint, content["replay"], model.replay_buffer, "replay/0")
+    try:
+        model.set_parameters(checkpoint.read_tensors(WEIGHTS, model.device), device=model.device)
+    except RuntimeError as error:
+        raise ValueError(f"The weights of {checkpoint.folder} do not fit the model: {error}") from error
+    run = content["run"]
+    for name in OF_RUN:
+        setattr(model, name, run[name])
+    vars(model._train_ratio).update(run["training_ratio"])
+    vars(model._metrics).update(run["metrics"])
+    if model._metrics._sums is not None:
+        model._metrics._sums = model._metrics._sums.to(model.device)
+    model._pending_log = run.get("logger", {})
+    restore_env(model, content)
+    set_statistics(vec_normalize, content["vec_normalize"])  # last, because a reset changes them
+    restore_random_states(model, content["random"])
+    model._last_checkpoint = checkpoint
+    model._replay_chunks = ReplayChunks(model.replay_buffer, "replay/0")
+    model._replay_chunks.mark_written()
+
+
+def restore_env(model: "ResumableAlgorithm", content: dict[str, Any]) -> None:
+    """Continue in the middle of the episodes if the environments can, otherwise begin new ones."""
+    env, last_state = model.env, content["run"]["last_state"]
+    assert isinstance(env, VecEnv)
+    if content["envs"] is not None and set_states(env, content["envs"]):
+        model._last_state = None if last_state is None else PolicyState(*(part.to(model.device) for part in last_state))
+        return
+    model._last_obs, model._last_state = None, None  # SB3 then resets the environments, and the next row is a first row
+    if model.verbose >= 1:
+        print(
+            "The environments have no `get_state` and `set_state`, so they begin a new episode. Everything else continues "
+            "where it was saved."
+        )
+
+
+def restore_random_states(model: "ResumableAlgorithm", states: dict[str, Any]) -> None:
+    """:param states: from :func:`random_states`"""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(int(value) for value in internal), gauss))
+    np.random.set_state(states["numpy"])
+    th.set_rng_state(states["torch"])
+    if states["cuda"] and th.cuda.is_available() and len(states["cuda"]) == th.cuda.device_count():
+        th.cuda.set_rng_state_all(states["cuda"])
+    model.action_space._np_random = generator_from(states["action_space"])

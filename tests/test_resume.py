@@ -1,0 +1,219 @@
+"""Checkpoints: a resumed run is bit-equal to one without interruption."""
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.callbacks import ConvertCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecNormalize
+
+from sb3_dreamer import DreamerV3
+from sb3_dreamer.callbacks import DreamerCheckpointCallback
+from sb3_dreamer.common.checkpoint import find_checkpoints
+from sb3_dreamer.common.envs import PixelCatchEnv, TMazeEnv
+from tests.support.helpers import TINY, counter_envs, counter_model
+
+STEPS = 120
+
+
+def vectors(**kwargs):
+    return counter_model(**dict(training_ratio=8, learning_rate=1e-3, lr_warmup_steps=5) | kwargs)
+
+
+def one_vector(**kwargs):
+    return DreamerV3("MlpPolicy", make_vec_env("sb3_dreamer/TMaze-v0", 1, seed=3), seed=3, **TINY | kwargs)
+
+
+def image_env(n_envs):
+    return make_vec_env(PixelCatchEnv, n_envs, seed=0, env_kwargs=dict(image_size=16))
+
+
+def one_image(**kwargs):
+    return DreamerV3("CnnPolicy", image_env(1), seed=1, **TINY | kwargs)
+
+
+def images(**kwargs):
+    return DreamerV3("CnnPolicy", image_env(3), seed=1, **TINY | kwargs)
+
+
+def normalized_stacked(**kwargs):
+    env = VecNormalize(VecFrameStack(make_vec_env("sb3_dreamer/TMaze-v0", 2, seed=0), 3))
+    return DreamerV3("MlpPolicy", env, seed=0, **TINY | kwargs)
+
+
+def continuous_dict(**kwargs):
+    env = make_vec_env("sb3_dreamer/PixelReachDict-v0", 2, seed=0, env_kwargs=dict(image_size=16))
+    return DreamerV3("MultiInputPolicy", env, seed=0, **TINY | kwargs)
+
+
+def full_state(model):
+    """Everything that must be equal, by name."""
+    state = {f"policy.{name}": value.numpy() for name, value in model.policy.state_dict().items()}
+    for i, moments in model.policy.optimizer.state_dict()["state"].items():
+        state |= {f"optimizer.{i}.{name}": value.numpy() for name, value in moments.items()}
+    buffer = model.replay_buffer
+    state |= {f"replay.{name}": array for name, array in buffer._arrays().items()}
+    state |= {"replay.queue": np.array(buffer._queue), "replay.counts": buffer.counts}
+    state |= {"torch": th.get_rng_state().numpy(), "numpy": np.random.get_state()[1]}
+    counters = "num_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining"
+    state |= {name: np.array(getattr(model, name)) for name in counters}
+    state["returns"] = np.array([info["r"] for info in model.ep_info_buffer])
+    state["owed"] = np.array(str(model._train_ratio.owed))
+    return state
+
+
+def stop_at(step):
+    return ConvertCallback(lambda local, _: local["self"].num_timesteps < step)
+
+
+def assert_equal(mine, theirs):
+    assert mine.keys() == theirs.keys()
+    different = [name for name in mine if not np.array_equal(mine[name], theirs[name])]
+    assert not different, different
+
+
+@pytest.mark.parametrize("build", [vectors, one_vector, one_image, images, normalized_stacked, continuous_dict])
+@pytest.mark.parametrize("n_resumes", [1, 3])
+def test_resumed_run_is_bit_equal(build, n_resumes, tmp_path):
+    expected = full_state(build().learn(STEPS))
+    model = build()
+    for i in range(n_resumes):
+        stop = STEPS // (n_resumes + 1) * (i + 1)
+        callbacks = [DreamerCheckpointCallback(30, tmp_path), stop_at(stop)]
+        model.learn(STEPS - model.num_timesteps, callback=callbacks, reset_num_timesteps=i == 0)
+        assert stop <= model.num_timesteps < stop + 3
+        env = build().env
+        np.random.seed(9)
+        th.manual_seed(9)
+        model = DreamerV3.resume(tmp_path, env)
+    model.learn(STEPS - model.num_timesteps, callback=DreamerCheckpointCallback(30, tmp_path), reset_num_timesteps=False)
+    assert_equal(full_state(model), expected)
+
+
+def test_resumed_in_the_middle_between_two_checkpoints(tmp_path):
+    """A run that is killed continues from its last checkpoint, whatever came after it."""
+    expected = full_state(vectors().learn(STEPS))
+    model = vectors()
+    model.learn(STEPS, callback=[DreamerCheckpointCallback(30, tmp_path, keep_last=9), stop_at(100)])
+    folders = find_checkpoints(tmp_path)
+    assert [int(folder.name[-9:]) for folder in folders] == [30, 60, 90, 102]
+    resumed = DreamerV3.resume(folders[1], counter_envs())
+    assert resumed.num_timesteps == 60
+    resumed.learn(STEPS - 60, callback=DreamerCheckpointCallback(30, tmp_path), reset_num_timesteps=False)
+    assert_equal(full_state(resumed), expected)
+    assert len(find_checkpoints(tmp_path)) == 2 and len(list(tmp_path.glob("*.abandoned"))) == 2
+
+
+def test_subprocesses_continue_in_their_episodes(tmp_path):
+    """States and random generators of environments in other processes."""
+    build = lambda: make_vec_env(TMazeEnv, 2, seed=0, vec_env_cls=SubprocVecEnv)  # noqa: E731
+    settings = dict(seed=0, **TINY)
+    whole = DreamerV3("MlpPolicy", build(), **settings).learn(120)
+    model = DreamerV3("MlpPolicy", build(), **settings)
+    model.learn(120, callback=[DreamerCheckpointCallback(30, tmp_path), stop_at(70)])
+    model.env.close()
+    resumed = DreamerV3.resume(tmp_path, build())
+    resumed.learn(120 - resumed.num_timesteps, reset_num_timesteps=False)
+    assert_equal(full_state(resumed), full_state(whole))
+    for env in (whole.env, resumed.env):
+        env.close()
+
+
+def test_environments_without_state_begin_an_episode(tmp_path, capsys):
+    build = lambda: make_vec_env("CartPole-v1", 2, seed=0)  # noqa: E731
+    model = DreamerV3("MlpPolicy", build(), seed=0, **TINY).learn(60, callback=DreamerCheckpointCallback(30, tmp_path))
+    resumed = DreamerV3.resume(tmp_path, build(), verbose=1)
+    assert "begin a new episode" in capsys.readouterr().out
+    last, rows = resumed.replay_buffer.counts.copy(), resumed.replay_buffer.buffer_size
+    assert (last == model.replay_buffer.counts).all()
+    resumed.learn(20, reset_num_timesteps=False, log_interval=None)
+    assert resumed.replay_buffer.is_first[last % rows, [0, 1]].all()
+    # The generators go on, so the first episode is not replayed.
+    first = model.replay_buffer.observations[0]
+    assert not np.array_equal(resumed.replay_buffer.observations[last[0] % rows], first)
+
+
+def test_logged_means_go_on(tmp_path):
+    """Metrics and episode returns that were not logged yet are part of the checkpoint."""
+    model = vectors().learn(120, log_interval=None)
+    model.logger.record_mean("mine", 3.0)
+    before = model._metrics.count, model._metrics._sums.clone(), list(model.ep_info_buffer)
+    assert before[0] > 10
+    folder = model.save_checkpoint(tmp_path)
+    resumed = DreamerV3.resume(folder, counter_envs())
+    assert resumed._metrics.count == before[0] and th.equal(resumed._metrics._sums, before[1])
+    assert list(resumed.ep_info_buffer) == before[2]
+    resumed.learn(3, reset_num_timesteps=False, log_interval=None)
+    assert resumed.logger.name_to_value["mine"] == 3.0
+
+
+def test_a_folder_with_another_run_is_refused(tmp_path):
+    vectors().learn(30, callback=DreamerCheckpointCallback(30, tmp_path))
+    model = vectors()
+    with pytest.raises(ValueError, match="`path` has checkpoints of another run"):
+        model.learn(30, callback=DreamerCheckpointCallback(30, tmp_path))
+    assert model.num_timesteps == 0 and len(find_checkpoints(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("argument", ["save_freq", "keep_last"])
+def test_callback_arguments(argument, tmp_path):
+    with pytest.raises(ValueError, match=f"`{argument}` must be at least 1, got 0"):
+        DreamerCheckpointCallback(**{"save_freq": 5, "path": tmp_path, argument: 0})
+
+
+def test_functions_must_be_passed_again(tmp_path):
+    model = vectors(learning_rate=lambda progress: 1e-3 * progress, policy_kwargs=dict(optimizer_class=th.optim.Adam))
+    folder = model.learn(30).save_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match="does not contain `learning_rate`, `policy_kwargs`, because functions and classes"):
+        DreamerV3.resume(folder, counter_envs())
+    passed = dict(learning_rate=lambda progress: 1e-3 * progress, policy_kwargs=dict(optimizer_class=th.optim.Adam))
+    resumed = DreamerV3.resume(folder, counter_envs(), **passed)
+    assert resumed.num_timesteps == 30 and resumed.training_ratio == 8
+
+
+def test_another_model_or_environment_is_refused_by_name(tmp_path):
+    folder = vectors().learn(30).save_checkpoint(tmp_path)
+    for changes, message in (
+        (dict(policy_kwargs=dict(units=12)), "The weights of .* do not fit the model"),
+        (dict(policy_kwargs=dict(deter=16)), "made with `latent_shape`"),
+        (dict(replay_context=False), "made with `replay_context` True, the model has False"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            DreamerV3.resume(folder, counter_envs(), **changes)
+    with pytest.raises(ValueError, match="made with `n_envs` 3, the model has 2"):
+        DreamerV3.resume(folder, make_vec_env("CartPole-v1", 2))
+    with pytest.raises(ValueError, match="was made without VecNormalize, `env` is with it"):
+        DreamerV3.resume(folder, VecNormalize(counter_envs()))
+
+
+def test_a_full_disk_leaves_the_older_checkpoint(tmp_path, monkeypatch):
+    model = vectors().learn(30)
+    older = model.save_checkpoint(tmp_path)
+    model.learn(30, reset_num_timesteps=False)
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        model.save_checkpoint(tmp_path)
+    with pytest.raises(OSError, match="No space left"):
+        model.save(tmp_path / "model")
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == [older] and model.last_checkpoint == older
+    model.save_checkpoint(tmp_path)
+    assert DreamerV3.resume(tmp_path, counter_envs()).num_timesteps == 60
+
+
+def test_files_of_sb3_are_replaced_when_complete(tmp_path, monkeypatch):
+    """``save`` and ``save_replay_buffer`` over existing files that cannot be written completely."""
+    model = vectors().learn(30)
+    for save, path in ((model.save, tmp_path / "model.zip"), (model.save_replay_buffer, tmp_path / "replay.pkl")):
+        save(path)
+        before = path.read_bytes()
+        monkeypatch.setattr("os.fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space left"):
+            save(path)
+        monkeypatch.undo()
+        assert path.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.zip", "replay.pkl"]
