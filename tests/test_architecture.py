@@ -75,7 +75,7 @@ ALGORITHM = [{"dreamerv3.dreamerv3"}, {"dreamerv3"}]
 PACKAGE_AND_ZOO = [
     {"presets", "zoo", "zoo.startup._sb3_dreamer_zoo_hook", "zoo.ranks", "zoo.sampler"},
     {"callbacks"},
-    {"", "zoo.presets"},
+    {"", "zoo.presets", "zoo.resume"},
     {"zoo.plugin"},
     {"zoo.__main__"},
 ]

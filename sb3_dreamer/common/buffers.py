@@ -72,6 +72,7 @@ class SequenceReplayBuffer(RowStorage):
     """
 
     random_states: dict[str, Any] | None = None  # of the random generators of the rank that saves the buffer
+    saved_at: int | None = None  # environment steps of the model that saved the buffer
     # Keys that are images, whose values must be within the bounds of their space; None: images are recognised by their spaces.
     image_keys: list[str] | None = None
 

@@ -488,7 +488,8 @@ class DreamerV3(ResumableAlgorithm):
         **kwargs: Any,
     ) -> SelfDreamerV3:
         """
-        As :meth:`BaseAlgorithm.load`.
+        As :meth:`BaseAlgorithm.load`. If the saved model was seeded, random numbers go on where it was saved, unless ``seed``
+        is passed.
 
         :param kwargs: arguments of the constructor that replace those in the file
         :raises TypeError: if the constructor has no such argument
@@ -499,7 +500,10 @@ class DreamerV3(ResumableAlgorithm):
         if "stats_window_size" in kwargs:
             kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")  # SB3 stores it under this name
         with explain_newer_numpy(path):
-            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+            model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        if "seed" not in kwargs:
+            model.continue_random_streams()
+        return model
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """

@@ -3,6 +3,7 @@
 import inspect
 import pathlib
 import random
+import warnings
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -73,11 +74,16 @@ class ResumableAlgorithm(DistributedOffPolicyAlgorithm):
         self._last_checkpoint: Checkpoint | None = None
         self._replay_chunks: ReplayChunks | None = None
         self._pending_log: dict[str, Any] = {}
+        self._saved_random_states: dict[str, Any] | None = None
+        self._had_vec_normalize = False
         super().__init__(*args, **kwargs)
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+    def _setup_learn(
+        self, total_timesteps: int, callback: Any = None, reset_num_timesteps: bool = True, *args: Any, **kwargs: Any
+    ) -> tuple[int, BaseCallback]:
         """As SB3's; values of a resumed run that were not logged yet are logged with the next ones."""
-        setup = super()._setup_learn(*args, **kwargs)
+        self._warn_about_what_is_missing(reset_num_timesteps)
+        setup = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
         for name, values in self._pending_log.items():
             getattr(self.logger, name).update(values)
         self._pending_log = {}
@@ -141,6 +147,47 @@ class ResumableAlgorithm(DistributedOffPolicyAlgorithm):
         model = cls(env=env, device=device, **settings)
         model.load_checkpoint(checkpoint.folder)
         return model
+
+    def _warn_about_what_is_missing(self, reset_num_timesteps: bool) -> None:
+        """Warn if a ``learn`` that goes on lacks something that the run had before it was saved."""
+        if reset_num_timesteps or not self._n_updates or not self._ranks.is_main:
+            return
+        if not self.replay_buffer.size():
+            warnings.warn(
+                f"`learn` goes on after {self.num_timesteps} steps with an empty replay buffer: load that of the run "
+                "(`load_replay_buffer`), or use `DreamerV3.resume`, which needs a checkpoint"
+            )
+        if self._had_vec_normalize and self.get_vec_normalize_env() is None:
+            warnings.warn("The model was trained with VecNormalize, but `env` is without it: use `VecNormalize.load`")
+
+    # ---- files of SB3 ----
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """As SB3's; a file of a seeded model also has the states of the random generators."""
+        self._saved_random_states = None if self.seed is None else random_states(self)
+        self._had_vec_normalize = self.get_vec_normalize_env() is not None
+        super().save(*args, **kwargs)
+
+    def continue_random_streams(self) -> None:
+        """After ``load``: draw what comes after the numbers that the saved model has drawn, not these numbers again."""
+        if self._saved_random_states is None:
+            return
+        restore_random_states(self, self._saved_random_states)
+        self._saved_random_states = None
+        if self.env is not None:  # SB3 has seeded it as in the first run
+            self.env.seed(int(np.random.SeedSequence([self.seed or 0, self.num_timesteps]).generate_state(1)[0]))
+
+    def save_replay_buffer(self, path: Any) -> None:
+        """As SB3's; the file also has the number of steps, so that a model of another step is noticed."""
+        self.replay_buffer.saved_at = self.num_timesteps
+        super().save_replay_buffer(path)
+
+    def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
+        """As SB3's; warn if buffer and model were saved at different steps."""
+        super().load_replay_buffer(path, truncate_last_traj)
+        saved_at = self.replay_buffer.saved_at
+        if saved_at is not None and self.num_timesteps and saved_at != self.num_timesteps:
+            warnings.warn(f"The model was saved after {self.num_timesteps} steps, this replay buffer after {saved_at}")
 
     def _excluded_save_params(self) -> list[str]:
         """A file of SB3 does not belong to a checkpoint."""

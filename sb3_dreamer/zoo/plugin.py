@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import sys
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -10,6 +11,7 @@ from sb3_dreamer.common.distributed.launch import is_launched
 from sb3_dreamer.dreamerv3 import DreamerV3
 from sb3_dreamer.zoo.presets import find_config
 from sb3_dreamer.zoo.ranks import adapt_to_rank
+from sb3_dreamer.zoo.resume import accept_folder, add_callback, resume, stand_ins
 
 NAME = "dreamerv3"
 
@@ -51,6 +53,7 @@ def register_presets(exp_manager: ModuleType) -> None:
 
     init.finds_dreamerv3 = True  # type: ignore[attr-defined]
     manager.__init__ = init
+    register_resume(manager)
     if is_launched():
         learn = manager.learn
 
@@ -61,6 +64,37 @@ def register_presets(exp_manager: ModuleType) -> None:
             learn(self, model)
 
         manager.learn = learn_on_all_ranks
+
+
+def register_resume(manager: Any) -> None:
+    """
+    Make ``train -i`` of DreamerV3 continue a run: counters, schedules and TensorBoard log go on, and a folder with checkpoints
+    is accepted.
+
+    :param manager: ``ExperimentManager``
+    """
+    load, learn, create_callbacks = manager._load_pretrained_agent, manager.learn, manager.create_callbacks
+
+    def load_or_resume(self: Any, hyperparams: dict[str, Any], env: Any) -> Any:
+        return (resume if self.trained_agent in stand_ins else load)(self, hyperparams, env)
+
+    def continue_learning(self: Any, model: Any) -> None:
+        if self.algo == NAME and self.continue_training:
+            model.learn = functools.partial(model.learn, reset_num_timesteps=False)
+        try:
+            learn(self, model)
+        finally:
+            vars(model).pop("learn", None)
+
+    def create_all_callbacks(self: Any) -> None:
+        create_callbacks(self)
+        if self.algo == NAME:
+            add_callback(self)
+
+    manager._load_pretrained_agent = load_or_resume
+    manager.learn = continue_learning
+    manager.create_callbacks = create_all_callbacks
+    accept_folder(sys.argv)
 
 
 def register_all() -> None:

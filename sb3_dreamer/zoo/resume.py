@@ -1,0 +1,70 @@
+"""``rl_zoo3 train -i``: continue a run, from a checkpoint or from a file of SB3."""
+
+import atexit
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_dreamer.callbacks import DreamerCheckpointCallback
+from sb3_dreamer.common.checkpoint import INDEX, find_checkpoints
+from sb3_dreamer.dreamerv3 import DreamerV3
+
+# Folder of the checkpoints inside of the folder that RL Zoo makes for a run.
+CHECKPOINTS = "checkpoints"
+OPTIONS = ("-i", "--trained-agent")
+# RL Zoo only takes a .zip for -i. An empty one stands for the folder: path of the file -> folder.
+stand_ins: dict[str, Path] = {}
+
+
+def find_folder(path: str) -> Path | None:
+    """:return: the folder with checkpoints that ``-i`` names: that folder, a checkpoint, or RL Zoo's folder of a run"""
+    folder = Path(path)
+    if (folder / INDEX).is_file() or find_checkpoints(folder):
+        return folder
+    return folder / CHECKPOINTS if find_checkpoints(folder / CHECKPOINTS) else None
+
+
+def accept_folder(arguments: list[str]) -> None:
+    """
+    Replace a folder with checkpoints by a file that RL Zoo accepts.
+
+    :param arguments: of the command line, changed in place
+    """
+    for i, argument in enumerate(arguments):
+        option, _, value = argument.partition("=")
+        at = i if value else i + 1
+        if option not in OPTIONS or at >= len(arguments):
+            continue
+        folder = find_folder(value or arguments[at])
+        if folder is not None:
+            temporary = tempfile.mkdtemp(prefix="sb3_dreamer_resume")
+            atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+            file = Path(temporary) / "checkpoint.zip"
+            file.touch()
+            stand_ins[str(file)] = folder
+            arguments[at] = f"{option}={file}" if value else str(file)
+
+
+def resume(manager: Any, hyperparams: dict[str, Any], env: VecEnv) -> DreamerV3:
+    """
+    :param manager: ``ExperimentManager`` with a stand-in as ``trained_agent``
+    :param hyperparams: of the preset
+    :param env: environment
+    :return: the model, which continues the run
+    """
+    folder = stand_ins[manager.trained_agent]
+    print(f"Continuing from {folder}")
+    names = "seed", "tensorboard_log", "verbose", "device"
+    model = DreamerV3(env=env, **{name: getattr(manager, name) for name in names}, **hyperparams)
+    model.load_checkpoint(folder)
+    return model
+
+
+def add_callback(manager: Any) -> None:
+    """:param manager: ``ExperimentManager`` with ``--save-freq``, which then also saves checkpoints to continue from"""
+    if manager.save_freq > 0 and not manager.optimize_hyperparameters:
+        steps = manager.save_freq * manager.n_envs  # RL Zoo has divided it by the number of environments
+        manager.callbacks.append(DreamerCheckpointCallback(steps, Path(manager.save_path) / CHECKPOINTS, verbose=1))
