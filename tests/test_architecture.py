@@ -22,6 +22,7 @@ COMMON = [
         "common.plain_data",
         "common.replay",
         "common.replay.device",
+        "common.replay.disk",
         "common.returns",
         "common.save_util",
         "common.schedules",

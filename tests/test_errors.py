@@ -11,7 +11,9 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import gymnasium as gym
 import numpy as np
@@ -77,7 +79,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "replay_buffer_class=ReplayBuffer": dict(replay_buffer_class=ReplayBuffer),
     "replay_buffer_class=HerReplayBuffer": dict(replay_buffer_class=HerReplayBuffer),
     "replay_buffer_kwargs=dict(optimize_memory_usage=True)": dict(replay_buffer_kwargs=dict(optimize_memory_usage=True)),
-    "replay_buffer_kwargs=dict(storage='disk')": dict(replay_buffer_kwargs=dict(storage="disk")),
+    "replay_buffer_kwargs=dict(storage='tape')": dict(replay_buffer_kwargs=dict(storage="tape")),
     "replay_buffer_kwargs=dict(batch_length=3)": dict(replay_buffer_kwargs=dict(batch_length=3)),
     "log_every_updates=0": dict(log_every_updates=0),
     "policy_kwargs=dict(model_size='1m')": dict(policy_kwargs=dict(model_size="1m")),
@@ -203,6 +205,13 @@ def look_at_codes():
         buffer.add(image, image, np.array([0]), zero, zero, [{}])
 
 
+def fill_disk():
+    """Add a row to a buffer on a disk with a free gigabyte."""
+    with patch("shutil.disk_usage", lambda _: SimpleNamespace(free=1e9)):
+        buffer = SequenceReplayBuffer(10**8, VECTOR, DISCRETE, "cpu", 1, storage="disk", storage_folder="/tmp")
+        buffer.add(np.zeros(5), np.zeros(5), np.array([0]), np.zeros(1), np.zeros(1), [{}])
+
+
 def predict_with(observation: Any = None, state: Any = None, episode_start: Any = None):
     obs = np.zeros((2, 3), np.float32)
     return lambda: counter_model().predict(obs if observation is None else observation, state, episode_start)
@@ -272,6 +281,10 @@ USES: dict[str, Callable[[], Any]] = {
     "predict(a Dict with other keys)": lambda: DreamerV3("MultiInputPolicy", NoiseEnv(CAMERA, DISCRETE), **TINY).predict(
         {"joints": np.zeros(5)}
     ),
+    "storage='disk', a buffer larger than the disk": fill_disk,
+    "storage='disk', a file as storage_folder": lambda: counter_model(
+        replay_buffer_kwargs=dict(storage="disk", storage_folder="/dev/null")
+    ).learn(30),
     "buffer_size=5: no window fits (a warning)": lambda: counter_model(buffer_size=5).learn(30),
     "predict((obs, info))": predict_with((np.zeros((2, 3), np.float32), {})),
     "predict(obs, state of another batch)": predict_with(state=(np.zeros((3, 8)), np.zeros((3, 2, 4)), np.zeros((3, 4)))),

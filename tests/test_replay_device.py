@@ -49,7 +49,7 @@ def sample(buffer):
 
 @pytest.mark.parametrize("space", [IMAGE, MIXED], ids=["image", "dict"])
 def test_device_rows_are_those_of_the_host(space):
-    host, device = filled(space, "host"), filled(space, "device")
+    host, device = filled(space, "memory"), filled(space, "device")
     sample(device)  # from here on, rows are written to both
     for buffer in (device, host):
         refill(buffer, space)
@@ -98,11 +98,11 @@ def test_a_loaded_buffer_uses_the_storage_of_the_model(tmp_path):
     host = counter_model()
     host.load_replay_buffer(tmp_path / "buffer")
     host.replay_buffer.sample(4)
-    assert host.replay_buffer.storage == "host" and host.replay_buffer._device_mirror is None
+    assert host.replay_buffer.storage == "memory" and host.replay_buffer._device_mirror is None
 
 
 def test_a_buffer_without_a_storage_attribute_loads():
-    buffer = filled(IMAGE, "host")
+    buffer = filled(IMAGE, "memory")
     state = buffer.__getstate__()
     del state["storage"], state["_device_mirror"]
     old = SequenceReplayBuffer.__new__(SequenceReplayBuffer)
@@ -110,12 +110,24 @@ def test_a_buffer_without_a_storage_attribute_loads():
     assert th.equal(sample(old).observations, sample(buffer).observations)
 
 
+def test_the_old_name_of_memory(tmp_path):
+    model = counter_model(replay_buffer_kwargs=dict(storage="host")).learn(40)
+    assert model.replay_buffer.storage == "memory"
+    model.save(tmp_path / "model")
+    model.replay_buffer.storage = "host"  # as in the files of older versions
+    model.save_replay_buffer(tmp_path / "buffer")
+    assert pickle.loads((tmp_path / "buffer.pkl").read_bytes()).storage == "memory"
+    loaded = DreamerV3.load(tmp_path / "model", env=counter_envs())
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    assert loaded.replay_buffer.storage == "memory" and loaded.replay_buffer.size() == model.replay_buffer.size()
+
+
 def test_invalid_storages():
-    with pytest.raises(ValueError, match=r"`storage` must be one of \('host', 'device'\), got 'disk'"):
-        counter_model(replay_buffer_kwargs=dict(storage="disk"))
+    with pytest.raises(ValueError, match=r"`storage` must be one of \('memory', 'disk', 'device'\), got 'tape'"):
+        counter_model(replay_buffer_kwargs=dict(storage="tape"))
 
 
-@pytest.mark.parametrize("storage", ["host", "device"])
+@pytest.mark.parametrize("storage", ["memory", "disk", "device"])
 def test_buffers_load_without_the_device(storage, tmp_path):
     """Streams and device copies are created at first use: a CUDA buffer can be loaded and saved without a GPU."""
     model = counter_model(replay_buffer_kwargs=dict(storage=storage)).learn(40)

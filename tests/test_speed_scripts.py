@@ -77,5 +77,5 @@ def test_the_cuda_benchmark_times_every_part(stand_in):
     assert parts["encode"] < parts["world_model_loss"] and parts["encode"] < parts["whole_loss"] < parts["loss_and_gradient"]
     assert set(gpu.acting("debug")) == {"eager_1_ms", "recorded_1_ms", "eager_16_ms", "recorded_16_ms"}
     times = gpu.feed("debug", rows=300)
-    assert set(times) == {"update_alone_ms", "with_host_replay_ms", "with_device_replay_ms"}
+    assert set(times) == {"update_alone_ms", "with_memory_replay_ms", "with_device_replay_ms"}
     assert min(times.values()) > 0

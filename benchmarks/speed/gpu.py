@@ -9,7 +9,7 @@ All measurements that need a CUDA device, in one command of less than ten minute
    synchronisation
 4. time of each part of an eager update
 5. acting eager and captured, 1 and 16 environments
-6. replay: updates with sampling from host and device storage, compared with updates alone
+6. replay: updates with sampling from storage in memory and on the device, compared with updates alone
 7. larger models
 
 The results of each part are written as soon as it ends. If a part fails, the error is reported, the other parts are run, and
@@ -233,7 +233,7 @@ def feed(preset: str, rows: int = 20_000) -> dict[str, float]:
     batch = make_batch(policy)
     facts = dict(update_alone_ms=milliseconds(lambda: captured(batch), 50))
     space, action_space, latent_shape = policy.observation_space, policy.action_space, policy.size.latent_shape
-    for storage in ("host", "device"):
+    for storage in ("memory", "device"):
         buffer = SequenceReplayBuffer(
             rows, space, action_space, DEVICE, 1, batch_length=LENGTH, latent_shape=latent_shape, storage=storage
         )

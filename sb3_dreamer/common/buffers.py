@@ -3,6 +3,7 @@
 import warnings
 from collections import deque
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_dreamer.common.functional import one_hot, tensors_of
 from sb3_dreamer.common.images import choose_keys
 from sb3_dreamer.common.preprocessing import SINGLE_KEY, as_array_dict, as_space_dict, steps_of
-from sb3_dreamer.common.replay.device import STORAGES, DeviceMirror, side_stream, to_device
+from sb3_dreamer.common.replay.device import DeviceMirror, side_stream, to_device
 from sb3_dreamer.common.replay.storage import RowStorage
 from sb3_dreamer.common.replay.write_back import LatentWriteBack
 from sb3_dreamer.common.type_aliases import LatentState, NumpyObs, SequenceBatch, SequenceIndices, TensorObs
@@ -66,8 +67,12 @@ class SequenceReplayBuffer(RowStorage):
     :param replay_context: start each window from the latent of its context row; if False, from zeros as in a new episode
     :param online_queue: put each newly completed window (these do not overlap) into a batch first; the rest of the batch is
         drawn uniformly
-    :param storage: ``"device"`` keeps a copy of all observations on the device, so that they are not copied from the host for
-        each batch; it has no effect with VecNormalize
+    :param storage: where the rows are kept: ``"memory"``; ``"disk"``: in files, which may be larger than the memory;
+        ``"device"``: in memory, with a copy of all observations on the device, so that they are not copied from the host for
+        each batch (it has no effect with VecNormalize). The batches are the same.
+    :param storage_folder: with ``storage="disk"``, folder of the files, best on a local SSD; None: the system's folder for
+        temporary files. The files have no names, and their space is freed when the buffer is garbage-collected or the process
+        ends; ``save_replay_buffer`` saves the rows.
     :raises ValueError: if ``optimize_memory_usage`` is set or ``storage`` is unknown
     """
 
@@ -89,10 +94,9 @@ class SequenceReplayBuffer(RowStorage):
         latent_shape: tuple[int, int, int] | None = None,
         replay_context: bool = True,
         online_queue: bool = True,
-        storage: str = "host",
+        storage: str = "memory",
+        storage_folder: str | Path | None = None,
     ):
-        if storage not in STORAGES:
-            raise ValueError(f"`storage` must be one of {STORAGES}, got {storage!r}")
         if optimize_memory_usage:
             raise ValueError("`optimize_memory_usage` must be False: this buffer stores every observation only once anyway")
         # Not ReplayBuffer's constructor, which allocates at once and keeps every observation twice.
@@ -104,8 +108,8 @@ class SequenceReplayBuffer(RowStorage):
         self.latent_shape = latent_shape
         self.replay_context = replay_context
         self.online_queue = online_queue
-        self.storage = storage
         self.is_allocated = False
+        self.set_storage(storage, storage_folder)
         self._device_mirror: DeviceMirror | None = None
         self._make_unsaved()
         self._make_arrays(0)
@@ -184,6 +188,7 @@ class SequenceReplayBuffer(RowStorage):
         Change the size and keep the newest rows of each stream.
 
         :param buffer_size: rows per environment from now on
+        :raises OSError: if the disk has not enough free space for a second buffer next to this one; nothing has changed then
         """
         if buffer_size == self.buffer_size:
             return
@@ -192,7 +197,11 @@ class SequenceReplayBuffer(RowStorage):
         if self.is_allocated:
             # In a larger buffer `filled` would include rows that are overwritten already: subtract them from `counts`.
             gone = np.maximum(self.counts - old_size, 0) * (buffer_size > old_size)  # (n_envs,)
-            self._move_rows(old_size, gone)
+            try:
+                self._move_rows(old_size, gone)
+            except OSError:
+                self.buffer_size = old_size
+                raise
             self.counts -= gone
             self._queue = deque((env, step - int(gone[env])) for env, step in self._queue)
         self._device_mirror = None
@@ -240,6 +249,7 @@ class SequenceReplayBuffer(RowStorage):
         :param done: (n_envs,) terminated or truncated
         :param infos: ``TimeLimit.truncated`` marks truncations
         :raises ValueError: if a shape or a value is not allowed; the message names the first one, and nothing is stored
+        :raises OSError: at the first call, if the disk has not enough free space or ``storage_folder`` is not writable
         """
         n = self.n_envs
         obs_rows, next_rows = self._check_obs.rows(obs, n), self._check_obs(next_obs, n)

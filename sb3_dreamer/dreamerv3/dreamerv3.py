@@ -519,9 +519,10 @@ class DreamerV3(ResumableAlgorithm):
     def _adopt_replay_buffer(self) -> None:
         """Check a buffer from a file, and give it the model's settings."""
         checks.check_loaded_buffer(self.replay_buffer, self)
+        kwargs = self.replay_buffer_kwargs
+        self.replay_buffer.set_storage(kwargs.get("storage", "memory"), kwargs.get("storage_folder"))
         self.replay_buffer.resize(max(self.buffer_size // self.n_envs, 1))
         self.replay_buffer.online_queue = self.online_queue
-        self.replay_buffer.storage = self.replay_buffer_kwargs.get("storage", "host")
         self.replay_buffer.set_window(self.batch_length)
         self._last_state = None
 

@@ -1,1 +1,1 @@
-"""Parts of the replay buffer: storage on the host, a copy on the device, and writing latents back."""
+"""Parts of the replay buffer: storage in memory, on disk and on the device, and writing latents back."""

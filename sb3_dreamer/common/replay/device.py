@@ -5,8 +5,6 @@ from functools import lru_cache
 import numpy as np
 import torch as th
 
-STORAGES = ("host", "device")
-
 
 def to_device(array: np.ndarray, device: th.device) -> th.Tensor:
     """

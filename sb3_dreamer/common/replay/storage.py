@@ -1,6 +1,7 @@
 """Rows of the sequence replay buffer: arrays that are allocated lazily, appended to, pickled up to the last row, mirrored."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 
 from sb3_dreamer.common.preprocessing import SINGLE_KEY, as_array_dict
 from sb3_dreamer.common.replay.device import DeviceMirror
+from sb3_dreamer.common.replay.disk import check_folder, check_space, zeros_on_disk
 from sb3_dreamer.common.type_aliases import NumpyObs
 
 try:
@@ -17,8 +19,24 @@ try:
 except ImportError:  # pragma: no cover
     psutil = None
 
+STORAGES = ("memory", "disk", "device")
+OLD_NAMES = {"host": "memory"}  # of storages
+# Rows of an array that are copied at once where it is copied in parts, so that an array on disk need not fit in memory.
+ROWS_PER_COPY = 4096
 # All arrays except observations; their shapes are (rows, n_envs, ...).
 ROW_ARRAYS = ("actions", "rewards", "is_first", "dones", "timeouts", "deter", "stoch", "has_latent")
+
+
+def storage_name(name: str) -> str:
+    """
+    :param name: one of ``STORAGES``, or the old name ``"host"`` of ``"memory"``
+    :return: one of ``STORAGES``
+    :raises ValueError: for any other name
+    """
+    name = OLD_NAMES.get(name, name)
+    if name not in STORAGES:
+        raise ValueError(f"`storage` must be one of {STORAGES}, got {name!r}")
+    return name
 
 
 class RowStorage(ReplayBuffer):
@@ -29,7 +47,8 @@ class RowStorage(ReplayBuffer):
 
     latent_shape: tuple[int, int, int] | None
     replay_context: bool
-    storage: str = "host"  # missing in buffers pickled by older versions
+    storage: str = "memory"  # missing in buffers pickled by older versions, as is the folder
+    storage_folder: str | Path | None = None
     is_allocated: bool
     counts: np.ndarray
     _envs: np.ndarray
@@ -41,28 +60,55 @@ class RowStorage(ReplayBuffer):
     deter: np.ndarray
     stoch: np.ndarray
 
+    def set_storage(self, storage: str, storage_folder: str | Path | None = None) -> None:
+        """
+        Choose where the rows are kept from now on. Rows that are stored already are copied there.
+
+        :param storage: as the argument of the constructor
+        :param storage_folder: as the argument of the constructor
+        :raises ValueError: if ``storage`` is unknown
+        :raises OSError: if rows cannot be copied to the folder; the buffer is then unchanged
+        """
+        before = self.storage, self.storage_folder
+        self.storage, self.storage_folder = storage_name(storage), storage_folder
+        if self.is_allocated and "disk" in (before[0], self.storage) and before != (self.storage, storage_folder):
+            try:
+                self._move_rows(self.buffer_size, np.zeros_like(self.counts))
+            except OSError:
+                self.storage, self.storage_folder = before
+                raise
+
+    def _zeros(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """:return: a new array, in memory or on disk"""
+        return zeros_on_disk(shape, dtype, self.storage_folder) if self.storage == "disk" else np.zeros(shape, dtype)
+
     def _make_arrays(self, rows: int) -> None:
-        """(Re)create all arrays with zeros. The system only commits their memory when rows are written."""
+        """
+        (Re)create all arrays with zeros. In memory, the system only commits pages to which rows are written; on disk the
+        space is reserved at once.
+
+        :raises OSError: if the disk has not enough free space
+        """
         lead = (rows, self.n_envs)
         self.observations = self._make_observations(lead)  # type: ignore[assignment]
         # Actions of a Box are stored scaled to [-1, 1], regardless of the dtype of the Box.
         is_box = isinstance(self.action_space, spaces.Box)
-        self.actions = np.zeros((*lead, self.action_dim), dtype=np.float32 if is_box else self.action_space.dtype)
-        self.rewards = np.zeros(lead, dtype=np.float32)
-        self.is_first, self.dones, self.timeouts, self.has_latent = (np.zeros(lead, dtype=bool) for _ in range(4))
+        self.actions = self._zeros((*lead, self.action_dim), dtype=np.float32 if is_box else self.action_space.dtype)
+        self.rewards = self._zeros(lead, dtype=np.float32)
+        self.is_first, self.dones, self.timeouts, self.has_latent = (self._zeros(lead, dtype=bool) for _ in range(4))
         # Latents need most of the memory, so deter is stored in 16 bits and stoch as class indices.
         deter, stoch, classes = self.latent_shape if self.latent_shape and self.replay_context else (0, 0, 1)
-        self.deter = np.zeros((*lead, deter), dtype=np.float16)
-        self.stoch = np.zeros((*lead, stoch), dtype=np.uint8 if classes <= 256 else np.uint16)
+        self.deter = self._zeros((*lead, deter), dtype=np.float16)
+        self.stoch = self._zeros((*lead, stoch), dtype=np.uint8 if classes <= 256 else np.uint16)
 
     def _make_observations(self, lead: tuple[int, ...]) -> NumpyObs:
         if isinstance(self.observation_space, spaces.Dict):
             shapes: dict[str, tuple[int, ...]] = self.obs_shape  # type: ignore[assignment]
             return {
-                key: np.zeros((*lead, *shapes[key]), dtype=self._maybe_cast_dtype(space.dtype))
+                key: self._zeros((*lead, *shapes[key]), dtype=self._maybe_cast_dtype(space.dtype))
                 for key, space in self.observation_space.spaces.items()
             }
-        return np.zeros((*lead, *self.obs_shape), dtype=self._maybe_cast_dtype(self.observation_space.dtype))
+        return self._zeros((*lead, *self.obs_shape), dtype=self._maybe_cast_dtype(self.observation_space.dtype))
 
     def _arrays(self) -> dict[str, np.ndarray]:
         arrays = {name: getattr(self, name) for name in ROW_ARRAYS}
@@ -80,9 +126,11 @@ class RowStorage(ReplayBuffer):
         row, envs = np.nonzero(steps >= 0)
         steps = steps[row, envs]
         old_rows = self._arrays()
-        self._make_arrays(self.buffer_size)
+        self._make_full_arrays()
         for name, array in self._arrays().items():
-            array[(steps - gone[envs]) % self.buffer_size, envs] = old_rows[name][steps % old_size, envs]
+            for start in range(0, len(steps), ROWS_PER_COPY):
+                step, env = steps[start : start + ROWS_PER_COPY], envs[start : start + ROWS_PER_COPY]
+                array[(step - gone[env]) % self.buffer_size, env] = old_rows[name][step % old_size, env]
 
     @property
     def pos(self) -> int:
@@ -166,15 +214,31 @@ class RowStorage(ReplayBuffer):
         bytes_per_row = sum(int(np.prod(array.shape[1:])) * array.itemsize for array in self._arrays().values())
         return bytes_per_row * self.buffer_size
 
+    def _make_full_arrays(self) -> None:
+        """
+        (Re)create all arrays with zeros for ``buffer_size`` rows of each stream.
+
+        :raises OSError: if they cannot be created on disk; the arrays are then those of before
+        """
+        before = dict(self.__dict__)
+        try:
+            if self.storage == "disk":
+                check_space(self.nbytes, check_folder(self.storage_folder))
+            self._make_arrays(self.buffer_size)
+        except OSError:
+            self.__dict__.update(before)
+            raise
+
     def _allocate(self) -> None:
         self._make_arrays(0)  # the latent shape may have been set since
-        available = psutil.virtual_memory().available if psutil is not None else np.inf
+        available = psutil.virtual_memory().available if psutil is not None and self.storage != "disk" else np.inf
         if self.nbytes > available:
             warnings.warn(
                 "This system does not have apparently enough memory to store the complete replay buffer "
-                f"{self.nbytes / 1e9:.2f}GB > {available / 1e9:.2f}GB: reduce `buffer_size`"
+                f"{self.nbytes / 1e9:.2f}GB > {available / 1e9:.2f}GB: reduce `buffer_size`, or keep the buffer on disk by "
+                'replay_buffer_kwargs=dict(storage="disk")'
             )
-        self._make_arrays(self.buffer_size)
+        self._make_full_arrays()
         self.is_allocated = True
         self._device_mirror = None
 
@@ -209,18 +273,29 @@ class RowStorage(ReplayBuffer):
                 raise ValueError(f"The replay buffer holds {meaning}: {getattr(self, name)}, the model has {wanted}")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle only the rows in use."""
+        """Pickle only the rows in use. They are not copied, because rows on disk may not fit in memory."""
         state = self.__dict__ | {"_device_mirror": None}
         used = min(int(self.counts.max()), self.buffer_size) if self.is_allocated else 0
-        state |= {name: getattr(self, name)[:used].copy() for name in ROW_ARRAYS}
-        cut = {key: array[:used].copy() for key, array in as_array_dict(self.observations).items()}
+        state |= {name: getattr(self, name)[:used] for name in ROW_ARRAYS}
+        cut = {key: array[:used] for key, array in as_array_dict(self.observations).items()}
         state["observations"] = cut if isinstance(self.observations, dict) else cut[SINGLE_KEY]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self.storage = storage_name(self.storage)
         if self.is_allocated:
             stored = self._arrays()
-            self._make_arrays(self.buffer_size)
+            self._use_possible_folder()
+            self._make_full_arrays()
             for name, array in self._arrays().items():
                 array[: len(stored[name])] = stored[name]
+
+    def _use_possible_folder(self) -> None:
+        """If the folder of a buffer from another machine cannot be used, use the one for temporary files, with a warning."""
+        if self.storage == "disk" and self.storage_folder is not None:
+            try:
+                check_folder(self.storage_folder)
+            except OSError as error:
+                warnings.warn(f"{error}: the replay buffer is put into the folder for temporary files")
+                self.storage_folder = None
