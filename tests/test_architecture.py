@@ -27,6 +27,7 @@ COMMON = [
         "common.save_util",
         "common.schedules",
         "common.type_aliases",
+        "common.workers",
     },
     {
         "common.checkpoint",

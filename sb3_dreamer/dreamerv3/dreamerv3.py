@@ -26,6 +26,7 @@ from sb3_dreamer.common.schedules import PiecewiseSchedule, TrainRatio, lr_scali
 from sb3_dreamer.common.type_aliases import LatentState, PolicyState
 from sb3_dreamer.common.value_checks import RangeCheck
 from sb3_dreamer.common.vec_normalize import in_model_layout
+from sb3_dreamer.common.workers import watch_workers
 from sb3_dreamer.dreamerv3.counterparts import name_counterparts
 from sb3_dreamer.dreamerv3.fast.make_update import Acting, Update, make_acting, make_loss, make_update
 from sb3_dreamer.dreamerv3.losses import DreamerLoss, LossScales
@@ -204,8 +205,8 @@ class DreamerV3(ResumableAlgorithm):
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        """As SB3's, but check the environment first, with errors that say what to do."""
-        return OffPolicyAlgorithm._wrap_env(check_env(env), verbose, monitor_wrapper)
+        """As SB3's, but check the environment first, with errors that say what to do, and watch its processes."""
+        return watch_workers(OffPolicyAlgorithm._wrap_env(check_env(env), verbose, monitor_wrapper))
 
     def _setup_model(self) -> None:
         """As SB3's; some constructor arguments are passed on to the policy and to the replay buffer."""
