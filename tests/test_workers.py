@@ -76,7 +76,7 @@ def test_a_worker_that_is_dead_before_it_is_asked():
     env = watch_workers(SubprocVecEnv([cart_pole] * 2, start_method="fork"))
     env.processes[0].kill()
     env.processes[0].join()
-    with pytest.raises(WorkerError, match="Worker 0 .* was killed by SIGKILL"):
+    with pytest.raises(WorkerError, match=r"Worker 0 .* was killed by SIGKILL"):
         env.reset()
     env.close()
 

@@ -5,11 +5,17 @@ Functions that need other arguments of ``gymnasium.make`` make the environment a
 YAML is enough for training, evaluation and all commands of RL Zoo.
 """
 
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
 from gymnasium.wrappers import AddRenderObservation, AtariPreprocessing, ResizeObservation
 from stable_baselines3.common.monitor import Monitor
 
@@ -19,12 +25,29 @@ __all__ = [
     "ActionRepeat",
     "CodesToClasses",
     "CrafterEnv",
+    "RestartOnException",
     "TupleToDict",
     "atari",
     "dm_control_pixels",
     "flappy_bird_frames",
+    "make_again",
     "remake",
 ]
+
+logger = logging.getLogger(__name__)
+
+
+def with_new_env(wrapper: gym.Wrapper, env: gym.Env) -> gym.Wrapper:
+    """
+    :param wrapper: wrapper to keep
+    :param env: environment that it wraps from now on
+    :return: the wrapper
+    """
+    wrapper.env = env
+    wrapper._cached_spec = None  # otherwise gymnasium would still return the old one
+    if isinstance(wrapper, Monitor):
+        wrapper.needs_reset = True  # the episode of the old environment is over
+    return wrapper
 
 
 def remake(env: gym.Env, **kwargs: Any) -> gym.Env:
@@ -41,11 +64,155 @@ def remake(env: gym.Env, **kwargs: Any) -> gym.Env:
         raise ValueError(f"The environment must come from `gymnasium.make`, because it is made again with {kwargs}; got {env}")
     made = gym.make(inner.spec, **kwargs)
     inner.close()
-    if not isinstance(env, Monitor):
-        return made
-    env.env = made
-    env._cached_spec = None  # otherwise gymnasium would still return the old one
-    return env
+    return with_new_env(env, made) if isinstance(env, Monitor) else made
+
+
+def close_quietly(env: gym.Env) -> None:
+    """Close an environment that may be broken."""
+    try:
+        env.close()
+    except Exception as error:
+        logger.debug("The broken environment could not be closed: %r", error)
+
+
+def make_again(env: gym.Env) -> gym.Env:
+    """
+    Make an environment again with the same arguments. Wrappers that gymnasium cannot make again, such as ``Monitor``, are kept
+    and get the new environment.
+
+    :param env: environment made by ``gymnasium.make``, with any wrappers; it is closed
+    :return: the new environment
+    :raises ValueError: if the environment was not made by ``gymnasium.make``
+    """
+    if env.spec is None:
+        raise ValueError(f"The environment must come from `gymnasium.make`, because it is made again; got {env}")
+    if all(wrapper.kwargs is not None for wrapper in env.spec.additional_wrappers):
+        spec = env.spec
+        close_quietly(env)
+        return gym.make(spec)
+    assert isinstance(env, gym.Wrapper)
+    inner = make_again(env.env)
+    if isinstance(env, RecordConstructorArgs):
+        arguments = {name: value for name, value in env._saved_kwargs.items() if name != "env"}
+        return type(env)(env=inner, **deepcopy(arguments))
+    return with_new_env(env, inner)
+
+
+class RestartOnException(gym.Wrapper):
+    """
+    If the environment raises an exception, make it again and go on. The episode is cut by a truncation: ``step`` returns the
+    last observation, a reward of 0 and ``truncated=True``, and the next ``reset`` resets the new environment. An exception in
+    ``reset`` is followed by a reset of the new environment. ``KeyboardInterrupt`` and ``SystemExit`` pass through.
+
+    Every restart is logged as a warning (logger ``sb3_dreamer.common.wrappers``). ``info`` of the cut step holds
+    ``"restart_error"`` and ``"restarts"``, their number so far, which is also the attribute ``restarts``
+    (``vec_env.get_attr("restarts")``). Use this as the last (outermost) wrapper in RL Zoo's ``env_wrapper``, so that it also
+    restarts after exceptions in other wrappers. A ``Monitor`` inside of it is kept and does not count the cut episode.
+
+    :param env: environment
+    :param make_env: function that makes the environment again, without the ``Monitor`` that may stand directly inside of this
+        wrapper; None: as :func:`make_again`, by ``gymnasium.make``
+    :param max_restarts: restarts within ``window``; the next exception is raised
+    :param window: time in seconds
+    :param wait: seconds to wait before the environment is made again, for a simulator that needs time
+    :raises ValueError: if there is no ``make_env`` and the environment was not made by ``gymnasium.make``, if a number is
+        negative, or if a new environment has other spaces
+    """
+
+    def __init__(
+        self,
+        env: gym.Env,
+        make_env: Callable[[], gym.Env] | None = None,
+        max_restarts: int = 10,
+        window: float = 3600.0,
+        wait: float = 0.0,
+    ):
+        super().__init__(env)
+        if make_env is None and env.spec is None:
+            raise ValueError(
+                f"`RestartOnException` needs `make_env`, unless `gymnasium.make` has made the environment; got {env}"
+            )
+        if min(max_restarts, window, wait) < 0:
+            raise ValueError(f"No number may be negative, got {max_restarts=}, {window=}, {wait=}")
+        self.make_env, self.max_restarts, self.window, self.wait = make_env, max_restarts, window, wait
+        self.restarts = 0
+        self._times: deque[float] = deque()  # of the restarts within the window
+        self._last_observation: Any = None
+        self._seed: int | None = None
+        self._is_new = False  # not reset since it was made again
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """
+        :return: as the environment, or a truncation after an exception
+        :raises Exception: that of the environment, if there were too many
+        """
+        if self._last_observation is None:
+            return self.env.step(action)  # not reset yet: an error of the caller
+        try:
+            observation, *rest = self.env.step(action)
+        except Exception as error:
+            self._restart(error)
+            info = {"restart_error": repr(error), "restarts": self.restarts}
+            return deepcopy(self._last_observation), 0.0, False, True, info
+        self._last_observation = deepcopy(observation)  # the environment may overwrite it
+        return (observation, *rest)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """
+        As the environment's. A new environment that gets no seed is seeded from the last one and the number of restarts.
+
+        :raises Exception: that of the environment, if there were too many
+        """
+        self._seed = self._seed if seed is None else seed
+        while True:
+            if seed is None and self._is_new and self._seed is not None:
+                seed = int(np.random.SeedSequence([self._seed, self.restarts]).generate_state(1)[0])
+            try:
+                observation, info = self.env.reset(seed=seed, options=options)
+            except Exception as error:
+                self._restart(error)
+                continue
+            self._is_new, self._last_observation = False, deepcopy(observation)
+            return observation, info
+
+    def _restart(self, error: Exception) -> None:
+        """
+        Make the environment again. An exception there counts like one of the environment.
+
+        :param error: exception of the environment, raised again if there were too many
+        """
+        spaces_before = self.observation_space, self.action_space
+        while True:
+            now = time.monotonic()
+            while self._times and now - self._times[0] > self.window:
+                self._times.popleft()
+            if len(self._times) >= self.max_restarts:
+                message = (
+                    f"The environment failed after {len(self._times)} restarts in {self.window:g} s ({self.restarts} in all)"
+                )
+                logger.error("%s: %r", message, error)
+                if hasattr(error, "add_note"):  # since Python 3.11
+                    error.add_note(message)
+                raise error
+            self._times.append(now)
+            self.restarts += 1
+            logger.warning("The environment failed and is made again, restart %d: %r", self.restarts, error)
+            time.sleep(self.wait)
+            try:
+                self.env = self._make()
+                break
+            except Exception as failure:
+                error = failure
+        self._is_new = True
+        if (self.observation_space, self.action_space) != spaces_before:
+            raise ValueError(f"The new environment has other spaces: {self.env.observation_space}, {self.env.action_space}")
+
+    def _make(self) -> gym.Env:
+        if self.make_env is None:
+            return make_again(self.env)
+        close_quietly(self.env.env if isinstance(self.env, Monitor) else self.env)
+        made = self.make_env()
+        return with_new_env(self.env, made) if isinstance(self.env, Monitor) else made
 
 
 class ActionRepeat(gym.Wrapper):
