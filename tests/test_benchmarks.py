@@ -303,3 +303,16 @@ def test_speed_of_acting_and_replay_is_measured():
     (line,) = printed("benchmarks.speed.replay", "--preset", "debug", "--iterations", "1", "--rows", "2000")
     assert {"add_us_per_step", "sample_ms", "write_back_ms", "bytes_per_row"} <= line.keys()
     assert line["bytes_per_row"] > 24 * 4
+
+
+def test_storages_of_the_replay_take_turns(tmp_path):
+    arguments = ["--rows", "1500", "--iterations", "1", "--frames", "1030", "--folder", str(tmp_path)]
+    line, *codecs = printed("benchmarks.speed.replay_storage", *arguments)
+    # bytes of a row: image, action 8, reward 4, four flags, deter and stoch of 12m
+    assert line["gigabytes"] == pytest.approx(1500 * (64 * 64 * 3 + 8 + 4 + 4 + 2 * 2048 + 32) / 1e9, abs=1e-3)
+    for part in ("add", "sample"):
+        unit = "us" if part == "add" else "ms"
+        ours, theirs = line[f"{part}_disk_{unit}"], line[f"{part}_memory_{unit}"]
+        assert line[f"{part}_ratio"] == pytest.approx(ours / theirs, rel=0.05) and theirs > 0
+    assert line["sample_disk_cold_wall_ms"] > 0
+    assert codecs[0]["codec"] == "zlib level 1" and all(codec["size_ratio"] > 1 for codec in codecs)

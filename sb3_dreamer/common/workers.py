@@ -54,7 +54,11 @@ class WatchedConnection:
         return getattr(self._connection, name)
 
     def _close_all(self) -> WorkerError:
-        """Close the other workers, so that ``SubprocVecEnv.close`` has nothing to wait for. :return: the error to raise"""
+        """
+        Close the other workers, so that ``SubprocVecEnv.close`` has nothing to wait for.
+
+        :return: the error to raise
+        """
         end = time.monotonic() + CLOSE_SECONDS
         others = [process for process in self._env.processes if process is not self._process]
         for remote in self._env.remotes:
@@ -73,7 +77,7 @@ class WatchedConnection:
                 ", perhaps for memory" if code == -signal.SIGKILL else ""
             )
         else:
-            reason = f"ended with exit code {code}, after an error that it has printed"
+            reason = f"ended with exit code {code}" + (", after an error that it has printed" if code else "")
         return WorkerError(f"Worker {self._index} of SubprocVecEnv (process {self._process.pid}) {reason}; all are closed now")
 
 
