@@ -190,8 +190,8 @@ class ResumableAlgorithm(DistributedOffPolicyAlgorithm):
             warnings.warn(f"The model was saved after {self.num_timesteps} steps, this replay buffer after {saved_at}")
 
     def _excluded_save_params(self) -> list[str]:
-        """A file of SB3 does not belong to a checkpoint."""
-        return [*super()._excluded_save_params(), "_last_checkpoint", "_replay_chunks", "_pending_log"]
+        """A file of SB3 does not belong to a checkpoint. RL Zoo's ``learn`` of this run is not saved either."""
+        return [*super()._excluded_save_params(), "_last_checkpoint", "_replay_chunks", "_pending_log", "learn"]
 
 
 # ---- arguments of the constructor ----
