@@ -1,11 +1,15 @@
 """Averages of metrics over updates, and the duration of updates."""
 
+import tempfile
+
+import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.logger import Logger
 
 from sb3_dreamer.common import metrics
 from sb3_dreamer.common.metrics import MetricAverager, UnstableTrainingError, UpdateClock
+from sb3_dreamer.common.type_aliases import LatentState
 
 
 def test_metric_averager_waits_for_the_flush():
@@ -25,20 +29,54 @@ def test_a_record_is_the_mean_and_leaves_the_sums():
     for value in (1.0, 2.0, 6.0):
         averager.add(("loss",), th.tensor([value]))
     assert averager.record(logger) == averager.record(logger) == {"loss": 3.0}
-    assert logger.name_to_value == {"loss": 3.0} and averager.count == 3
+    assert logger.name_to_value == {"loss": 3.0, "train/skipped_updates": 0} and averager.count == 3
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_metric_that_is_not_finite_is_an_error_and_is_forgotten(bad):
+def test_skipped_updates_are_counted_and_left_out(bad):
     averager, logger = MetricAverager(), Logger(None, [])
-    averager.add(("good", "bad"), th.tensor([1.0, 2.0]))
-    averager.add(("good", "bad"), th.tensor([1.0, bad]))
-    with pytest.raises(UnstableTrainingError, match=f"`bad` became {bad}: lower `learning_rate`"):
+    for value in (bad, 1.0, bad, bad, 3.0):
+        averager.add(("loss", "norm"), th.tensor([value, 7.0]))
+    assert averager.record(logger) == {"loss": 2.0, "norm": 7.0}
+    assert logger.name_to_value == {"loss": 2.0, "norm": 7.0, "train/skipped_updates": 3}
+    averager.flush()
+    averager.add(("loss", "norm"), th.tensor([bad, 7.0]))
+    logger.name_to_value.clear()
+    assert averager.record(logger) == {} and logger.name_to_value == {"train/skipped_updates": 1}  # since the last line
+
+
+def test_ten_skipped_updates_in_a_row_are_an_error(tmp_path):
+    """They are counted across log lines. The error names what is not finite and the file of the batch."""
+    averager, logger = MetricAverager(), Logger(str(tmp_path), [])
+    batch = {"camera": th.arange(6).reshape(2, 3), "state": LatentState(th.ones(2), th.zeros(1, dtype=th.bfloat16))}
+    for i in range(9):
+        averager.add(("good", "bad", "worse"), th.tensor([1.0, float("nan"), float("inf")]), batch=i)
+    averager.record(logger)
+    averager.flush()
+    averager.add(("good", "bad", "worse"), th.tensor([1.0, float("nan"), float("-inf")]), batch=batch)
+    with pytest.raises(UnstableTrainingError, match="`bad` became nan: lower `learning_rate`") as error:
         averager.record(logger)
     assert issubclass(UnstableTrainingError, ValueError)  # which RL Zoo prunes
-    assert averager.count == 0
-    averager.add(("good", "bad"), th.tensor([1.0, 4.0]))
-    assert averager.record(logger) == {"good": 1.0, "bad": 4.0}
+    assert "The last 10 updates were skipped" in str(error.value) and str(error.value).endswith("too: `worse`")
+    (path,) = tmp_path.iterdir()
+    assert str(path) in str(error.value)
+    with np.load(path, allow_pickle=False) as arrays:
+        assert {name: arrays[name].tolist() for name in arrays} == {
+            "camera": [[0, 1, 2], [3, 4, 5]],
+            "state/deter": [1.0, 1.0],
+            "state/stoch": [0.0],
+        }
+    averager.add(("good", "bad", "worse"), th.tensor([1.0, 4.0, 2.0]))  # continues
+    assert averager.record(logger) == {"good": 1.0, "bad": 4.0, "worse": 2.0}
+
+
+def test_a_batch_that_cannot_be_saved_does_not_hide_the_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    averager = MetricAverager()
+    for _ in range(12):
+        averager.add(("loss",), th.tensor([float("nan")]), batch={"a": th.ones(1)})
+    with pytest.raises(UnstableTrainingError, match=r"not saved: .*The last 12 updates"):
+        averager.record(Logger(str(tmp_path / "missing too"), []))
 
 
 def test_the_clock_counts_the_second_to_the_fifth_update(monkeypatch):

@@ -320,17 +320,19 @@ class SequenceReplayBuffer(RowStorage):
             deter, stoch = latents.deter.detach().to(th.float16), latents.stoch.detach().argmax(-1)
             self.write_latents(indices, deter.cpu().numpy(), stoch.cpu().numpy())
 
-    def refresh_latents(self, indices: SequenceIndices, posterior: LatentState) -> None:
+    def refresh_latents(self, indices: SequenceIndices, posterior: LatentState, is_valid: th.Tensor | None = None) -> None:
         """
         Write the posterior of an update to its rows. The copy from a CUDA device is asynchronous: rows are written no later
         than when the second batch after this update is sampled, and always before the buffer is saved.
 
         :param indices: steps (B, T) and envs (B,)
         :param posterior: deter (B, T, D), stoch one-hot (B, T, S, K)
+        :param is_valid: whether to write it, a bool on the device (an update that was skipped has no valid posterior); None:
+            write it
         """
         if self.replay_context and posterior.deter.is_cuda:
-            self._write_back.enqueue(indices, posterior)
-        else:
+            self._write_back.enqueue(indices, posterior, is_valid)
+        elif is_valid is None or is_valid:
             self.update_latents(indices, posterior)
 
     def write_latents(self, indices: SequenceIndices, deter: np.ndarray, stoch: np.ndarray) -> None:

@@ -1,10 +1,13 @@
-"""Means of metrics over updates, and the duration of an update."""
+"""Means of metrics over updates, updates that were skipped, and the duration of an update."""
 
 import math
 import time
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.logger import Logger
+
+from sb3_dreamer.common.save_util import save_arrays
 
 
 class UpdateClock:
@@ -57,52 +60,93 @@ class UpdateClock:
 
 
 class UnstableTrainingError(ValueError):
-    """A loss became NaN or infinite. It is a ``ValueError``, so that RL Zoo's hyperparameter search prunes the trial."""
+    """
+    Losses or gradients stay NaN or infinite. It is a ``ValueError``, so that RL Zoo's hyperparameter search prunes the trial.
+    """
 
 
 class MetricAverager:
-    """Means of metrics over updates. Sums stay on the device and are copied to the host by :meth:`means`."""
+    """
+    Means of metrics over updates. Updates that were skipped are counted, and left out of the means. Sums and counts stay on
+    the device and are copied to the host by :meth:`means` and :meth:`record`.
+    """
+
+    # So many skipped updates in a row are an error.
+    MAX_SKIPPED = 10
 
     def __init__(self) -> None:
         self._names: tuple[str, ...] = ()
-        self._sums: th.Tensor | None = None
-        self.count = 0  # updates since the last flush
+        self._sums: th.Tensor | None = None  # over the updates that were made (M,)
+        self._n_made: th.Tensor | None = None  # how many these are, a scalar
+        self._n_in_a_row: th.Tensor | None = None  # updates that were skipped since the last one that was made, a scalar
+        self._last: tuple[th.Tensor, Any] | None = None  # metrics and batch of the last update
+        self.count = 0  # updates since the last flush, those that were skipped included
 
-    def add(self, names: tuple[str, ...], values: th.Tensor) -> None:
+    def add(self, names: tuple[str, ...], values: th.Tensor, is_made: th.Tensor | None = None, batch: Any = None) -> None:
         """
         Add the metrics of one update.
 
         :param names: names of the metrics, the same for each update
         :param values: one value for each name (M,)
+        :param is_made: False if the update was skipped, a bool on the device; None: whether all values are finite
+        :param batch: batch of the update, for the error after many skipped updates
         """
-        self._names = names
-        self._sums = values.clone() if self._sums is None else self._sums + values
+        is_made = values.isfinite().all() if is_made is None else is_made
+        sums = values.new_zeros(values.shape) if self._sums is None else self._sums
+        zero = is_made.new_zeros((), dtype=th.long)
+        self._names, self._last = names, (values.clone(), batch)
+        self._sums = th.where(is_made, sums + values, sums)
+        self._n_made = (zero if self._n_made is None else self._n_made) + is_made
+        self._n_in_a_row = th.where(is_made, zero, (zero if self._n_in_a_row is None else self._n_in_a_row) + 1)
         self.count += 1
 
     def means(self) -> dict[str, float]:
-        """:return: means since the last flush, empty if nothing was added"""
-        if self._sums is None:
+        """:return: means over the updates that were made since the last flush, empty if there is none"""
+        n_made = 0 if self._n_made is None else int(self._n_made)
+        if self._sums is None or n_made == 0:
             return {}
-        return dict(zip(self._names, (self._sums / self.count).tolist(), strict=True))
+        return dict(zip(self._names, (self._sums / n_made).tolist(), strict=True))
 
     def record(self, logger: Logger) -> dict[str, float]:
         """
-        Record the means since the last flush.
+        Record the means since the last flush, and the number of updates that were skipped since then.
 
-        :param logger: logger to record to
+        :param logger: logger to record to; a batch that leads to an error is saved to its folder
         :return: the means
-        :raises UnstableTrainingError: if a mean is not finite
+        :raises UnstableTrainingError: if the last :attr:`MAX_SKIPPED` updates were skipped
         """
         means = self.means()
         for name, value in means.items():
             logger.record(name, value)
-            if not math.isfinite(value):
-                self.flush()  # so that training can continue with a repaired model
-                raise UnstableTrainingError(f"`{name}` became {value}: lower `learning_rate`, or use `precision='fp32'`")
+        if self._n_made is not None:
+            logger.record("train/skipped_updates", self.count - int(self._n_made))
+        n_in_a_row = 0 if self._n_in_a_row is None else int(self._n_in_a_row)
+        if n_in_a_row >= self.MAX_SKIPPED:
+            message = self._explain_skipped(n_in_a_row, logger.get_dir())
+            self.flush()  # so that training can continue
+            self._n_in_a_row = None
+            raise UnstableTrainingError(message)
         return means
+
+    def _explain_skipped(self, n_in_a_row: int, folder: str | None) -> str:
+        """:return: which metrics are not finite, what to do, and where the last batch has been saved"""
+        assert self._last is not None
+        values, batch = self._last
+        wrong = {name: value for name, value in zip(self._names, values.tolist(), strict=True) if not math.isfinite(value)}
+        name, *others = wrong
+        try:
+            place = f"saved in {save_arrays(batch, 'skipped_batch_', folder)}, read it by `numpy.load`"
+        except OSError as error:
+            place = f"not saved: {error}"
+        return (
+            f"`{name}` became {wrong[name]}: lower `learning_rate`, use `precision='fp32'`, or look for extreme values in the "
+            f"batch ({place}). The last {n_in_a_row} updates were skipped because of values that are not finite, and the model "
+            "is as before them. In the last one these were not finite, too: "
+            f"{', '.join(f'`{other}`' for other in others) or 'no others'}"
+        )
 
     def flush(self) -> dict[str, float]:
         """:return: same as :meth:`means`. Afterwards the sums are zero."""
         means = self.means()
-        self._sums, self.count = None, 0
+        self._sums, self._n_made, self._last, self.count = None, None, None, 0
         return means

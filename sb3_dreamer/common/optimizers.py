@@ -30,6 +30,28 @@ def clip_grad_agc_(parameters: Iterable[th.Tensor], clip: float, min_norm: float
     return th.stack(grad_norms).norm()
 
 
+# Integers as wide as a float, by bytes.
+INTEGERS = {2: th.int16, 4: th.int32, 8: th.int64}
+
+
+@th.no_grad()
+def zero_unless_(tensors: list[th.Tensor], flag: th.Tensor) -> None:
+    """
+    Fill tensors with zeros, unless a flag is set, without reading the flag on the host.
+
+    :param tensors: floats, may be NaN or infinite
+    :param flag: a bool, a scalar on the device
+    """
+    # As integers: 0 times the bits of NaN is 0, while 0 times NaN is NaN. Once more the bits are unchanged.
+    integers = [tensor.view(INTEGERS[tensor.element_size()]) for tensor in tensors]
+    th._foreach_mul_(integers, flag.to(integers[0].dtype))
+
+
+def scalar_like(value: th.Tensor, tensors: list[th.Tensor]) -> th.Tensor:
+    """:return: the scalar in the dtype of the tensors, as torch's fast foreach operations need it"""
+    return value.to(tensors[0].dtype)
+
+
 class LaProp(Optimizer):
     """
     LaProp (Ziyin et al. 2020): momentum of RMS-normalised gradients, where Adam normalises the momentum of gradients. The
@@ -43,7 +65,7 @@ class LaProp(Optimizer):
 
     For a step that is captured as a graph (between :meth:`make_capturable` and :meth:`make_eager`), the number of steps and
     the learning rates are stored in tensors, and :meth:`sync_lr` copies the learning rates of ``param_groups`` to them. Saved
-    states contain numbers in both cases.
+    states contain numbers in both cases. Such an optimiser can also skip a step by a flag on the device, see :meth:`step_if`.
     """
 
     is_capturable = False
@@ -78,6 +100,18 @@ class LaProp(Optimizer):
         for group in self.param_groups:
             self._step_group(group)
         return loss
+
+    @th.no_grad()
+    def step_if(self, flag: th.Tensor) -> None:
+        """
+        :meth:`step` if a flag is set; otherwise parameters, moments and number of steps do not change. The flag is not read
+        on the host, so that the step can be captured. Gradients are zero after a step that was skipped.
+
+        :param flag: a bool, a scalar on the device
+        """
+        assert self.is_capturable, "step and learning rates must be stored on the device, see `make_capturable`"
+        for group in self.param_groups:
+            self._step_group(group, flag)
 
     def make_capturable(self) -> None:
         """Create all state now, and store step and learning rates in tensors on the device, as needed for a captured graph."""
@@ -127,7 +161,7 @@ class LaProp(Optimizer):
             self.state[p]["exp_avg"] = th.zeros_like(p, memory_format=th.preserve_format)
             self.state[p]["exp_avg_sq"] = th.zeros_like(p, memory_format=th.preserve_format)
 
-    def _step_group(self, group: dict[str, Any]) -> None:
+    def _step_group(self, group: dict[str, Any], flag: th.Tensor | None = None) -> None:
         params = [p for p in group["params"] if p.grad is not None]
         if not params:
             return
@@ -137,17 +171,26 @@ class LaProp(Optimizer):
         momentum = [self.state[p]["exp_avg"] for p in params]
         squares = [self.state[p]["exp_avg_sq"] for p in params]
         beta1, beta2 = group["betas"]
-        group["step"] += 1
+        step = group["step"] + 1
+        if flag is not None:
+            zero_unless_(grads, flag)  # type: ignore[arg-type]
 
-        th._foreach_mul_(squares, beta2)
+        th._foreach_mul_(squares, beta2 if flag is None else scalar_like(beta2**flag.double(), squares))
         th._foreach_addcmul_(squares, grads, grads, value=1.0 - beta2)
-        debias1, debias2 = 1.0 - beta1 ** group["step"], 1.0 - beta2 ** group["step"]
-        root = th._foreach_div(squares, debias2.to(squares[0].dtype) if self.is_capturable else debias2)
+        debias1, debias2 = 1.0 - beta1**step, 1.0 - beta2**step
+        root = th._foreach_div(squares, scalar_like(debias2, squares) if self.is_capturable else debias2)
         th._foreach_sqrt_(root)
         th._foreach_add_(root, group["eps"])
         normalised = th._foreach_div(grads, root)
-        th._foreach_lerp_(momentum, normalised, 1.0 - beta1)
+        if flag is None:
+            th._foreach_lerp_(momentum, normalised, 1.0 - beta1)
+        else:  # the same, but unchanged if the step is skipped: decay is 1, gradients are 0
+            th._foreach_mul_(momentum, scalar_like(beta1**flag.double(), momentum))
+            th._foreach_add_(momentum, normalised, alpha=1.0 - beta1)
         if self.is_capturable:
-            th._foreach_add_(params, th._foreach_mul(momentum, (-group["lr_tensor"] / debias1).to(params[0].dtype)))
+            rate = group["lr_tensor"] if flag is None else group["lr_tensor"] * flag
+            th._foreach_add_(params, th._foreach_mul(momentum, scalar_like(-rate / debias1, params)))
+            group["step"] += 1 if flag is None else flag
         else:
             th._foreach_add_(params, momentum, alpha=-float(group["lr"]) / debias1)
+            group["step"] = step

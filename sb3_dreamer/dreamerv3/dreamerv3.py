@@ -30,7 +30,7 @@ from sb3_dreamer.common.workers import watch_workers
 from sb3_dreamer.dreamerv3.counterparts import name_counterparts
 from sb3_dreamer.dreamerv3.fast.make_update import Acting, Update, make_acting, make_loss, make_update
 from sb3_dreamer.dreamerv3.losses import DreamerLoss, LossScales
-from sb3_dreamer.dreamerv3.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy
+from sb3_dreamer.dreamerv3.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy, check_step
 from sb3_dreamer.dreamerv3.resume import ResumableAlgorithm
 
 SelfDreamerV3 = TypeVar("SelfDreamerV3", bound="DreamerV3")
@@ -279,7 +279,7 @@ class DreamerV3(ResumableAlgorithm):
 
     def _on_learn_end(self) -> None:
         """
-        Check that the losses are finite (on CUDA, ``train`` does not). Write a log line if this ``learn`` has written none.
+        Check that updates are not skipped (on CUDA, ``train`` does not). Write a log line if this ``learn`` has written none.
         Warn if no update was made because the buffer holds no complete window.
         """
         if self._log_interval is not None and self._metrics.count > 0 and not self._has_logged:
@@ -301,6 +301,7 @@ class DreamerV3(ResumableAlgorithm):
         :param action_noise: not supported, always None
         :param n_envs: number of environments
         :return: actions for the environments, and for the buffer (scaled to [-1, 1] for a Box)
+        :raises ValueError: if the actor or the recurrent state is NaN or infinite; no environment has been stepped then
         """
         assert self._last_obs is not None and action_noise is None
         if self._last_state is None:
@@ -315,6 +316,7 @@ class DreamerV3(ResumableAlgorithm):
             state = state._replace(prev_action=encode_actions(flat, self.action_space))
         else:
             buffer_actions = sampled.cpu().numpy()
+            check_step(buffer_actions, state.deter)
             if isinstance(self.action_space, spaces.Box):
                 buffer_actions = buffer_actions.clip(-1.0, 1.0)
             actions = decode_actions(buffer_actions, self.action_space)
@@ -354,10 +356,12 @@ class DreamerV3(ResumableAlgorithm):
 
     def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
         """
-        Sample a batch, update the networks, write the new latents to the buffer; repeat.
+        Sample a batch, update the networks, write the new latents to the buffer; repeat. An update with losses or gradients
+        that are not finite is skipped, and changes neither the model nor the buffer.
 
         :param gradient_steps: number of updates
         :param batch_size: B, windows per update; None: ``self.batch_size``
+        :raises UnstableTrainingError: if ten updates in a row were skipped; on CUDA it is raised with the next log line
         """
         self._apply_new_settings()
         batch_size = self.batch_size if batch_size is None else batch_size
@@ -367,11 +371,11 @@ class DreamerV3(ResumableAlgorithm):
             self._update_learning_rate(self.policy.optimizer)
             batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
             # Loss, gradient, clipping, optimizer step, slow critic: `update.py`, or a faster version in `fast/`.
-            posterior, metrics = self._update(batch)
-            self.replay_buffer.refresh_latents(batch.indices, posterior)
+            posterior, metrics, is_finite = self._update(batch)
+            self.replay_buffer.refresh_latents(batch.indices, posterior, is_finite)
             self._n_updates += 1
             self._train_ratio.count_update()
-            self._metrics.add(self._update.metric_names, metrics)
+            self._metrics.add(self._update.metric_names, metrics, is_finite, batch)
             self._log_eta()
             self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
             if self._log_interval is not None and self._metrics.count >= self.log_every_updates:
@@ -468,7 +472,7 @@ class DreamerV3(ResumableAlgorithm):
             print(self._clock.message(seconds, updates_left, self.device))
 
     def dump_logs(self) -> None:
-        """Write a log line; losses are means over all updates since the last line."""
+        """Write a log line; losses are means over all updates since the last line that were not skipped."""
         self._check_ranges(self._metrics.record(self.logger))
         self._metrics.flush()
         self.logger.record("replay/rows", int(self.replay_buffer.filled.sum()))

@@ -51,6 +51,23 @@ def check_normalization(symlog_inputs: Any, decay: Any, percentiles: Any) -> Non
         )
 
 
+def check_step(actions: np.ndarray, deter: np.ndarray | th.Tensor) -> None:
+    """
+    Check the result of a step of acting before the environment gets the actions.
+
+    :param actions: output of the actor (n, action_dim)
+    :param deter: recurrent state (n, D), on any device
+    :raises ValueError: if one of them is NaN or infinite
+    """
+    state_is_finite = deter.isfinite().all() if isinstance(deter, th.Tensor) else np.isfinite(deter).all()
+    for name, is_finite in (("recurrent state", state_is_finite), ("actor's output", np.isfinite(actions).all())):
+        if not is_finite:
+            raise ValueError(
+                f"The {name} is NaN or infinite, so there is no action: the networks hold such values, or values so large "
+                "that they overflow. Load an earlier model, and lower `learning_rate` or use `precision='fp32'`"
+            )
+
+
 class DreamerPolicy(BasePolicy):
     """
     World model, actor and critic of DreamerV3. The same class is used for vectors, images and Dicts, because the encoder is
@@ -320,8 +337,8 @@ class DreamerPolicy(BasePolicy):
         :param episode_start: (n,) whether an episode starts
         :param deterministic: use modes instead of samples, and draw no random numbers
         :return: actions (n, \\*action_space.shape), or one action for one observation, and the next state
-        :raises ValueError: if ``observation`` is a Gym ``(obs, info)`` tuple, or ``state`` or ``episode_start`` has the wrong
-            shape or invalid values
+        :raises ValueError: if ``observation`` is a Gym ``(obs, info)`` tuple or not finite, ``state`` or ``episode_start`` has
+            the wrong shape or invalid values, or the result is NaN or infinite
         """
         self.set_training_mode(False)
         if isinstance(observation, tuple):
@@ -336,10 +353,12 @@ class DreamerPolicy(BasePolicy):
         actions, next_state = self.step(
             tensors, self._state_to_tensor(state, n), self._starts_to_tensor(episode_start, n), deterministic
         )
-        env_actions = decode_actions(actions.cpu().numpy(), self.action_space)
+        arrays, new_state = actions.cpu().numpy(), tuple(part.cpu().numpy() for part in next_state)
+        check_step(arrays, new_state[0])
+        env_actions = decode_actions(arrays, self.action_space)
         if not is_vectorized:
             env_actions = env_actions.squeeze(axis=0)
-        return env_actions, tuple(part.cpu().numpy() for part in next_state)
+        return env_actions, new_state
 
     def _warn_if_stateless(self, is_stateless: bool) -> None:
         """Warn once, at the second consecutive call without a state, because a single call may start an episode."""

@@ -49,7 +49,7 @@ OF_RUN = (
     "_last_episode_starts",
 )
 OF_RATIO = ("owed", "is_open", "steps_per_update")
-OF_METRICS = ("_names", "_sums", "count")
+OF_METRICS = ("_names", "_sums", "_n_made", "_n_in_a_row", "count")
 # Arguments of the constructor that belong to the process, not to the run, and those that are handled separately.
 NOT_STORED = {"self", "env", "device", "verbose", "tensorboard_log", "_init_setup_model", "policy", "replay_buffer_class"}
 STORED_AS = {"stats_window_size": "_stats_window_size"}
@@ -331,9 +331,8 @@ def restore(model: "ResumableAlgorithm", checkpoint: Checkpoint, content: dict[s
     for name in OF_RUN:
         setattr(model, name, run[name])
     vars(model._train_ratio).update(run["training_ratio"])
-    vars(model._metrics).update(run["metrics"])
-    if model._metrics._sums is not None:
-        model._metrics._sums = model._metrics._sums.to(model.device)
+    metrics = {name: value.to(model.device) if isinstance(value, th.Tensor) else value for name, value in run["metrics"].items()}
+    vars(model._metrics).update(metrics)
     model._pending_log = run.get("logger", {})
     restore_env(model, content)
     set_statistics(vec_normalize, content["vec_normalize"])  # last, because a reset changes them

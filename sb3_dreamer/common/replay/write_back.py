@@ -60,7 +60,7 @@ def pinned_transfer(tensors: list[th.Tensor]) -> tuple[list[np.ndarray], Event]:
 
 
 class Pending(NamedTuple):
-    """Latents that are being copied to the host."""
+    """Latents that are being copied to the host: deter, stoch, and whether they are valid."""
 
     indices: SequenceIndices
     copies: list[np.ndarray]
@@ -86,18 +86,20 @@ class LatentWriteBack:
         self.transfer = transfer
         self.pending: deque[Pending] = deque()
 
-    def enqueue(self, indices: SequenceIndices, posterior: LatentState) -> None:
+    def enqueue(self, indices: SequenceIndices, posterior: LatentState, is_valid: th.Tensor | None = None) -> None:
         """
         Start copying the latents of an update.
 
         :param indices: rows of the update
         :param posterior: their latents (B, T, ...)
+        :param is_valid: whether to write them, a bool on the device, which is read with the copies; None: write them
         """
         self.write_ready()
         # New tensors: the next update may overwrite its outputs in place.
         deter = posterior.deter.detach().to(th.float16)  # (B, T, D)
         stoch = posterior.stoch.detach().argmax(-1).to(th.int16)  # (B, T, S)
-        self.pending.append(Pending(indices, *self.transfer([deter, stoch])))
+        is_valid = deter.new_ones((), dtype=th.bool) if is_valid is None else is_valid.clone()
+        self.pending.append(Pending(indices, *self.transfer([deter, stoch, is_valid])))
 
     def write_ready(self) -> None:
         """Write all complete copies, and wait for those older than the last update. Call it before a batch is gathered."""
@@ -112,4 +114,6 @@ class LatentWriteBack:
     def _write(self) -> None:
         indices, copies, event = self.pending.popleft()
         event.synchronize()
-        self.buffer.write_latents(indices, *copies)
+        deter, stoch, is_valid = copies
+        if is_valid:
+            self.buffer.write_latents(indices, deter, stoch)

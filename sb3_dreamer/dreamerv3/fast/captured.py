@@ -106,7 +106,7 @@ class CapturedUpdate:
     def __init__(self, update: TrainingUpdate, make_graph: Callable[[], Graph], verbose: int = 0):
         self.update = update
         self.verbose = verbose
-        self.capture = GraphCapture("the training update", update, make_graph, self._state, keeps_state=True)
+        self.capture = GraphCapture("the training update", update.run, make_graph, self._state, keeps_state=True)
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -124,10 +124,8 @@ class CapturedUpdate:
         :param batch: B windows of T rows
         :return: result of the update, valid until the next call
         """
-        start, key, was_possible = time.perf_counter(), self.capture.key, self.capture.is_possible
+        start, key = time.perf_counter(), self.capture.key
         if not self.capture.prepare((batch,), before=self.optimizer.make_capturable):
-            if was_possible:  # capturing has just failed
-                self.optimizer.make_eager()
             return self.update(batch)
         if self.verbose >= 1 and self.capture.key is not key:
             print(f"Captured the training update in {time.perf_counter() - start:.0f} s. It is replayed from now on.")

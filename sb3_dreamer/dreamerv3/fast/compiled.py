@@ -10,7 +10,7 @@ import torch as th
 from sb3_dreamer.common.type_aliases import SequenceBatch, UpdateNoise
 from sb3_dreamer.dreamerv3.fast.loss import FusedDreamerLoss
 from sb3_dreamer.dreamerv3.losses import DreamerLoss, LossOutput
-from sb3_dreamer.dreamerv3.update import TrainingUpdate
+from sb3_dreamer.dreamerv3.update import TrainingUpdate, UpdateResult
 
 # Settings such as gamma are constants in compiled code, and torch counts the variants of all models of a process together.
 MAX_VARIANTS = 64
@@ -43,12 +43,12 @@ class CompiledUpdate(TrainingUpdate):
         self.needs_compile = self.compile_steps or compile_objective
         self.verbose = verbose
 
-    def __call__(self, batch: SequenceBatch, noise: UpdateNoise | None = None) -> Any:
-        """Same as :meth:`TrainingUpdate.__call__`, but compile at the first call."""
+    def run(self, batch: SequenceBatch, noise: UpdateNoise | None = None) -> UpdateResult:
+        """Same as :meth:`TrainingUpdate.run`, but compile at the first call."""
         if self.needs_compile:
             self.needs_compile = False
             self._compile(batch)
-        return super().__call__(batch, noise)
+        return super().run(batch, noise)
 
     def evaluate(self, batch: SequenceBatch, noise: UpdateNoise) -> LossOutput:
         """Same as :meth:`TrainingUpdate.evaluate`, with the objective compiled."""
