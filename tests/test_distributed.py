@@ -108,6 +108,17 @@ def test_two_machines_equal_one_rank(one_rank, tmp_path):
         assert_as_one_rank(th.load(tmp_path / f"rank{rank}.pt", weights_only=False), one_rank)
 
 
+def test_ranks_skip_an_update_together(tmp_path):
+    """Although the numbers of only one of them are not finite."""
+    ours, theirs = run_ranks("skips", tmp_path, 2)[0]
+    for results in (ours, theirs):
+        assert [result["is_made"] for result in results] == [True, False, True, False, True]
+        for i in (1, 3):
+            assert all(map(th.equal, results[i]["state"], results[i - 1]["state"]))
+        assert not all(map(th.equal, results[2]["state"], results[1]["state"]))
+    assert all(map(th.equal, ours[-1]["state"], theirs[-1]["state"]))
+
+
 # ---- a real run ----
 
 

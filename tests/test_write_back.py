@@ -72,6 +72,19 @@ def test_nothing_is_written_before_it_has_arrived(buffer):
     assert buffer.has_latent[[5, 6], [0, 1]].all()
 
 
+def test_latents_of_a_skipped_update_are_not_written(buffer):
+    write_back = LatentWriteBack(buffer, SlowTransfer())
+    before = at(buffer, [5, 6])
+    is_finite = th.tensor(False)
+    write_back.enqueue(rows([5, 6]), latents(buffer, 2), is_finite)
+    is_finite.fill_(True)  # the memory that a captured update writes to
+    write_back.flush()
+    assert at(buffer, [5, 6]) == before
+    write_back.enqueue(rows([5, 6]), latents(buffer, 2), is_finite)
+    write_back.flush()
+    assert at(buffer, [5, 6]) == ([2.0, 2.0], [2, 2])
+
+
 def test_the_lag_is_one_update_at_most(buffer):
     write_back = LatentWriteBack(buffer, SlowTransfer())
     write_back.enqueue(rows([5, 6]), latents(buffer, 1))

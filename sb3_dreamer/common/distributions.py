@@ -204,13 +204,14 @@ class SymexpTwoHot:
     def two_hot(self, target: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
         :param target: raw values (...)
-        :return: indices of the two bins around each target, and their weights, (..., 2) each
+        :return: indices of the two bins around each target, and their weights, (..., 2) each; NaN has weights of NaN
         """
         target = target.detach().to(self.bins.dtype).contiguous()
         n_bins = self.bins.shape[0]
         upper = th.searchsorted(self.bins, target, right=True)  # number of bins <= target
         around = th.stack([(upper - 1).clamp(0, n_bins - 1), upper.clamp(0, n_bins - 1)], dim=-1)  # (..., 2)
-        is_outside = around[..., :1] == around[..., 1:]  # (..., 1)
+        # NaN is sorted behind the last bin, but is not outside: it must show in the loss.
+        is_outside = (around[..., :1] == around[..., 1:]) & ~target.isnan().unsqueeze(-1)  # (..., 1)
         distances = th.where(is_outside, 1.0, (self.bins[around] - target.unsqueeze(-1)).abs())  # (..., 2)
         return around, distances.flip(-1) / distances.sum(-1, keepdim=True)
 

@@ -140,8 +140,8 @@ class MetricAverager:
             place = f"not saved: {error}"
         return (
             f"`{name}` became {wrong[name]}: lower `learning_rate`, use `precision='fp32'`, or look for extreme values in the "
-            f"batch ({place}). The last {n_in_a_row} updates were skipped because of values that are not finite, and the model "
-            "is as before them. In the last one these were not finite, too: "
+            f"batch ({place}). The last {n_in_a_row} updates were skipped because of values that are not finite, and the "
+            "model is as before them. In the last one these were not finite, too: "
             f"{', '.join(f'`{other}`' for other in others) or 'no others'}"
         )
 

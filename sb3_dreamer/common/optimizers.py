@@ -173,9 +173,9 @@ class LaProp(Optimizer):
         beta1, beta2 = group["betas"]
         step = group["step"] + 1
         if flag is not None:
-            zero_unless_(grads, flag)  # type: ignore[arg-type]
+            zero_unless_(grads, flag)
 
-        th._foreach_mul_(squares, beta2 if flag is None else scalar_like(beta2**flag.double(), squares))
+        th._foreach_mul_(squares, beta2 if flag is None else scalar_like(beta2 ** flag.double(), squares))
         th._foreach_addcmul_(squares, grads, grads, value=1.0 - beta2)
         debias1, debias2 = 1.0 - beta1**step, 1.0 - beta2**step
         root = th._foreach_div(squares, scalar_like(debias2, squares) if self.is_capturable else debias2)
@@ -185,7 +185,7 @@ class LaProp(Optimizer):
         if flag is None:
             th._foreach_lerp_(momentum, normalised, 1.0 - beta1)
         else:  # the same, but unchanged if the step is skipped: decay is 1, gradients are 0
-            th._foreach_mul_(momentum, scalar_like(beta1**flag.double(), momentum))
+            th._foreach_mul_(momentum, scalar_like(beta1 ** flag.double(), momentum))
             th._foreach_add_(momentum, normalised, alpha=1.0 - beta1)
         if self.is_capturable:
             rate = group["lr_tensor"] if flag is None else group["lr_tensor"] * flag

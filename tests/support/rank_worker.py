@@ -91,6 +91,35 @@ def updates(ranks: Ranks, is_reduced: bool = True) -> dict[str, Any]:
     }
 
 
+def skips(ranks: Ranks) -> list[dict[str, Any]]:
+    """
+    Updates of which rank 1 has a NaN reward in the second one, and in the fourth only a loss that is not finite, while all
+    gradients are.
+
+    :return: for each update whether it was made, and parameters, buffers and the optimizer's state after it
+    """
+    policy = make_policy(MIXED, spaces.Box(-1.0, 1.0, (2,), np.float32))
+    randomize_outputs(policy)
+    update = make_update(make_loss(policy, loss_scales="harmony"), 0.3, 0.02, False, 0, ranks)
+    evaluate, results = update.evaluate, []
+    for seed in range(5):
+        is_here = ranks.rank == 1
+        batch: SequenceBatch = random_batch(policy, seed=10 * seed + ranks.rank)
+        if is_here and seed == 1:
+            batch.rewards[0, 2] = th.nan
+
+        def with_bad_loss(*args: Any, is_bad: bool = is_here and seed == 3) -> Any:
+            output = evaluate(*args)
+            return output._replace(metrics={**output.metrics, "train/loss": output.loss * (th.inf if is_bad else 1.0)})
+
+        update.evaluate = with_bad_loss
+        is_made = bool(update(batch).is_finite)
+        moments = [tensor for state in policy.optimizer.state.values() for tensor in state.values()]
+        tensors = [*policy.parameters(), *policy.buffers(), *moments]
+        results.append({"is_made": is_made, "state": [tensor.detach().clone() for tensor in tensors]})
+    return results
+
+
 # ---- a real run ----
 
 
@@ -280,6 +309,8 @@ def main() -> None:
         return
     if scenario in ("updates", "unreduced"):
         result: Any = updates(join_ranks(), scenario == "updates")
+    elif scenario == "skips":
+        result = skips(join_ranks())
     else:
         result = {"learn": learn, "compiled": compiled, "differ": lambda _: differ()}[scenario](folder)
     th.save(result, folder / f"rank{os.environ['RANK']}.pt")
