@@ -6,6 +6,7 @@ word for word. For errors of SB3, gymnasium or torch only the type is compared, 
 """
 
 import io
+import re
 import tempfile
 import traceback
 import warnings
@@ -30,6 +31,7 @@ from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
+from sb3_dreamer.common.metrics import UnstableTrainingError
 from tests.support.envs import NoiseEnv
 from tests.support.helpers import ACTION_SPACES, IMAGE, MIXED, TINY, VECTOR, counter_envs, counter_model
 
@@ -217,6 +219,21 @@ def predict_with(observation: Any = None, state: Any = None, episode_start: Any 
     return lambda: counter_model().predict(obs if observation is None else observation, state, episode_start)
 
 
+def broken_model(part: str):
+    """:return: a model of continuous actions that has trained, then got NaN in the weights of a part"""
+    model = DreamerV3("MlpPolicy", NoiseEnv(VECTOR, ACTION_SPACES["box"]), **TINY).learn(30)
+    with th.no_grad():
+        model.policy.get_submodule(part).weight.fill_(th.nan)
+    return model
+
+
+def train_broken(part: str):
+    try:
+        broken_model(part).train(10)
+    except UnstableTrainingError as error:  # the folder differs
+        raise UnstableTrainingError(re.sub(r"\S*(skipped_batch_)\S*(\.npz)", r"FOLDER/\1...\2", str(error))) from None
+
+
 def load_buffer(saved: dict[str, Any], model: dict[str, Any], envs: Any = counter_envs):
     """:return: a function that loads the replay buffer of one model into another"""
 
@@ -292,6 +309,12 @@ USES: dict[str, Callable[[], Any]] = {
     "predict(obs, state with NaN)": predict_with(state=(np.full((2, 8), np.nan), np.zeros((2, 2, 4)), np.zeros((2, 4)))),
     "predict(obs, episode_start=[0.5, 1])": predict_with(episode_start=np.array([0.5, 1.0])),
     "predict(obs of another shape)": predict_with(np.zeros((2, 7), np.float32)),
+    "predict, NaN in the actor": lambda: broken_model("actor.output").predict(np.zeros(5)),
+    "learn, NaN in the actor": lambda: broken_model("actor.output").learn(30, reset_num_timesteps=False),
+    "learn, NaN in the recurrent model": lambda: broken_model("world_model.rssm.core.gates").learn(
+        30, reset_num_timesteps=False
+    ),
+    "train, NaN in the reward head": lambda: train_broken("world_model.reward_head.output"),
     "no environment": lambda: DreamerV3("MlpPolicy", None),
     "env=CartPoleEnv, the class": lambda: DreamerV3("MlpPolicy", CartPoleEnv),
     "env=gymnasium.spec('CartPole-v1')": lambda: DreamerV3("MlpPolicy", gym.spec("CartPole-v1")),
@@ -378,8 +401,9 @@ def test_the_document_lists_exactly_these_cases():
 
 if __name__ == "__main__":
     print("# Invalid arguments and their error messages\n")
-    print("Each error is raised before training starts or before the row is stored; collected data and trained weights are")
-    print("kept. This file is written and checked by `tests/test_errors.py`. A few messages are those of SB3.\n")
+    print("Each error is raised before training starts, before the row is stored, before the environment is stepped, or after")
+    print("updates that were skipped; collected data and trained weights are kept. This file is written and checked by")
+    print("`tests/test_errors.py`. A few messages are those of SB3.\n")
     print("| input | error |\n|---|---|")
     for name, case in CASES.items():
         kind, message, _ = outcome(case)

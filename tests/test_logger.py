@@ -117,7 +117,7 @@ def test_frequent_episodes_add_no_lines(tmp_path):
 
 
 def test_an_unstable_run_ends_within_a_rollout():
-    """As on CUDA, where losses are only read for logging."""
+    """As on CUDA, where skipped updates are only counted for a log line: the first one with ten in a row ends the run."""
     model = DreamerV3("MlpPolicy", Endless(), seed=0, **{**TINY, "training_ratio": 32, "log_every_updates": 10})
     model.learn(40)
     before = model._n_updates
@@ -126,7 +126,7 @@ def test_an_unstable_run_ends_within_a_rollout():
     model._log_interval = 4
     with pytest.raises(UnstableTrainingError, match="became nan"):
         model.train(100, model.batch_size)
-    assert model._n_updates - before <= 10
+    assert 10 <= model._n_updates - before < 20
 
 
 def test_log_before_the_first_episode_and_update(tmp_path):

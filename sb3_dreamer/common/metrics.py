@@ -133,7 +133,8 @@ class MetricAverager:
         assert self._last is not None
         values, batch = self._last
         wrong = {name: value for name, value in zip(self._names, values.tolist(), strict=True) if not math.isfinite(value)}
-        name, *others = wrong
+        # A loss says more than what is computed from it or leads to it.
+        name, *others = sorted(wrong, key=lambda one: not one.endswith("_loss"))
         try:
             place = f"saved in {save_arrays(batch, 'skipped_batch_', folder)}, read it by `numpy.load`"
         except OSError as error:

@@ -256,7 +256,7 @@ class ManyRanks(Ranks):
     def gather(self, tensor: th.Tensor) -> th.Tensor:
         """See :meth:`Ranks.gather`."""
         everyone = tensor.new_empty(self.size * tensor.shape[0], *tensor.shape[1:])
-        ALL_GATHER(everyone, tensor.contiguous())
+        ALL_GATHER(everyone, tensor.detach().contiguous())
         return everyone
 
     def broadcast(self, tensors: Iterable[th.Tensor]) -> None:
