@@ -18,6 +18,7 @@ from tests.support.helpers import TINY, counter_model
 LOSSES = {f"world_model/{name}_loss" for name in ("reconstruction", "reward", "continue", "dynamics", "representation")}
 LOSSES |= {f"actor_critic/{name}_loss" for name in ("actor", "critic", "replay_critic")}
 TRAINING = {"train/loss", "train/grad_norm", "train/learning_rate", "actor_critic/entropy", "actor_critic/return"}
+TRAINING |= {"train/skipped_updates"}
 
 
 def tensorboard_scalars(folder) -> dict[str, list[tuple[int, float]]]:

@@ -25,9 +25,9 @@ class TrainingUpdate:
     Loss, gradient, clipping, optimizer step and critic target. Nothing is copied to the host, and the shapes of the batch
     determine all other shapes.
 
-    If the loss, one of its terms or the norm of the gradient is NaN or infinite, the update is skipped: parameters, optimizer,
-    critic target and all buffers, such as the range of returns, are what they were before. With several ranks, it is skipped
-    on all of them.
+    If the loss, one of its terms, another metric or the norm of the gradient is NaN or infinite, the update is skipped:
+    parameters, optimizer, critic target and all buffers, such as the range of returns, are what they were before. With several
+    ranks, it is skipped on all of them, because the metrics are averaged before.
 
     :param loss_module: the objective; its policy owns networks and optimizer, changed in place
     :param agc_clip: see :func:`~sb3_dreamer.common.optimizers.clip_grad_agc_`
@@ -47,8 +47,13 @@ class TrainingUpdate:
         :param noise: all noise of the update; None: draw it
         :return: posterior and metrics, detached
         """
-        if isinstance(self.policy.optimizer, LaProp) and self.policy.optimizer.is_capturable:
-            self.policy.optimizer.sync_lr()
+        optimizer = self.policy.optimizer
+        if isinstance(optimizer, LaProp):
+            # On CUDA also without capturing, because a step is then skipped by a flag that stays on the device.
+            if self.policy.device.type == "cuda" and not optimizer.is_capturable:
+                optimizer.make_capturable()
+            if optimizer.is_capturable:
+                optimizer.sync_lr()
         return self.run(batch, noise)
 
     def run(self, batch: SequenceBatch, noise: UpdateNoise | None = None) -> UpdateResult:
@@ -83,7 +88,7 @@ class TrainingUpdate:
             policy.update_target(self.tau)
             for tensor, before in zip([*policy.buffers(), *targets], kept, strict=True):
                 th.where(is_finite, tensor, before, out=tensor)
-        elif is_finite:  # waits for the device if it is not the CPU
+        elif is_finite:  # with another optimizer than LaProp, this waits for the device
             policy.optimizer.step()
             policy.update_target(self.tau)
         else:

@@ -57,8 +57,7 @@ def make_update(
     on_cuda = policy.device.type == "cuda"
     is_wanted = on_cuda if compile == "auto" else bool(compile)
     if isinstance(policy.optimizer, LaProp):
-        # On CUDA also without capturing, because updates are then skipped by a flag that stays on the device.
-        policy.optimizer.make_capturable() if on_cuda else policy.optimizer.make_eager()
+        policy.optimizer.make_eager()  # an update that was captured earlier is no longer used
     settings: dict[str, Any] = dict(agc_clip=agc_clip, tau=tau, verbose=verbose, compile_steps=is_wanted)
     if ranks is not None and ranks.is_launched:
         from sb3_dreamer.dreamerv3.fast.ddp import ParallelUpdate
