@@ -510,17 +510,6 @@ class DreamerV3(ResumableAlgorithm):
             model.continue_random_streams()
         return model
 
-    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
-        """
-        As :meth:`OffPolicyAlgorithm.load_replay_buffer`. The first step collected afterwards is treated as the first of an
-        episode. The model's ``buffer_size`` is kept: if the file has more rows, the newest of each environment are loaded.
-
-        :raises ValueError: if the buffer does not fit the model; the model then keeps its current buffer
-        :raises ImportError: as :meth:`load`
-        """
-        with explain_newer_numpy():
-            super().load_replay_buffer(path, truncate_last_traj)
-
     def _adopt_replay_buffer(self) -> None:
         """Check a buffer from a file, and give it the model's settings."""
         checks.check_loaded_buffer(self.replay_buffer, self)

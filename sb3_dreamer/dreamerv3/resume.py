@@ -28,6 +28,7 @@ from sb3_dreamer.common.env_state import (
 from sb3_dreamer.common.metrics import MetricAverager
 from sb3_dreamer.common.plain_data import NotPlainError, to_plain
 from sb3_dreamer.common.replay.chunks import ReplayChunks, read_chunks
+from sb3_dreamer.common.save_util import explain_newer_numpy
 from sb3_dreamer.common.schedules import TrainRatio
 from sb3_dreamer.common.type_aliases import PolicyState
 
@@ -183,8 +184,16 @@ class ResumableAlgorithm(DistributedOffPolicyAlgorithm):
         super().save_replay_buffer(path)
 
     def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
-        """As SB3's; warn if buffer and model were saved at different steps."""
-        super().load_replay_buffer(path, truncate_last_traj)
+        """
+        As SB3's. The first step collected afterwards is treated as the first of an episode. The model's ``buffer_size`` is
+        kept: if the file has more rows, the newest of each environment are loaded. There is a warning if buffer and model were
+        saved at different steps.
+
+        :raises ValueError: if the buffer does not fit the model; the model then keeps its current buffer
+        :raises ImportError: if the file was written with a newer numpy and the installed numpy cannot read it
+        """
+        with explain_newer_numpy():
+            super().load_replay_buffer(path, truncate_last_traj)
         saved_at = self.replay_buffer.saved_at
         if saved_at is not None and self.num_timesteps and saved_at != self.num_timesteps:
             warnings.warn(f"The model was saved after {self.num_timesteps} steps, this replay buffer after {saved_at}")
@@ -331,7 +340,9 @@ def restore(model: "ResumableAlgorithm", checkpoint: Checkpoint, content: dict[s
     for name in OF_RUN:
         setattr(model, name, run[name])
     vars(model._train_ratio).update(run["training_ratio"])
-    metrics = {name: value.to(model.device) if isinstance(value, th.Tensor) else value for name, value in run["metrics"].items()}
+    metrics = {
+        name: value.to(model.device) if isinstance(value, th.Tensor) else value for name, value in run["metrics"].items()
+    }
     vars(model._metrics).update(metrics)
     model._pending_log = run.get("logger", {})
     restore_env(model, content)
