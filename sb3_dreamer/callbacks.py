@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_dreamer.common.checkpoint import find_checkpoints, remove_old, set_aside
+from sb3_dreamer.common.distributed.launch import is_launched
 
 if TYPE_CHECKING:
     from sb3_dreamer.dreamerv3 import DreamerV3
@@ -64,14 +65,18 @@ class DreamerCheckpointCallback(BaseCallback):
     :param path: folder of the checkpoints
     :param keep_last: number of checkpoints to keep
     :param verbose: 1 prints the name of each checkpoint
-    :raises ValueError: if an argument is below 1; at the start of ``learn`` if ``path`` has checkpoints of another run, or if
-        the model is not a DreamerV3
+    :raises ValueError: if an argument is below 1, or a launcher such as torchrun has started several ranks; at the start of
+        ``learn`` if ``path`` has checkpoints of another run, or if the model is not a DreamerV3
     """
 
     model: "DreamerV3"
 
     def __init__(self, save_freq: int, path: str | Path, keep_last: int = 2, verbose: int = 0):
         super().__init__(verbose)
+        if is_launched():
+            raise ValueError(
+                "`DreamerCheckpointCallback` saves one process, got several ranks: use SB3's `CheckpointCallback`"
+            )
         for name, value in (("save_freq", save_freq), ("keep_last", keep_last)):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}")

@@ -28,21 +28,26 @@ def test_python_blocks_run(block, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:No update was made:UserWarning")  # because of the few steps
-def test_the_code_of_the_tuning_page_runs(monkeypatch):
-    """The later blocks use the imports of the first one, and make a model each."""
-    page = (ROOT / "docs" / "tuning.md").read_text()
+@pytest.mark.parametrize("name", ["tuning", "checkpoints", "security"])
+def test_the_code_of_the_pages_runs(name, monkeypatch, tmp_path):
+    """The later blocks use the imports of the first one. A block of the tuning page only makes a model."""
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / f"{name}.md").read_text()
     blocks = [
         textwrap.dedent(block) for block in re.findall(r"^ *```python\n(.*?)^ *```", page, flags=re.DOTALL | re.MULTILINE)
     ]
-    assert len(blocks) >= 5
+    assert len(blocks) >= {"tuning": 5, "checkpoints": 3, "security": 1}[name]
     right = DreamerV3.learn
     monkeypatch.setattr(DreamerV3, "learn", lambda self, _, **kw: right(self, 40, **kw))
-    names = {"__name__": "tuning"}
+    names = {"__name__": name}
     for block in blocks:
-        names.pop("model", None)
-        exec(compile(block, "tuning.md", "exec"), names)
-        if not names["model"].num_timesteps:
+        if name == "tuning":
+            names.pop("model", None)
+        exec(compile(block, f"{name}.md", "exec"), names)
+        if name == "tuning" and not names["model"].num_timesteps:
             names["model"].learn(40)
+    if name == "checkpoints":
+        assert names["model"].num_timesteps == 80
 
 
 def test_two_set_up_commands():

@@ -10,6 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dreamer.callbacks import DreamerCheckpointCallback
 from sb3_dreamer.common.checkpoint import INDEX, find_checkpoints
+from sb3_dreamer.common.distributed.launch import is_launched
 from sb3_dreamer.dreamerv3 import DreamerV3
 
 # Folder of the checkpoints inside of the folder that RL Zoo makes for a run.
@@ -65,6 +66,6 @@ def resume(manager: Any, hyperparams: dict[str, Any], env: VecEnv) -> DreamerV3:
 
 def add_callback(manager: Any) -> None:
     """:param manager: ``ExperimentManager`` with ``--save-freq``, which then also saves checkpoints to continue from"""
-    if manager.save_freq > 0 and not manager.optimize_hyperparameters:
+    if manager.save_freq > 0 and not manager.optimize_hyperparameters and not is_launched():
         steps = manager.save_freq * manager.n_envs  # RL Zoo has divided it by the number of environments
         manager.callbacks.append(DreamerCheckpointCallback(steps, Path(manager.save_path) / CHECKPOINTS, verbose=1))
