@@ -16,6 +16,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from benchmarks.learning import deterministic, harness
 from benchmarks.learning.tasks import TASKS
+from benchmarks.speed import soak
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.presets import hyperparams_dir
 from tests.support.helpers import TINY
@@ -303,6 +304,27 @@ def test_speed_of_acting_and_replay_is_measured():
     (line,) = printed("benchmarks.speed.replay", "--preset", "debug", "--iterations", "1", "--rows", "2000")
     assert {"add_us_per_step", "sample_ms", "write_back_ms", "bytes_per_row"} <= line.keys()
     assert line["bytes_per_row"] > 24 * 4
+
+
+def test_checkpoints_are_measured(tmp_path):
+    (line,) = printed("benchmarks.speed.checkpoints", "--rows", "5000", "--folder", str(tmp_path / "folder"))
+    images = 64 * 64 * 3 / 1e9
+    assert 3000 * images < line["complete"]["gb"] < line["buffer_gb"]
+    # Rows that the first checkpoint has already are shared; one chunk of 32 MiB is written again.
+    assert 1000 * images < line["after_more_rows"]["gb"] < 3500 * images
+    assert line["save_replay_buffer"]["gb"] == pytest.approx(line["complete"]["gb"], rel=0.05)
+    assert all(line[name]["cpu_s"] > 0 for name in ("complete", "load_checkpoint", "load_replay_buffer"))
+    assert not (tmp_path / "folder").exists()
+
+
+def test_a_soak_prints_growth():
+    *lines, last = printed("benchmarks.speed.soak", "--minutes", "0.5", "--every", "1")
+    assert last["lines"] == len(lines) >= 2
+    assert last["memory_mb"][1] == lines[-1]["memory_mb"] > 100 and lines[-1]["updates"] > lines[0]["updates"]
+    constant = [{"memory_mb": 100.0, "update_cpu_ms": 10.0}] * 10
+    grows = [*constant[:9], {"memory_mb": 110.0, "update_cpu_ms": 20.0}]
+    assert soak.summary(constant)["memory_growth"] == soak.summary(constant)["update_growth"] == 0
+    assert soak.summary(grows)["memory_growth"] == 0.1 and soak.summary(grows)["update_growth"] == 0.5
 
 
 def test_storages_of_the_replay_take_turns(tmp_path):

@@ -284,7 +284,7 @@ def run_state(model: "ResumableAlgorithm") -> dict[str, Any]:
     state["training_ratio"] = {name: getattr(model._train_ratio, name) for name in OF_RATIO}
     state["metrics"] = {name: getattr(model._metrics, name) for name in OF_METRICS}
     state["last_state"] = None if model._last_state is None else tuple(model._last_state)
-    if model._logger is not None:
+    if getattr(model, "_logger", None) is not None:  # SB3 sets it in `learn`
         state["logger"] = {name: dict(getattr(model.logger, name)) for name in ("name_to_value", "name_to_count")}
     return state
 
