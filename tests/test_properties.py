@@ -1,6 +1,8 @@
 """Random spaces, dtypes, shapes, numbers of environments and episode lengths: no failure and no warning."""
 
+import copy
 import io
+import tempfile
 import warnings
 
 import gymnasium as gym
@@ -42,6 +44,27 @@ class LengthsEnv(gym.Env):
         is_over = self.t >= length
         reward = float(self.np_random.normal())
         return self.observation_space.sample(), reward, is_over and not is_cut, is_over and is_cut, {}
+
+
+class ResumableLengthsEnv(LengthsEnv):
+    """The random generator of the environment, which a checkpoint has, determines the observations."""
+
+    def sample(self):
+        self.observation_space.seed(int(self.np_random.integers(2**31)))
+        return self.observation_space.sample()
+
+    def reset(self, **kwargs):
+        super().reset(**kwargs)
+        return self.sample(), {}
+
+    def step(self, action):
+        return self.sample(), *super().step(action)[1:]
+
+    def get_state(self):
+        return {"episode": self.episode, "t": self.t}
+
+    def set_state(self, state):
+        vars(self).update(state)
 
 
 @st.composite
@@ -146,10 +169,33 @@ def check_cycle(case) -> None:
     np.testing.assert_array_equal(model.replay_buffer.filled, rows)
 
 
-def strictly(case) -> None:
+def check_resume(case) -> None:
+    """Save a checkpoint, resume in new environments and go on: the same weights and rows as without the interruption."""
+    observation_space, action_space, lengths, arguments = case
+
+    def make(own):  # copies, because spaces hold random generators
+        return ResumableLengthsEnv(copy.deepcopy(observation_space), copy.deepcopy(action_space), own)
+
+    def build_env():
+        return DummyVecEnv([lambda own=own: make(own) for own in lengths])
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = DreamerV3(policy_name(observation_space), build_env(), model_size="debug", seed=0, device="cpu", **arguments)
+        model.learn(18, log_interval=None)
+        checkpoint, rest = model.save_checkpoint(folder), dict(reset_num_timesteps=False, log_interval=None)
+        model.learn(12, **rest)
+        resumed = DreamerV3.resume(checkpoint, build_env(), device="cpu").learn(12, **rest)
+    assert model._n_updates == resumed._n_updates
+    for parameter, other in zip(model.policy.parameters(), resumed.policy.parameters(), strict=True):
+        assert th.equal(parameter, other)
+    for name, array in model.replay_buffer._arrays().items():
+        np.testing.assert_array_equal(array, resumed.replay_buffer._arrays()[name], err_msg=name)
+
+
+def strictly(case, check=check_cycle) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_cycle(case)
+        check(case)
 
 
 # No shrinking, because a case is slow. The same cases are generated each time.
@@ -173,3 +219,16 @@ def test_any_space(case):
 @settings(max_examples=300, **COMMON)
 def test_300_spaces(case):
     strictly(case)
+
+
+@given(cases())
+@settings(max_examples=5, **COMMON)
+def test_any_space_is_resumed(case):
+    strictly(case, check_resume)
+
+
+@pytest.mark.slow
+@given(cases())
+@settings(max_examples=100, **COMMON)
+def test_100_spaces_are_resumed(case):
+    strictly(case, check_resume)
