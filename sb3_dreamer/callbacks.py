@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_dreamer.common.checkpoint import find_checkpoints, remove_old, set_aside
-from sb3_dreamer.common.distributed.launch import is_launched
 
 if TYPE_CHECKING:
     from sb3_dreamer.dreamerv3 import DreamerV3
@@ -58,6 +57,8 @@ class DreamerCheckpointCallback(BaseCallback):
     A checkpoint is a folder, ``path/checkpoint_STEPS``. It is complete or absent: the run may be killed at any moment, also
     while it saves. Rows of the replay buffer that the last checkpoint has already are not written again.
 
+    With torchrun, all ranks save their parts of one checkpoint, in a folder that all of them reach.
+
     Ctrl-C and SIGTERM save a checkpoint and end ``learn`` as if a callback had stopped it. A second signal ends the process.
 
     :param save_freq: environment steps between checkpoints, counted over all environments; one more is saved at the end of
@@ -65,18 +66,15 @@ class DreamerCheckpointCallback(BaseCallback):
     :param path: folder of the checkpoints
     :param keep_last: number of checkpoints to keep
     :param verbose: 1 prints the name of each checkpoint
-    :raises ValueError: if an argument is below 1, or a launcher such as torchrun has started several ranks; at the start of
-        ``learn`` if ``path`` has checkpoints of another run, or if the model is not a DreamerV3
+    :raises ValueError: if an argument is below 1; at the start of ``learn`` if ``path`` has checkpoints of another run, or if
+        the model is not a DreamerV3
     """
 
     model: "DreamerV3"
+    all_ranks = True  # with torchrun, each rank saves its own rows
 
     def __init__(self, save_freq: int, path: str | Path, keep_last: int = 2, verbose: int = 0):
         super().__init__(verbose)
-        if is_launched():
-            raise ValueError(
-                "`DreamerCheckpointCallback` saves one process, got several ranks: use SB3's `CheckpointCallback`"
-            )
         for name, value in (("save_freq", save_freq), ("keep_last", keep_last)):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}")
@@ -84,6 +82,7 @@ class DreamerCheckpointCallback(BaseCallback):
         self.path = Path(path)
         self.keep_last = keep_last
         self.signals = StopSignals()
+        self.is_main = True
         self._saved_at = 0
 
     def _on_training_start(self) -> None:
@@ -96,7 +95,9 @@ class DreamerCheckpointCallback(BaseCallback):
                 f"`path` has checkpoints of another run, {self.path}: continue that run with `DreamerV3.resume(path, env)`, "
                 "or choose another folder"
             )
-        set_aside(self.path, self.model.num_timesteps)
+        self.is_main = self.model._ranks.is_main
+        if self.is_main:
+            set_aside(self.path, self.model.num_timesteps)
         self._saved_at = self.model.num_timesteps
         self.signals.received = None
         self.signals.install()
@@ -116,6 +117,8 @@ class DreamerCheckpointCallback(BaseCallback):
         """Save a checkpoint now, unless there is one of this step, and remove old ones."""
         folder = self.model.save_checkpoint(self.path)
         self._saved_at = self.model.num_timesteps
+        if not self.is_main:
+            return
         remove_old(self.path, self.keep_last)
         if self.verbose >= 1:
             print(f"Saved {folder}")

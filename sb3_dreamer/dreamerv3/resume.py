@@ -1,9 +1,12 @@
 """What a checkpoint of DreamerV3 contains: everything that the rest of a run depends on."""
 
+import copy
 import inspect
 import pathlib
 import random
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -14,8 +17,9 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
-from sb3_dreamer.common.checkpoint import Checkpoint, CheckpointError, checkpoint_folder, new_checkpoint, open_checkpoint
+from sb3_dreamer.common.checkpoint import Checkpoint, CheckpointError, CheckpointWriter, checkpoint_folder, open_checkpoint
 from sb3_dreamer.common.distributed.algorithm import DistributedOffPolicyAlgorithm
+from sb3_dreamer.common.distributed.ranks import Ranks
 from sb3_dreamer.common.env_state import (
     check_statistics,
     generator_from,
@@ -25,6 +29,7 @@ from sb3_dreamer.common.env_state import (
     set_states,
     set_statistics,
 )
+from sb3_dreamer.common.files import UNFINISHED, atomic_folder
 from sb3_dreamer.common.metrics import MetricAverager
 from sb3_dreamer.common.plain_data import NotPlainError, to_plain
 from sb3_dreamer.common.replay.chunks import ReplayChunks, read_chunks
@@ -260,22 +265,52 @@ def save_checkpoint(model: "ResumableAlgorithm", path: pathlib.Path) -> pathlib.
     target = checkpoint_folder(path, model.num_timesteps)
     if target.exists():
         return target
+    ranks = model._ranks
     chunks = model._replay_chunks
     if chunks is None or chunks.buffer is not model.replay_buffer:
-        chunks = model._replay_chunks = ReplayChunks(model.replay_buffer, "replay/0")
+        chunks = model._replay_chunks = ReplayChunks(model.replay_buffer, f"replay/{ranks.rank}")
     previous = model._last_checkpoint
     if previous is not None and previous.folder.parent != path:
         previous, chunks.written = None, None
-    with new_checkpoint(path, model.num_timesteps, previous) as writer:
-        writer.write_tensors(WEIGHTS, model.get_parameters())
-        content: dict[str, Any] = dict(settings=stored_settings(model), run=run_state(model), random=random_states(model))
-        content["vec_normalize"] = get_statistics(model.get_vec_normalize_env())
-        content["envs"] = None if model.env is None else get_states(model.env)
-        content["replay"] = chunks.write(writer)
-        writer.close(content)
+    with unfinished_folder(ranks, target) as folder:
+        writer = CheckpointWriter(folder, previous)
+        parts = ranks.exchange((part_of_rank(model, writer, chunks), writer.entries))
+        if ranks.is_main:
+            writer.write_tensors(WEIGHTS, model.get_parameters())
+            for _, entries in parts:
+                writer.entries |= entries
+            writer.close(dict(settings=stored_settings(model), ranks=[part for part, _ in parts]))
+    ranks.exchange(None)  # it is complete
     chunks.mark_written()
     model._last_checkpoint = Checkpoint(target)
     return target
+
+
+@contextmanager
+def unfinished_folder(ranks: Ranks, target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """
+    :param ranks: processes that write to the folder; the main one makes it, and gives it its name at the end
+    :param target: name of the checkpoint
+    :return: the folder to write to
+    """
+    if ranks.is_main:
+        with atomic_folder(target) as folder:
+            ranks.exchange(None)  # it exists
+            yield folder
+    else:
+        ranks.exchange(None)
+        yield target.with_name(target.name + UNFINISHED)
+
+
+def part_of_rank(model: "ResumableAlgorithm", writer: CheckpointWriter, chunks: ReplayChunks) -> dict[str, Any]:
+    """:return: everything that each rank has for itself; its rows are written to files"""
+    return dict(
+        run=run_state(model),
+        random=random_states(model),
+        vec_normalize=get_statistics(model.get_vec_normalize_env()),
+        envs=None if model.env is None else get_states(model.env),
+        replay=chunks.write(writer),
+    )
 
 
 def run_state(model: "ResumableAlgorithm") -> dict[str, Any]:
@@ -329,35 +364,58 @@ def restore(model: "ResumableAlgorithm", checkpoint: Checkpoint, content: dict[s
     :param content: its content
     :raises ValueError: as :func:`load_checkpoint`
     """
+    rank, parts = model._ranks.rank, content["ranks"]
+    is_new = rank >= len(parts)  # there are more ranks than before
+    part = parts[0 if is_new else rank]
     vec_normalize = model.get_vec_normalize_env()
-    check_statistics(vec_normalize, content["vec_normalize"])
-    read_chunks(checkpoint, content["replay"], model.replay_buffer, "replay/0")
+    check_statistics(vec_normalize, part["vec_normalize"])
+    read_rows(model, checkpoint, parts)
     try:
         model.set_parameters(checkpoint.read_tensors(WEIGHTS, model.device), device=model.device)
     except RuntimeError as error:
         raise ValueError(f"The weights of {checkpoint.folder} do not fit the model: {error}") from error
-    run = content["run"]
+    restore_run(model, part["run"])
+    restore_env(model, part if not is_new else part | {"envs": None})
+    set_statistics(vec_normalize, part["vec_normalize"])  # after the environments, because a reset changes them
+    if not is_new:
+        restore_random_states(model, part["random"])
+    model._last_checkpoint = checkpoint
+
+
+def read_rows(model: "ResumableAlgorithm", checkpoint: Checkpoint, parts: list[dict[str, Any]]) -> None:
+    """Fill the replay buffer with the rows of this rank, and with older rows of ranks that do not exist any more."""
+    ranks, buffer = model._ranks, model.replay_buffer
+    chunks = model._replay_chunks = ReplayChunks(buffer, f"replay/{ranks.rank}")
+    if ranks.rank >= len(parts):
+        return
+    read_chunks(checkpoint, parts[ranks.rank]["replay"], buffer, chunks.prefix)
+    if buffer.buffer_size == parts[ranks.rank]["replay"]["buffer_size"]:
+        chunks.mark_written()
+    for other in range(ranks.rank + ranks.size, len(parts), ranks.size):
+        theirs = copy.copy(buffer)
+        theirs.forget()
+        read_chunks(checkpoint, parts[other]["replay"], theirs, f"replay/{other}")
+        buffer.put_before(theirs)
+        chunks.written = None
+
+
+def restore_run(model: "ResumableAlgorithm", run: dict[str, Any]) -> None:
+    """:param run: from :func:`run_state`"""
     for name in OF_RUN:
         setattr(model, name, run[name])
     vars(model._train_ratio).update(run["training_ratio"])
-    metrics = {
-        name: value.to(model.device) if isinstance(value, th.Tensor) else value for name, value in run["metrics"].items()
-    }
-    vars(model._metrics).update(metrics)
+    metrics = run["metrics"].items()
+    vars(model._metrics).update(
+        {name: value.to(model.device) if isinstance(value, th.Tensor) else value for name, value in metrics}
+    )
     model._pending_log = run.get("logger", {})
-    restore_env(model, content)
-    set_statistics(vec_normalize, content["vec_normalize"])  # last, because a reset changes them
-    restore_random_states(model, content["random"])
-    model._last_checkpoint = checkpoint
-    model._replay_chunks = ReplayChunks(model.replay_buffer, "replay/0")
-    model._replay_chunks.mark_written()
 
 
-def restore_env(model: "ResumableAlgorithm", content: dict[str, Any]) -> None:
+def restore_env(model: "ResumableAlgorithm", part: dict[str, Any]) -> None:
     """Continue in the middle of the episodes if the environments can, otherwise begin new ones."""
-    env, last_state = model.env, content["run"]["last_state"]
+    env, last_state = model.env, part["run"]["last_state"]
     assert isinstance(env, VecEnv)
-    if content["envs"] is not None and set_states(env, content["envs"]):
+    if part["envs"] is not None and set_states(env, part["envs"]):
         model._last_state = None if last_state is None else PolicyState(*(part.to(model.device) for part in last_state))
         return
     model._last_obs, model._last_state = None, None  # SB3 then resets the environments, and the next row is a first row

@@ -9,6 +9,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import torch as th
+from stable_baselines3.common.callbacks import ConvertCallback
 
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.callbacks import DreamerCheckpointCallback
@@ -19,18 +20,17 @@ from tests.support.replay import check_buffer
 SAVE_FREQ = 9
 
 
-def continue_run(path: Path, steps: int) -> DreamerV3:
-    """Start the run, or continue it from its newest checkpoint, until so many environment steps."""
+def continue_run(path: Path, steps: int, started: Path) -> DreamerV3:
+    """Start the run, or continue it from its newest checkpoint, until so many environment steps. Touch a file at the start."""
     is_new = not find_checkpoints(path)
     model = counter_model(buffer_size=300) if is_new else DreamerV3.resume(path, counter_envs())
-    callback = DreamerCheckpointCallback(SAVE_FREQ, path)
-    return model.learn(steps - model.num_timesteps, callback=callback, reset_num_timesteps=is_new)
+    callbacks = [DreamerCheckpointCallback(SAVE_FREQ, path), ConvertCallback(lambda *_: started.touch() is None)]
+    return model.learn(steps - model.num_timesteps, callback=callbacks, reset_num_timesteps=is_new)
 
 
 def child(path: Path, steps: int, started: Path) -> None:
     th.set_num_threads(1)
-    started.touch()
-    continue_run(path, steps)
+    continue_run(path, steps, started)
 
 
 def context() -> ForkServerContext:
@@ -52,7 +52,8 @@ def start(path: Path, steps: int) -> multiprocessing.Process:
 
 def kill_at_random(path: Path, steps: int, n_kills: int, longest: float, seed: int = 0) -> dict[str, int]:
     """
-    Kill a run ``n_kills`` times, at most ``longest`` seconds after it was started or resumed, then let it finish.
+    Kill a run ``n_kills`` times, at most ``longest`` seconds after its first step since it was started or resumed, then let it
+    finish.
 
     :return: how often a kill came while a checkpoint was written, and how many checkpoints the kills left to resume from
     """

@@ -88,6 +88,15 @@ class Ranks:
         :raises ValueError: on all ranks, if they are not equal
         """
 
+    def exchange(self, value: Any) -> list[Any]:
+        """
+        Also waits until all ranks have called it.
+
+        :param value: plain data
+        :return: the values of all ranks
+        """
+        return [value]
+
     def merge_statistics(self, vec_normalize: VecNormalize | None) -> None:
         """:param vec_normalize: its statistics are replaced by those over all ranks"""
 

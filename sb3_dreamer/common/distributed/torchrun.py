@@ -81,7 +81,10 @@ class ManyRanks(Ranks):
         if not dist.is_initialized():
             if th.cuda.is_available():
                 th.cuda.set_device(self.local_rank % th.cuda.device_count())
-            dist.init_process_group()
+            # A store of its own for each start: after a restart by torchrun, the store still has the addresses of dead ranks.
+            store, rank, size = next(dist.rendezvous("env://"))
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            dist.init_process_group(store=dist.PrefixStore(f"attempt {attempt}", store), rank=rank, world_size=size)
             atexit.register(self._leave)
         if not ManyRanks.reports:
             ManyRanks.reports = True
@@ -207,12 +210,17 @@ class ManyRanks(Ranks):
 
     def check_equal(self, facts: dict[str, Any], hint: str = "") -> None:
         """See :meth:`Ranks.check_equal`."""
-        everyone: list[Any] = [None] * self.size
-        dist.all_gather_object(everyone, facts, group=self.agreement_group)
+        everyone = self.exchange(facts)
         for name in facts:
             values = [theirs[name] for theirs in everyone]
             if any(value != values[0] for value in values):
                 raise ValueError(f"`{name}` must be the same on all ranks, got {values}{hint}")
+
+    def exchange(self, value: Any) -> list[Any]:
+        """See :meth:`Ranks.exchange`."""
+        everyone: list[Any] = [None] * self.size
+        dist.all_gather_object(everyone, value, group=self.agreement_group)
+        return everyone
 
     def sync_rollout(self, n_steps: int, goes_on: bool, can_sample: bool, has_changes: bool = False) -> Agreement:
         """See :meth:`Ranks.sync_rollout`. It is one small all-reduce."""

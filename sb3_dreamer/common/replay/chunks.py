@@ -27,9 +27,8 @@ class ReplayChunks:
     def __init__(self, buffer: SequenceReplayBuffer, prefix: str):
         self.buffer = buffer
         self.prefix = prefix
-        # Rows of each stream in the last checkpoint, and its chunk length.
-        self.written: np.ndarray | None = None
-        self.length = 0
+        self.written: np.ndarray | None = None  # rows of each stream in the last checkpoint
+        self.layout: tuple[int, ...] = ()  # of that checkpoint
 
     def write(self, writer: CheckpointWriter) -> dict[str, Any]:
         """
@@ -54,7 +53,7 @@ class ReplayChunks:
     def _changed_chunks(self, length: int) -> set[int]:
         """:return: numbers of the chunks that have got a row since the last checkpoint"""
         buffer = self.buffer
-        if self.written is None or length != self.length or (self.written > buffer.counts).any():
+        if self.written is None or self.layout != layout_of(buffer):
             return set(range(-(-buffer.buffer_size // length)))
         changed: set[int] = set()
         for before, now in zip(self.written, buffer.counts, strict=True):
@@ -65,7 +64,12 @@ class ReplayChunks:
 
     def mark_written(self) -> None:
         """Remember what the checkpoint contains."""
-        self.written, self.length = self.buffer.counts.copy(), chunk_length(self.buffer)
+        self.written, self.layout = self.buffer.counts.copy(), layout_of(self.buffer)
+
+
+def layout_of(buffer: SequenceReplayBuffer) -> tuple[int, ...]:
+    """:return: numbers that are equal as long as rows stay at their positions"""
+    return chunk_length(buffer), buffer.buffer_size, buffer.n_resets
 
 
 def chunk_length(buffer: SequenceReplayBuffer) -> int:
