@@ -239,9 +239,9 @@ class Checkpoint:
         return f". The checkpoint before it is {before[-1]}" if before else ""
 
 
-def find_checkpoints(path: Path) -> list[Path]:
+def find_checkpoints(path: str | Path) -> list[Path]:
     """:return: complete checkpoints in a folder, oldest first"""
-    folders = [folder for folder in path.glob("checkpoint_*") if NAME.fullmatch(folder.name) and folder.is_dir()]
+    folders = [folder for folder in Path(path).glob("checkpoint_*") if NAME.fullmatch(folder.name) and folder.is_dir()]
     return sorted(folders, key=step_of)
 
 
