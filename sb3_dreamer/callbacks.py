@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_dreamer.common.checkpoint import find_checkpoints, remove_old, set_aside
+from sb3_dreamer.common.env_state import check_states
 
 if TYPE_CHECKING:
     from sb3_dreamer.dreamerv3 import DreamerV3
@@ -68,6 +69,7 @@ class DreamerCheckpointCallback(BaseCallback):
     :param verbose: 1 prints the name of each checkpoint
     :raises ValueError: if an argument is below 1; at the start of ``learn`` if ``path`` has checkpoints of another run, or if
         the model is not a DreamerV3
+    :raises TypeError: at the start of ``learn``, if ``get_state`` of an environment returns something that cannot be stored
     """
 
     model: "DreamerV3"
@@ -95,6 +97,7 @@ class DreamerCheckpointCallback(BaseCallback):
                 f"`path` has checkpoints of another run, {self.path}: continue that run with `DreamerV3.resume(path, env)`, "
                 "or choose another folder"
             )
+        check_states(self.training_env)
         self.is_main = self.model._ranks.is_main
         if self.is_main:
             set_aside(self.path, self.model.num_timesteps)

@@ -30,7 +30,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNorm
 from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_dreamer import DreamerV3
+from sb3_dreamer.callbacks import DreamerCheckpointCallback
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
+from sb3_dreamer.common.envs import CounterEnv
 from sb3_dreamer.common.metrics import UnstableTrainingError
 from tests.support.envs import NoiseEnv
 from tests.support.helpers import ACTION_SPACES, IMAGE, MIXED, TINY, VECTOR, counter_envs, counter_model
@@ -274,6 +276,39 @@ def load_sac():
         DreamerV3.load(f"{folder}/model")
 
 
+def resume(envs=counter_envs, keep_folder=True, **changes: Any):
+    """:return: a function that resumes from a checkpoint, without the name of its temporary folder in the message"""
+
+    def act():
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = counter_model().learn(6).save_checkpoint(folder)
+            if not keep_folder:
+                (checkpoint / "weights.pth").write_bytes(b"")
+            try:
+                DreamerV3.resume(checkpoint, envs(), **changes)
+            except Exception as error:
+                error.args = (str(error).replace(str(checkpoint), "CHECKPOINT"),)
+                raise
+
+    return act
+
+
+def save_with(callback_path: str = "checkpoints", env=counter_envs, **kwargs: Any):
+    """:return: a function that trains with a checkpoint callback"""
+
+    def act():
+        with tempfile.TemporaryDirectory() as folder:
+            callback = DreamerCheckpointCallback(**{"save_freq": 30, "path": f"{folder}/{callback_path}", **kwargs})
+            DreamerV3("MlpPolicy", env(), **TINY).learn(30, callback=callback)
+
+    return act
+
+
+class OpenFileCounter(CounterEnv):
+    def get_state(self):
+        return {"log": print}
+
+
 OBS = np.zeros((2, 3), np.float32)
 USES: dict[str, Callable[[], Any]] = {
     "an observation holds NaN": learn_with(bad_obs=np.nan),
@@ -341,6 +376,13 @@ USES: dict[str, Callable[[], Any]] = {
         counter_model(policy_kwargs=dict(deter=16)).get_parameters()
     ),
     "load into an environment of other spaces": lambda: load_model(env=make_vec_env("CartPole-v1", 3))(),
+    "resume('/nowhere', env)": lambda: DreamerV3.resume("/nowhere", counter_envs()),
+    "resume, a damaged checkpoint": resume(keep_folder=False),
+    "resume with another number of environments": resume(envs=lambda: make_vec_env("CartPole-v1", 2)),
+    "resume with another model_size": resume(model_size="nano"),
+    "resume with VecNormalize, without before": resume(envs=lambda: VecNormalize(counter_envs())),
+    "DreamerCheckpointCallback(save_freq=0)": save_with(save_freq=0),
+    "DreamerCheckpointCallback, `get_state` returns a function": save_with(env=OpenFileCounter),
     "replay buffer of another model_size": load_buffer({}, dict(policy_kwargs=dict(deter=16))),
     "replay buffer of another replay_context": load_buffer({}, dict(replay_context=False)),
     "replay buffer of another number of environments": load_buffer({}, {}, lambda: make_vec_env("CartPole-v1", 1)),

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
+from sb3_dreamer.common.plain_data import to_plain
+
 # Attributes of gymnasium's and SB3's wrappers that change in an episode (TimeLimit; OrderEnforcing; Monitor).
 OF_WRAPPERS = ("_elapsed_steps", "_has_reset", "rewards", "needs_reset", "current_reset_info", "total_steps")
 OF_VEC_WRAPPERS: dict[type[VecEnv], tuple[str, ...]] = {
@@ -26,6 +28,15 @@ def layers_of(env: VecEnv) -> list[VecEnv]:
 def has_states(env: VecEnv) -> bool:
     """:return: whether all environments have the methods ``get_state`` and ``set_state``"""
     return all(env.has_attr(name) for name in ("get_state", "set_state"))
+
+
+def check_states(env: VecEnv) -> None:
+    """
+    :param env: environments, after a reset
+    :raises TypeError: if a ``get_state`` returns something that a checkpoint cannot hold
+    """
+    for state in env.env_method("get_state") if has_states(env) else ():
+        to_plain(state, [], "get_state()")
 
 
 # ---- what a run needs to continue in the middle of an episode ----

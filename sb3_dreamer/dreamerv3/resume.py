@@ -370,8 +370,9 @@ def restore(model: "ResumableAlgorithm", checkpoint: Checkpoint, content: dict[s
     vec_normalize = model.get_vec_normalize_env()
     check_statistics(vec_normalize, part["vec_normalize"])
     read_rows(model, checkpoint, parts)
+    weights = checkpoint.read_tensors(WEIGHTS, model.device)
     try:
-        model.set_parameters(checkpoint.read_tensors(WEIGHTS, model.device), device=model.device)
+        model.set_parameters(weights, device=model.device)
     except RuntimeError as error:
         raise ValueError(f"The weights of {checkpoint.folder} do not fit the model: {error}") from error
     restore_run(model, part["run"])
