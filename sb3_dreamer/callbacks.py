@@ -1,5 +1,6 @@
 """Callbacks for DreamerV3."""
 
+import os
 import signal
 import threading
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_dreamer.common.checkpoint import find_checkpoints, remove_old, set_aside
+from sb3_dreamer.common.checkpoint import find_checkpoints, remove_old, set_aside, step_of
 from sb3_dreamer.common.env_state import check_states
 
 if TYPE_CHECKING:
@@ -44,9 +45,10 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self.received = signal.Signals(number).name
         self.restore()
-        print(
-            f"{self.received}: a checkpoint is saved and training ends. A second signal ends the process at once.", flush=True
+        message = (
+            f"{self.received}: training ends after this step, with a checkpoint. A second signal ends the process at once.\n"
         )
+        os.write(2, message.encode())  # `print` must not be used here: the signal may have interrupted it
 
 
 class DreamerCheckpointCallback(BaseCallback):
@@ -91,20 +93,44 @@ class DreamerCheckpointCallback(BaseCallback):
         if not hasattr(self.model, "save_checkpoint"):
             raise ValueError(f"`DreamerCheckpointCallback` saves a DreamerV3, got {type(self.model).__name__}")
         self.path = self.path.resolve()
-        resumed = self.model.last_checkpoint
-        if find_checkpoints(self.path) and (resumed is None or resumed.parent != self.path):
-            raise ValueError(
-                f"`path` has checkpoints of another run, {self.path}: continue that run with `DreamerV3.resume(path, env)`, "
-                "or choose another folder"
-            )
+        self._check_folder()
         check_states(self.training_env)
         self.is_main = self.model._ranks.is_main
         if self.is_main:
-            set_aside(self.path, self.model.num_timesteps)
+            set_aside(self.path, self.model.num_timesteps)  # those that are newer than the one that was resumed
         self._saved_at = self.model.num_timesteps
         self.signals.received = None
         self.signals.install()
         self.model.at_end_of_learn(self.signals.restore)
+        self.model.save_if_workers_end = self.save_if_stopped
+
+    def _check_folder(self) -> None:
+        """
+        Check that the folder belongs to this run.
+
+        :raises ValueError: if it does not
+        """
+        last, steps = self.model.last_checkpoint, self.model.num_timesteps
+        if find_checkpoints(self.path) and (last is None or last.parent != self.path):
+            raise ValueError(
+                f"`path` has checkpoints of another run, {self.path}: continue that run with `DreamerV3.resume(path, env)`, "
+                "or choose another folder"
+            )
+        if last is not None and last.parent == self.path and steps < step_of(last):
+            raise ValueError(
+                f"`learn` starts at step {steps}, but `path` has a checkpoint of this run with {step_of(last)} steps: pass "
+                "`reset_num_timesteps=False` to continue, or choose another folder"
+            )
+
+    def save_if_stopped(self) -> bool:
+        """
+        Ctrl-C may end the processes of the environments, too, so that the step that it interrupts fails.
+
+        :return: whether there was such a signal; then a checkpoint has been saved
+        """
+        if self.signals.received is not None:
+            self.save()
+        return self.signals.received is not None
 
     def _on_rollout_start(self) -> None:
         if self.model.num_timesteps - self._saved_at >= self.save_freq:

@@ -5,6 +5,7 @@ import pytest
 import torch as th
 from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import Figure
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_dreamer import DreamerV3
@@ -119,11 +120,11 @@ def test_subprocesses_continue_in_their_episodes(tmp_path):
         env.close()
 
 
-def test_environments_without_state_begin_an_episode(tmp_path, capsys):
+def test_environments_without_state_begin_an_episode(tmp_path):
     build = lambda: make_vec_env("CartPole-v1", 2, seed=0)  # noqa: E731
     model = DreamerV3("MlpPolicy", build(), seed=0, **TINY).learn(60, callback=DreamerCheckpointCallback(30, tmp_path))
-    resumed = DreamerV3.resume(tmp_path, build(), verbose=1)
-    assert "begin a new episode" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="begin a new episode"):
+        resumed = DreamerV3.resume(tmp_path, build())
     last, rows = resumed.replay_buffer.counts.copy(), resumed.replay_buffer.buffer_size
     assert (last == model.replay_buffer.counts).all()
     resumed.learn(20, reset_num_timesteps=False, log_interval=None)
@@ -217,3 +218,63 @@ def test_files_of_sb3_are_replaced_when_complete(tmp_path, monkeypatch):
         monkeypatch.undo()
         assert path.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.zip", "replay.pkl"]
+
+
+def test_learn_from_step_0_in_the_folder_of_the_run_is_refused(tmp_path):
+    """``reset_num_timesteps=False`` was forgotten: no checkpoint is touched."""
+    vectors().learn(60, callback=DreamerCheckpointCallback(30, tmp_path))
+    before = find_checkpoints(tmp_path)
+    resumed = DreamerV3.resume(tmp_path, counter_envs())
+    with pytest.raises(ValueError, match="starts at step 0, but `path` has a checkpoint of this run with 60 steps"):
+        resumed.learn(60, callback=DreamerCheckpointCallback(30, tmp_path))
+    assert find_checkpoints(tmp_path) == before and len(list(tmp_path.iterdir())) == len(before)
+
+
+def test_a_checkpoint_of_another_run_is_not_replaced(tmp_path):
+    folder = vectors().learn(30).save_checkpoint(tmp_path)
+    other = vectors().learn(30)
+    with pytest.raises(FileExistsError, match="is a checkpoint of another run"):
+        other.save_checkpoint(tmp_path)
+    assert other.last_checkpoint is None and folder.exists()
+
+
+def test_figures_that_were_not_logged_yet_are_left_out(tmp_path):
+    model = vectors().learn(30, log_interval=None)
+    model.logger.record("figure", Figure(None, close=True), exclude="stdout")
+    model.logger.record("number", 3.0)
+    resumed = DreamerV3.resume(model.save_checkpoint(tmp_path), counter_envs())
+    assert resumed._pending_log["name_to_value"]["number"] == 3.0
+    assert "figure" not in resumed._pending_log["name_to_value"]
+
+
+class MyDreamer(DreamerV3):
+    def __init__(self, *args, mine=1, **kwargs):
+        super().__init__(*args, **kwargs)
+
+
+def test_subclasses(tmp_path):
+    """Arguments of the base are stored. An argument that the subclass does not keep must be passed again."""
+    model = MyDreamer("MlpPolicy", counter_envs(), mine=2, seed=0, **TINY).learn(30)
+    folder = model.save_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match="does not contain `mine`"):
+        MyDreamer.resume(folder, counter_envs())
+    assert MyDreamer.resume(folder, counter_envs(), mine=2).batch_length == model.batch_length
+
+
+def test_the_folder_of_rows_on_disk_is_not_taken_from_a_checkpoint(tmp_path):
+    rows = tmp_path / "rows"
+    folder = vectors(replay_buffer_kwargs=dict(storage="disk", storage_folder=str(rows))).learn(30).save_checkpoint(tmp_path)
+    rows.rmdir()
+    resumed = DreamerV3.resume(folder, counter_envs())
+    assert resumed.replay_buffer.storage == "disk" and not rows.exists()
+
+
+def test_a_buffer_that_was_resized_and_back(tmp_path):
+    model = vectors(buffer_size=69).learn(150)
+    model.save_checkpoint(tmp_path)
+    for rows in (40, 23):
+        model.replay_buffer.resize(rows)
+    model.learn(3, reset_num_timesteps=False)
+    resumed = DreamerV3.resume(model.save_checkpoint(tmp_path), counter_envs())
+    for name, array in model.replay_buffer._arrays().items():
+        np.testing.assert_array_equal(array, resumed.replay_buffer._arrays()[name], err_msg=name)

@@ -102,3 +102,19 @@ def test_states_of_the_users_environment():
     for _ in range(30):
         for mine, theirs in zip(env.step([1, 0])[:3], other.step([1, 0])[:3], strict=True):
             np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("kind", [np.random.PCG64, np.random.SFC64, np.random.Philox, np.random.MT19937])
+def test_generators_of_every_kind(kind):
+    env, other = make_vec_env("CartPole-v1", 1), make_vec_env("CartPole-v1", 1)
+    env.reset()
+    env.env_method("set_wrapper_attr", "np_random", np.random.Generator(kind(3)))
+    arrays = []
+    set_states(other, from_plain(to_plain(get_states(env), arrays), arrays))
+    np.testing.assert_array_equal(env.reset(), other.reset())
+
+
+def test_other_generators_are_left_out():
+    env = make_vec_env("CartPole-v1", 1)
+    env.env_method("set_wrapper_attr", "_np_random", np.random.RandomState(3))
+    assert get_states(env)["generators"] == []

@@ -47,7 +47,7 @@ def test_the_code_of_the_pages_runs(name, monkeypatch, tmp_path):
         if name == "tuning" and not names["model"].num_timesteps:
             names["model"].learn(40)
     if name == "checkpoints":
-        assert names["model"].num_timesteps == 80
+        assert names["model"].num_timesteps == 120
 
 
 def test_two_set_up_commands():

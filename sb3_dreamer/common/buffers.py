@@ -77,7 +77,7 @@ class SequenceReplayBuffer(RowStorage):
     """
 
     random_states: dict[str, Any] | None = None  # of the random generators of the rank that saves the buffer
-    n_resets = 0  # how often all rows were forgotten
+    n_moves = 0  # how often all rows were forgotten, or got other positions
     saved_at: int | None = None  # environment steps of the model that saved the buffer
     # Keys that are images, whose values must be within the bounds of their space; None: images are recognised by their spaces.
     image_keys: list[str] | None = None
@@ -151,7 +151,7 @@ class SequenceReplayBuffer(RowStorage):
         # Position of the newest row of each stream (n_envs,); None: to be computed from `counts`.
         self._newest: np.ndarray | None = None
         self._queue = self._new_queue()
-        self.n_resets += 1
+        self.n_moves += 1
         self._write_back.pending.clear()
 
     def _new_queue(self, windows: Iterable[tuple[int, int]] = ()) -> deque[tuple[int, int]]:
@@ -195,6 +195,7 @@ class SequenceReplayBuffer(RowStorage):
         if buffer_size == self.buffer_size:
             return
         self._write_back.flush()
+        self.n_moves += 1
         old_size, self.buffer_size = self.buffer_size, buffer_size
         if self.is_allocated:
             # In a larger buffer `filled` would include rows that are overwritten already: subtract them from `counts`.

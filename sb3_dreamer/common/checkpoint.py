@@ -122,7 +122,7 @@ class CheckpointWriter:
         self.write_arrays(ARRAYS, {str(i): array for i, array in enumerate(arrays)})
         text = json.dumps(dict(format=FORMAT, files=self.entries, content=plain))
         self.write(INDEX, f"{zlib.crc32(text.encode()):08x}\n{text}\n".encode())
-        for folder in {(self.folder / name).parent for name in self.entries} - {self.folder}:
+        for folder in {self.folder / parent for name in self.entries for parent in Path(name).parents}:
             sync_folder(folder)
 
 

@@ -13,7 +13,8 @@ OF_VEC_WRAPPERS: dict[type[VecEnv], tuple[str, ...]] = {
     VecNormalize: ("returns", "old_obs", "old_reward"),
     VecMonitor: ("episode_returns", "episode_lengths", "episode_count"),
 }
-GENERATORS = {kind.__name__: kind for kind in (np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox)}
+BIT_GENERATORS = np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64
+GENERATORS = {kind.__name__: kind for kind in BIT_GENERATORS}
 STATISTICS = ("mean", "var", "count")
 
 
@@ -48,7 +49,7 @@ def get_states(env: VecEnv) -> dict[str, Any]:
     :return: random generators of the environments, and if they have the method ``get_state``, their states and those of the
         wrappers
     """
-    states: dict[str, Any] = dict(generators=[generator_state(g) for g in _get(env, "np_random")])
+    states: dict[str, Any] = dict(generators=generator_states(env))
     if has_states(env):
         states["envs"] = env.env_method("get_state")
         states["wrappers"] = {name: _get(env, name) for name in OF_WRAPPERS if env.has_attr(name)}
@@ -78,7 +79,8 @@ def set_states(env: VecEnv, states: dict[str, Any]) -> bool:
             _set(env, name, values)
         for layer, (_, state) in zip(layers_of(env), states["layers"], strict=True):
             _set_layer_state(layer, state)
-    _set(env, "np_random", [generator_from(state) for state in states["generators"]])
+    if states["generators"]:
+        _set(env, "np_random", [generator_from(state) for state in states["generators"]])
     return goes_on
 
 
@@ -113,6 +115,16 @@ def _frame_stacks(layer: VecEnv) -> list[Any]:
 
 
 # ---- random generators ----
+
+
+def generator_states(env: VecEnv) -> list[dict[str, Any]]:
+    """:return: states of the random generators of the environments, empty if they have none that can be restored"""
+    try:
+        generators = _get(env, "np_random")
+    except (AttributeError, NotImplementedError):  # a VecEnv of another library
+        return []
+    names = [type(getattr(generator, "bit_generator", None)).__name__ for generator in generators]
+    return [generator_state(generator) for generator in generators] if set(names) <= set(GENERATORS) else []
 
 
 def generator_state(generator: np.random.Generator) -> dict[str, Any]:

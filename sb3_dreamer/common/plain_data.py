@@ -42,6 +42,15 @@ def to_plain(value: Any, arrays: list[np.ndarray], name: str = "value") -> Any:
     raise NotPlainError(f"`{name}` is a {type(value).__name__}, but only {ALLOWED} can be stored")
 
 
+def is_plain(value: Any) -> bool:
+    """:return: whether :func:`to_plain` accepts a value"""
+    try:
+        to_plain(value, [])
+    except NotPlainError:
+        return False
+    return True
+
+
 def _array_to_plain(value: np.ndarray | np.generic | th.Tensor, arrays: list[np.ndarray], name: str) -> dict[str, int]:
     if isinstance(value, th.Tensor):
         kind, array = "tensor", value.detach().cpu().numpy()

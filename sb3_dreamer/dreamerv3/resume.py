@@ -5,7 +5,8 @@ import inspect
 import pathlib
 import random
 import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
@@ -13,7 +14,8 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import GymEnv, TrainFreq
+from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
@@ -31,11 +33,12 @@ from sb3_dreamer.common.env_state import (
 )
 from sb3_dreamer.common.files import UNFINISHED, atomic_folder
 from sb3_dreamer.common.metrics import MetricAverager
-from sb3_dreamer.common.plain_data import NotPlainError, to_plain
+from sb3_dreamer.common.plain_data import is_plain
 from sb3_dreamer.common.replay.chunks import ReplayChunks, read_chunks
 from sb3_dreamer.common.save_util import explain_newer_numpy
 from sb3_dreamer.common.schedules import TrainRatio
 from sb3_dreamer.common.type_aliases import PolicyState
+from sb3_dreamer.common.workers import WorkerError
 
 SelfResumable = TypeVar("SelfResumable", bound="ResumableAlgorithm")
 
@@ -82,7 +85,17 @@ class ResumableAlgorithm(DistributedOffPolicyAlgorithm):
         self._pending_log: dict[str, Any] = {}
         self._saved_random_states: dict[str, Any] | None = None
         self._had_vec_normalize = False
+        self.save_if_workers_end: Callable[[], bool] = lambda: False
         super().__init__(*args, **kwargs)
+
+    def learn(self: SelfResumable, *args: Any, **kwargs: Any) -> SelfResumable:
+        """As SB3's; if Ctrl-C has also ended the processes of the environments, a checkpoint callback saves the run."""
+        try:
+            return super().learn(*args, **kwargs)
+        except WorkerError:
+            if not self.save_if_workers_end():
+                raise
+            return self
 
     def _setup_learn(
         self, total_timesteps: int, callback: Any = None, reset_num_timesteps: bool = True, *args: Any, **kwargs: Any
@@ -106,7 +119,8 @@ class ResumableAlgorithm(DistributedOffPolicyAlgorithm):
         :class:`~sb3_dreamer.callbacks.DreamerCheckpointCallback` does during ``learn``. Call it between two rollouts.
 
         :param path: folder of the checkpoints
-        :return: the new checkpoint, ``path/checkpoint_STEPS``
+        :return: the new checkpoint, ``path/checkpoint_STEPS``; if this run has saved one of this step already, that one
+        :raises FileExistsError: if there is one of this step of another run
         :raises OSError: if the folder cannot be written to, or the disk is full; older checkpoints are unchanged
         """
         return save_checkpoint(self, pathlib.Path(path).resolve())
@@ -142,7 +156,8 @@ class ResumableAlgorithm(DistributedOffPolicyAlgorithm):
         :param env: environment, wrapped as before
         :param device: where the model goes
         :param kwargs: arguments of the constructor, instead of those in the checkpoint. Functions and classes are not stored
-            and must be passed again.
+            and must be passed again, also ``tensorboard_log``, ``verbose`` and the ``storage_folder`` of the replay buffer,
+            which belong to the process.
         :return: the model
         :raises FileNotFoundError: if there is no checkpoint
         :raises CheckpointError: if it is damaged; the message names an older one
@@ -178,10 +193,17 @@ class ResumableAlgorithm(DistributedOffPolicyAlgorithm):
         """After ``load``: draw what comes after the numbers that the saved model has drawn, not these numbers again."""
         if self._saved_random_states is None:
             return
-        restore_random_states(self, self._saved_random_states)
+        # SB3 has seeded model and environments as in the first run.
+        rank = self._ranks.rank
+        seed = int(np.random.SeedSequence([self.seed or 0, self.num_timesteps, rank]).generate_state(1)[0])
+        if self._ranks.is_main:
+            restore_random_states(self, self._saved_random_states)
+        else:  # the file has the states of the main rank
+            set_random_seed(seed)
+            self.action_space.seed(seed)
         self._saved_random_states = None
-        if self.env is not None:  # SB3 has seeded it as in the first run
-            self.env.seed(int(np.random.SeedSequence([self.seed or 0, self.num_timesteps]).generate_state(1)[0]))
+        if self.env is not None:
+            self.env.seed(seed)
 
     def save_replay_buffer(self, path: Any) -> None:
         """As SB3's; the file also has the number of steps, so that a model of another step is noticed."""
@@ -205,7 +227,14 @@ class ResumableAlgorithm(DistributedOffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         """A file of SB3 does not belong to a checkpoint. RL Zoo's ``learn`` of this run is not saved either."""
-        return [*super()._excluded_save_params(), "_last_checkpoint", "_replay_chunks", "_pending_log", "learn"]
+        return [
+            *super()._excluded_save_params(),
+            "_last_checkpoint",
+            "_replay_chunks",
+            "_pending_log",
+            "save_if_workers_end",
+            "learn",
+        ]
 
 
 # ---- arguments of the constructor ----
@@ -213,26 +242,34 @@ class ResumableAlgorithm(DistributedOffPolicyAlgorithm):
 
 def stored_settings(model: "ResumableAlgorithm") -> dict[str, Any]:
     """
-    :return: arguments of the constructor. Those that are not plain data, such as functions and classes, have the value None
-        and are named in ``"missing"``.
+    :return: arguments of the constructor. Those that are not plain data, such as functions and classes, are named in
+        ``"missing"``.
     """
-    names = [name for name in inspect.signature(type(model).__init__).parameters if name not in NOT_STORED]
-    values = {name: getattr(model, STORED_AS.get(name, name)) for name in names if name != "train_freq"}
-    frequency = model.train_freq
-    values["train_freq"] = frequency if isinstance(frequency, int | tuple) and type(frequency) in (int, tuple) else None
-    if values["train_freq"] is None:
-        values["train_freq"] = (frequency.frequency, frequency.unit.value)  # type: ignore[union-attr]
+    names = [name for name in constructor_arguments(type(model)) if name not in NOT_STORED]
+    unset = object()  # of a subclass that does not keep its argument
+    values = {name: getattr(model, STORED_AS.get(name, name), unset) for name in names}
+    if isinstance(model.train_freq, TrainFreq):  # SB3 has converted it
+        values["train_freq"] = (model.train_freq.frequency, model.train_freq.unit.value)
+    # A folder of another machine is no place to write to.
+    buffer_kwargs = model.replay_buffer_kwargs.items()
+    values["replay_buffer_kwargs"] = {name: value for name, value in buffer_kwargs if name != "storage_folder"}
     aliases = [name for name, kind in model.policy_aliases.items() if kind is model.policy_class]
-    values["policy"] = aliases[-1] if aliases else None  # the last one accepts all spaces
-    missing = [] if aliases else ["policy"]
+    values["policy"] = aliases[-1] if aliases else unset  # the last one accepts all spaces
     if model.replay_buffer_class is not SequenceReplayBuffer:
-        missing.append("replay_buffer_class")
-    for name, value in values.items():
-        try:
-            to_plain(value, [], name)
-        except NotPlainError:
-            missing.append(name)
+        values["replay_buffer_class"] = unset
+    missing = [name for name, value in values.items() if not is_plain(value)]
     return dict(values={name: value for name, value in values.items() if name not in missing}, missing=missing)
+
+
+def constructor_arguments(cls: type) -> list[str]:
+    """:return: names of the arguments of a class; subclasses may take those of their base by ``*args`` and ``**kwargs``"""
+    names: dict[str, None] = {}
+    for base in cls.__mro__:
+        if base is ResumableAlgorithm:
+            break
+        parameters = inspect.signature(base).parameters.values()
+        names |= {one.name: None for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
+    return list(names)
 
 
 def settings_from(checkpoint: Checkpoint, stored: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -259,13 +296,16 @@ def save_checkpoint(model: "ResumableAlgorithm", path: pathlib.Path) -> pathlib.
     """
     :param model: the model, between two rollouts
     :param path: folder of the checkpoints
-    :return: the new checkpoint; if there is one of this step, that one
+    :return: the new checkpoint; if this run has saved one of this step already, that one
+    :raises FileExistsError: if there is one of this step of another run
     :raises OSError: if the folder cannot be written to, or the disk is full. Older checkpoints are unchanged.
     """
     target = checkpoint_folder(path, model.num_timesteps)
-    if target.exists():
+    if model.last_checkpoint == target and target.exists():
         return target
     ranks = model._ranks
+    if any(ranks.exchange(target.exists())):
+        raise FileExistsError(f"{target} is a checkpoint of another run: choose another folder")
     chunks = model._replay_chunks
     if chunks is None or chunks.buffer is not model.replay_buffer:
         chunks = model._replay_chunks = ReplayChunks(model.replay_buffer, f"replay/{ranks.rank}")
@@ -308,7 +348,8 @@ def part_of_rank(model: "ResumableAlgorithm", writer: CheckpointWriter, chunks: 
         run=run_state(model),
         random=random_states(model),
         vec_normalize=get_statistics(model.get_vec_normalize_env()),
-        envs=None if model.env is None else get_states(model.env),
+        # After an exception in a step, the environments must be reset.
+        envs=None if model.env is None or model._last_obs is None else get_states(model.env),
         replay=chunks.write(writer),
     )
 
@@ -320,8 +361,17 @@ def run_state(model: "ResumableAlgorithm") -> dict[str, Any]:
     state["metrics"] = {name: getattr(model._metrics, name) for name in OF_METRICS}
     state["last_state"] = None if model._last_state is None else tuple(model._last_state)
     if getattr(model, "_logger", None) is not None:  # SB3 sets it in `learn`
-        state["logger"] = {name: dict(getattr(model.logger, name)) for name in ("name_to_value", "name_to_count")}
+        names = "name_to_value", "name_to_count"
+        state["logger"] = {name: plain_entries(getattr(model.logger, name)) for name in names}
+    if model.ep_info_buffer is not None:
+        episodes = (plain_entries(info) for info in model.ep_info_buffer)
+        state["ep_info_buffer"] = deque(episodes, maxlen=model.ep_info_buffer.maxlen)
     return state
+
+
+def plain_entries(values: dict[str, Any]) -> dict[str, Any]:
+    """:return: the entries that a checkpoint can hold; figures and videos for the logger are left out"""
+    return {name: value for name, value in values.items() if is_plain(value)}
 
 
 def random_states(model: "ResumableAlgorithm") -> dict[str, Any]:
@@ -420,10 +470,10 @@ def restore_env(model: "ResumableAlgorithm", part: dict[str, Any]) -> None:
         model._last_state = None if last_state is None else PolicyState(*(part.to(model.device) for part in last_state))
         return
     model._last_obs, model._last_state = None, None  # SB3 then resets the environments, and the next row is a first row
-    if model.verbose >= 1:
-        print(
-            "The environments have no `get_state` and `set_state`, so they begin a new episode. Everything else continues "
-            "where it was saved."
+    if model._ranks.is_main:
+        warnings.warn(
+            "The state of the environments was not saved (they have no `get_state` and `set_state`, or were interrupted), so "
+            "they begin a new episode. Everything else continues where it was saved"
         )
 
 

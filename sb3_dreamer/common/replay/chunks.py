@@ -69,7 +69,7 @@ class ReplayChunks:
 
 def layout_of(buffer: SequenceReplayBuffer) -> tuple[int, ...]:
     """:return: numbers that are equal as long as rows stay at their positions"""
-    return chunk_length(buffer), buffer.buffer_size, buffer.n_resets
+    return chunk_length(buffer), buffer.buffer_size, buffer.n_moves
 
 
 def chunk_length(buffer: SequenceReplayBuffer) -> int:
