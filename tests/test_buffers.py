@@ -88,6 +88,7 @@ def test_interrupt_then_learn(where, monkeypatch):
     check_windows(model.replay_buffer)
 
 
+@pytest.mark.filterwarnings("ignore:The model has made:UserWarning")
 def test_loading_a_buffer_opens_an_episode(tmp_path):
     """The environments do not continue the episodes of the loaded rows."""
     model = counter_model()

@@ -183,6 +183,7 @@ def test_stop_at_an_episode_counts_it():
     assert model.replay_buffer.dones.sum() == 2
 
 
+@pytest.mark.filterwarnings("ignore:`learn` goes on:UserWarning")
 def test_continue_in_the_same_environment(tmp_path):
     """``force_reset=False``: the environment continues, and the model starts a new sequence in mid-episode."""
     model = cartpole_model()

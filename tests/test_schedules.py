@@ -67,6 +67,7 @@ def test_training_ratio_after_save_and_load(ratio, expected, tmp_path):
     assert loaded._n_updates == expected
 
 
+@pytest.mark.filterwarnings("ignore:`learn` goes on:UserWarning")
 def test_no_burst_after_load_without_replay_buffer(tmp_path):
     model = counter_model(training_ratio=32)
     model.learn(60)
@@ -92,6 +93,7 @@ def test_a_run_that_is_stopped_at_each_episode_trains_in_the_next(train_freq, re
     assert made == [0, 1, 11, 21, 31, 41] if not reset_num_timesteps else made == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.filterwarnings("ignore:`learn` goes on:UserWarning")
 def test_pending_updates_wait_for_a_buffer(tmp_path):
     settings = {**TINY, "train_freq": 1000, "learning_starts": 9, "training_ratio": 32}
     model = DreamerV3("MlpPolicy", CounterEnv(20), seed=0, **settings)

@@ -113,7 +113,7 @@ def test_what_is_missing_is_named(tmp_path):
     model.learn(20, reset_num_timesteps=False)
     model.save(tmp_path / "model")
     loaded = DreamerV3.load(tmp_path / "model", env=build(), device="cpu")
-    with pytest.warns(UserWarning, match="saved after 60 steps, this replay buffer after 40"):
+    with pytest.warns(UserWarning, match="has made 60 steps, this replay buffer was saved after 40"):
         loaded.load_replay_buffer(tmp_path / "replay")
     with pytest.warns(UserWarning, match="was trained with VecNormalize, but `env` is without it"):
         loaded.learn(10, reset_num_timesteps=False)

@@ -223,7 +223,7 @@ class ResumableAlgorithm(DistributedOffPolicyAlgorithm):
             super().load_replay_buffer(path, truncate_last_traj)
         saved_at = self.replay_buffer.saved_at
         if saved_at is not None and self.num_timesteps and saved_at != self.num_timesteps:
-            warnings.warn(f"The model was saved after {self.num_timesteps} steps, this replay buffer after {saved_at}")
+            warnings.warn(f"The model has made {self.num_timesteps} steps, this replay buffer was saved after {saved_at}")
 
     def _excluded_save_params(self) -> list[str]:
         """A file of SB3 does not belong to a checkpoint. RL Zoo's ``learn`` of this run is not saved either."""
