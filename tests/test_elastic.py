@@ -7,7 +7,7 @@ import torch as th
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.callbacks import DreamerCheckpointCallback
 from sb3_dreamer.common.checkpoint import find_checkpoints, open_checkpoint
-from tests.support.helpers import counter_envs
+from tests.support.helpers import counter_envs, counter_model
 from tests.support.replay import check_rows, stream
 from tests.test_distributed import ONE_MACHINE, finish, start
 
@@ -69,3 +69,10 @@ def test_more_ranks_start_with_an_empty_buffer(killed):
     for result in ranks:
         assert result["resumed_at"] == 240 and result["steps"] >= 420 and result["updates"] > result["updates_before"]
     assert [folder.name for folder in find_checkpoints(folder / "checkpoints")][-1] >= "checkpoint_000000420"
+
+
+def test_ranks_that_load_a_seeded_model_draw_different_numbers(tmp_path):
+    counter_model().save(tmp_path / "model")
+    first, second = run(tmp_path, 2, "load")
+    assert not th.equal(first["torch"], second["torch"])
+    assert set(first["seeds"]).isdisjoint(second["seeds"]) and len(set(first["seeds"])) == 3

@@ -3,7 +3,8 @@ Continue the run in a folder, or start it; each rank in its own process:
 
     torchrun --nproc-per-node=2 --max-restarts=1 -m tests.support.elastic_worker FOLDER STEPS [KILL]
 
-With KILL, rank 1 kills itself after so many steps, unless it was restarted. Rank 0 writes its result to ``rank0.pt``, ...
+``load`` instead of STEPS loads ``model.zip``. With KILL, rank 1 kills itself after so many steps, unless it was restarted.
+Rank 0 writes its result to ``rank0.pt``, ...
 """
 
 import os
@@ -49,5 +50,14 @@ def main(folder: Path, steps: int, kill_at: int) -> None:
     th.save(result, folder / f"rank{rank}.pt")
 
 
-if __name__ == "__main__":
+def load_file(folder: Path) -> None:
+    """Load the file of a seeded model on each rank, and draw."""
+    model = DreamerV3.load(folder / "model.zip", env=counter_envs(), device="cpu")
+    drawn = dict(torch=th.rand(2), action=int(model.action_space.sample()), seeds=list(model.env._seeds))
+    th.save(drawn, folder / f"rank{os.environ['RANK']}.pt")
+
+
+if __name__ == "__main__" and sys.argv[2] == "load":
+    load_file(Path(sys.argv[1]))
+elif __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]), int((sys.argv[3:] or ["0"])[0]))
