@@ -121,9 +121,16 @@ class ResumableAlgorithm(DistributedOffPolicyAlgorithm):
         :param path: folder of the checkpoints
         :return: the new checkpoint, ``path/checkpoint_STEPS``; if this run has saved one of this step already, that one
         :raises FileExistsError: if there is one of this step of another run
-        :raises OSError: if the folder cannot be written to, or the disk is full; older checkpoints are unchanged
+        :raises OSError: if the folder cannot be written to, or the disk is full; older checkpoints are unchanged, and the
+            message names the last one
         """
-        return save_checkpoint(self, pathlib.Path(path).resolve())
+        try:
+            return save_checkpoint(self, pathlib.Path(path).resolve())
+        except FileExistsError:
+            raise
+        except OSError as error:
+            last = f"the last complete one is {self.last_checkpoint}" if self.last_checkpoint else "there is none yet"
+            raise OSError(error.errno, f"{error}. No checkpoint was saved in {path}; {last}") from error
 
     def load_checkpoint(self, path: str | pathlib.Path) -> None:
         """
