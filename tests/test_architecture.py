@@ -18,6 +18,7 @@ COMMON = [
         "common.loss_weights",
         "common.optimizers",
         "common.plain_data",
+        "common.random_states",
         "common.replay",
         "common.replay.device",
         "common.replay.disk",
@@ -57,7 +58,7 @@ COMMON = [
     {"common.replay.chunks"},
 ]
 READABLE = [
-    {"dreamerv3.model_sizes", "dreamerv3.counterparts"},
+    {"dreamerv3.model_sizes", "dreamerv3.counterparts", "dreamerv3.run_state"},
     {"dreamerv3.networks", "dreamerv3.heads", "dreamerv3.rssm"},
     {"dreamerv3.world_model"},
     {"dreamerv3.imagination", "dreamerv3.policies"},
@@ -93,6 +94,7 @@ TESTS = {
     "common.utils": None,  # aliases for old files
     "presets": "test_presets.py",
     "dreamerv3.fast": "test_scan.py test_update.py",
+    "dreamerv3.run_state": "test_dreamerv3_resume.py",
     "zoo": "test_zoo.py",
 }
 MAX_LAYERS = 8  # of `dreamerv3/` without `fast/`

@@ -16,11 +16,11 @@ from sb3_dreamer.common.checkpoint import (
     CheckpointError,
     checkpoint_folder,
     find_checkpoints,
-    new_checkpoint,
     open_checkpoint,
     remove_old,
     set_aside,
 )
+from tests.support.checkpoints import new_checkpoint
 
 CONTENT = {"steps": 7, "rows": np.arange(5), "name": "ä"}
 

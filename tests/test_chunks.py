@@ -6,10 +6,11 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
-from sb3_dreamer.common.checkpoint import Checkpoint, CheckpointError, checkpoint_folder, new_checkpoint
+from sb3_dreamer.common.checkpoint import Checkpoint, CheckpointError, checkpoint_folder
 from sb3_dreamer.common.replay import chunks as module
 from sb3_dreamer.common.replay.chunks import ReplayChunks, read_chunks
 from sb3_dreamer.common.type_aliases import LatentState, SequenceIndices
+from tests.support.checkpoints import new_checkpoint
 from tests.support.helpers import random_observations
 
 BOX = spaces.Box(-1, 1, (3,), np.float32)

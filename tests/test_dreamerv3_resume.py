@@ -12,6 +12,7 @@ from sb3_dreamer import DreamerV3
 from sb3_dreamer.callbacks import DreamerCheckpointCallback
 from sb3_dreamer.common.checkpoint import find_checkpoints
 from sb3_dreamer.common.envs import PixelCatchEnv, TMazeEnv
+from sb3_dreamer.common.workers import WorkerError
 from tests.support.helpers import TINY, counter_envs, counter_model
 
 STEPS = 120
@@ -278,3 +279,17 @@ def test_a_buffer_that_was_resized_and_back(tmp_path):
     resumed = DreamerV3.resume(model.save_checkpoint(tmp_path), counter_envs())
     for name, array in model.replay_buffer._arrays().items():
         np.testing.assert_array_equal(array, resumed.replay_buffer._arrays()[name], err_msg=name)
+
+
+def test_an_old_signal_does_not_hide_a_dead_worker(tmp_path):
+    """The callback of an earlier ``learn`` has no say in a later one."""
+    callback = DreamerCheckpointCallback(30, tmp_path)
+    model = vectors().learn(30, callback=callback)
+    callback.signals.received = "SIGTERM"
+
+    def die(actions):
+        raise WorkerError("Worker 0 has ended")
+
+    model.env.step = die
+    with pytest.raises(WorkerError):
+        model.learn(30, reset_num_timesteps=False)

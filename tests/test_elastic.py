@@ -57,6 +57,9 @@ def test_fewer_ranks_keep_the_rows_of_all(killed, tmp_path):
     updates = model._n_updates
     model.learn(60, callback=DreamerCheckpointCallback(30, tmp_path / "alone"), reset_num_timesteps=False)
     assert model._n_updates > updates and model.num_timesteps == 300
+    # The episodes of the remaining rank go on: 60 steps of each environment, and a row for each first observation.
+    mine = [60 + -(-60 // length) for length in (7, 11, 13)]
+    np.testing.assert_array_equal(model.replay_buffer.counts, np.add(ranks[1]["counts"], mine))
     again = DreamerV3.resume(tmp_path / "alone", counter_envs())
     np.testing.assert_array_equal(again.replay_buffer.counts, model.replay_buffer.counts)
 

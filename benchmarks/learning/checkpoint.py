@@ -1,29 +1,17 @@
 """Checkpoints of a run: everything that the rest of the run depends on, in one file that is replaced atomically."""
 
-import random
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
-import numpy as np
-import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
+
+from sb3_dreamer.common.random_states import get_random_states, set_random_states
 
 # References between the saved objects: restored by construction. (Class members of SB3's wrappers cannot be pickled.)
 LINKS = ("env", "_vec_normalize_env", "venv", "class_attributes")
 # Not saved on CUDA: captured graphs, and what belongs to the environments.
 NOT_FROM_CUDA = "loss_module _update _act _last_obs _last_original_obs _last_episode_starts _last_state".split()
-
-
-def random_states() -> tuple[Any, ...]:
-    return th.get_rng_state(), np.random.get_state(), random.getstate(), th.cuda.get_rng_state_all()
-
-
-def restore_random_states(states: tuple[Any, ...]) -> None:
-    th.set_rng_state(states[0])
-    np.random.set_state(states[1])
-    random.setstate(states[2])
-    th.cuda.set_rng_state_all(states[3])
 
 
 def parts(model: BaseAlgorithm) -> list[Any]:
@@ -49,7 +37,7 @@ def save(path: Path, model: BaseAlgorithm, device: str, progress: dict[str, Any]
     states = [{name: value for name, value in vars(part).items() if name not in left_out} for part in saved]
     unfinished = path.with_suffix(".unfinished")
     with unfinished.open("wb") as file:
-        cloudpickle.dump(dict(parts=states, progress=progress, random_states=random_states()), file)
+        cloudpickle.dump(dict(parts=states, progress=progress, random_states=get_random_states(model.device)), file)
     unfinished.replace(path)
 
 
@@ -62,5 +50,5 @@ def load(path: Path, model: BaseAlgorithm) -> dict[str, Any]:
     content = cloudpickle.loads(path.read_bytes())
     for part, state in zip(parts(model), content["parts"], strict=False):  # on CUDA only the model
         vars(part).update(state)
-    restore_random_states(content["random_states"])
+    set_random_states(content["random_states"], model.device)
     return content["progress"]

@@ -33,6 +33,7 @@ from benchmarks.learning import checkpoint
 from benchmarks.learning.presets import ALGORITHMS, ROOT, find_presets
 from benchmarks.learning.tasks import TASKS
 from sb3_dreamer.common.distributed.launch import is_launched
+from sb3_dreamer.common.random_states import get_random_states, set_random_states
 from sb3_dreamer.zoo import plugin
 
 RESULTS = ROOT / "benchmarks" / "results" / "learning"
@@ -286,7 +287,7 @@ class Recorder(BaseCallback):
 
     def evaluate(self) -> None:
         """Evaluate and append one line to the file."""
-        started, randomness = time.process_time(), checkpoint.random_states()
+        started, randomness = time.process_time(), get_random_states(self.model.device)
         line: dict[str, Any] = dict(steps=self.num_timesteps, updates=self.model._n_updates)
         if self.task.published:
             line["training"] = self.progress.episodes
@@ -294,7 +295,7 @@ class Recorder(BaseCallback):
         for name, deterministic in (("deterministic", True), ("sampled", False)) if self.task.episodes else ():
             returns = self.returns(deterministic)
             line |= {name: round(float(np.mean(returns)), 4), f"{name}_std": round(float(np.std(returns)), 4)}
-        checkpoint.restore_random_states(randomness)
+        set_random_states(randomness, self.model.device)
         self.progress.eval_cpu += time.process_time() - started
         for name in ("train_cpu", "train_wall", "eval_cpu"):
             line[f"{name}_s"] = round(getattr(self.progress, name), 1)

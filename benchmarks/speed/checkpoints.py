@@ -9,7 +9,7 @@ Prints one line of JSON. Memory is the peak of the process above what it used be
 
 import argparse
 import json
-import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -72,17 +72,14 @@ def measure_saving(rows: int, folder: Path) -> tuple[dict[str, Any], Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/checkpoints_benchmark"), help="removed afterwards")
+    parser.add_argument("--folder", help="where to write; default: the system's folder for temporary files")
     args = parser.parse_args()
-    line, folder = measure_saving(args.rows, args.folder)
-    other = make_model(args.rows)
-    _, line["load_checkpoint"] = measure(lambda: other.load_checkpoint(folder))
-    shutil.rmtree(args.folder)
-    print(
-        json.dumps(
-            {"rows": args.rows, "more_rows": MORE_ROWS, "buffer_gb": round(other.replay_buffer.nbytes / 1e9, 3), **line}
-        )
-    )
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        line, checkpoint = measure_saving(args.rows, Path(folder))
+        model = make_model(args.rows)
+        _, line["load_checkpoint"] = measure(lambda: model.load_checkpoint(checkpoint))
+    sizes = {"rows": args.rows, "more_rows": MORE_ROWS, "buffer_gb": round(model.replay_buffer.nbytes / 1e9, 3)}
+    print(json.dumps(sizes | line))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import importlib
 import json
 import mmap
 import os
+import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -153,7 +154,7 @@ def codecs() -> dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes], byte
 
 
 def try_compression(frames: np.ndarray, rounds: int) -> Iterator[dict[str, Any]]:
-    """Compress each image by itself, as rows that are read and overwritten one by one must be."""
+    """Compress each image separately, because rows are read and overwritten one at a time."""
     images = [frame.tobytes() for frame in frames[: BATCH * LENGTH]]
     for name, (compress, decompress) in codecs().items():
         packed = [compress(image) for image in images]
@@ -182,7 +183,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--frames", type=int, default=2000, help="different frames, which are repeated")
     parser.add_argument("--iterations", type=int, default=20, help="rounds")
-    parser.add_argument("--folder", default="/tmp", help="folder of the disk")
+    parser.add_argument("--folder", default=tempfile.gettempdir(), help="folder of the disk")
     args = parser.parse_args()
     frames = frames_of(args.env, args.frames)
     print(json.dumps({"env": args.env, **compare_storages(frames, args.rows, args.iterations, args.folder)}), flush=True)

@@ -220,43 +220,6 @@ class SequenceReplayBuffer(RowStorage):
         self.has_latent[:] = False
         self._clear_streams()
 
-    def forget(self) -> None:
-        """Forget all rows, and use new memory for the next ones. Another buffer may use the present memory."""
-        self._make_unsaved()
-        self.is_allocated, self._device_mirror = False, None
-        self._make_arrays(0)
-        self._clear_streams()
-
-    def put_before(self, older: "SequenceReplayBuffer") -> None:
-        """
-        Put the rows of another buffer before the rows of this one, stream by stream. The newest rows are kept.
-
-        :param older: buffer with the same spaces and number of environments
-        """
-        if not older.is_allocated:
-            return
-        self._write_back.flush()
-        mine = {name: array.copy() for name, array in self._arrays().items()}
-        filled, oldest = self.filled, self.counts - self.filled
-        self._allocate()
-        self._clear_streams()
-        for env in range(self.n_envs):
-            n_theirs = min(int(older.filled[env]), self.buffer_size - int(filled[env]))
-            theirs = older.counts[env] - n_theirs + np.arange(n_theirs)  # numbers of the rows
-            for name, array in self._arrays().items():
-                array[:n_theirs, env] = older._arrays()[name][theirs % older.buffer_size, env]
-                if filled[env]:
-                    steps = oldest[env] + np.arange(filled[env])
-                    array[n_theirs : n_theirs + filled[env], env] = mine[name][steps % self.buffer_size, env]
-            if n_theirs:  # their last episode is cut, and a new one begins
-                self.timeouts[n_theirs - 1, env] |= not self.dones[n_theirs - 1, env]
-                self.dones[n_theirs - 1, env] = True
-                if filled[env]:
-                    self.is_first[n_theirs, env] = True
-                    self.actions[n_theirs, env], self.rewards[n_theirs, env] = 0, 0.0
-            self.counts[env] = n_theirs + filled[env]
-        self._opens_episode[:] = True
-
     def mark_starts(self, starts: np.ndarray) -> None:
         """
         Call before ``add`` if its ``obs`` begins an episode. After a ``done``, and where ``obs`` differs from the last row,

@@ -19,15 +19,13 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
 
-from sb3_dreamer.common.files import UNFINISHED, atomic_folder, sync_folder
+from sb3_dreamer.common.files import UNFINISHED, sync_folder
 from sb3_dreamer.common.plain_data import from_plain, to_plain
 
 FORMAT = 1
@@ -124,20 +122,6 @@ class CheckpointWriter:
         self.write(INDEX, f"{zlib.crc32(text.encode()):08x}\n{text}\n".encode())
         for folder in {self.folder / parent for name in self.entries for parent in Path(name).parents}:
             sync_folder(folder)
-
-
-@contextmanager
-def new_checkpoint(path: Path, step: int, previous: "Checkpoint | None" = None) -> Iterator[CheckpointWriter]:
-    """
-    A checkpoint to write to. It appears in ``path`` once it is complete. If writing fails, nothing changes.
-
-    :param path: folder of the checkpoints
-    :param step: environment steps, part of the name; there must be no checkpoint of this step
-    :param previous: checkpoint whose files may be shared
-    :raises OSError: if the folder cannot be written to, or the disk is full
-    """
-    with atomic_folder(checkpoint_folder(path, step)) as folder:
-        yield CheckpointWriter(folder, previous)
 
 
 def checkpoint_folder(path: Path, step: int) -> Path:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from sb3_dreamer.common.plain_data import to_plain
@@ -142,14 +143,18 @@ def generator_from(state: dict[str, Any]) -> np.random.Generator:
 # ---- statistics of VecNormalize ----
 
 
+def _by_key(vec_normalize: VecNormalize) -> dict[str, RunningMeanStd]:
+    """:return: statistics of the observations by key, ``""`` for observations that are no Dict"""
+    of_obs = vec_normalize.obs_rms if vec_normalize.norm_obs else {}
+    return of_obs if isinstance(of_obs, dict) else {"": of_obs}
+
+
 def get_statistics(vec_normalize: VecNormalize | None) -> dict[str, Any] | None:
     """:return: running statistics of observations and returns"""
     if vec_normalize is None:
         return None
-    of_obs = vec_normalize.obs_rms if vec_normalize.norm_obs else {}
-    by_key = of_obs if isinstance(of_obs, dict) else {"": of_obs}
     return {
-        "obs": {key: {name: getattr(rms, name) for name in STATISTICS} for key, rms in by_key.items()},
+        "obs": {key: {name: getattr(rms, name) for name in STATISTICS} for key, rms in _by_key(vec_normalize).items()},
         "returns": {name: getattr(vec_normalize.ret_rms, name) for name in STATISTICS},
     }
 
@@ -163,10 +168,8 @@ def set_statistics(vec_normalize: VecNormalize | None, statistics: dict[str, Any
     check_statistics(vec_normalize, statistics)
     if vec_normalize is None or statistics is None:
         return
-    of_obs = vec_normalize.obs_rms if vec_normalize.norm_obs else {}
-    by_key = of_obs if isinstance(of_obs, dict) else {"": of_obs}
     for key, values in statistics["obs"].items():
-        vars(by_key[key]).update(values)
+        vars(_by_key(vec_normalize)[key]).update(values)
     vars(vec_normalize.ret_rms).update(statistics["returns"])
 
 

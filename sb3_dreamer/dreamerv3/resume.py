@@ -1,11 +1,7 @@
-"""What a checkpoint of DreamerV3 contains: everything that the rest of a run depends on."""
+"""Save and resume runs: a checkpoint contains everything that the rest of a run depends on."""
 
-import copy
-import inspect
 import pathlib
-import random
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
@@ -14,9 +10,8 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, TrainFreq
+from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from sb3_dreamer.common.checkpoint import Checkpoint, CheckpointError, CheckpointWriter, checkpoint_folder, open_checkpoint
@@ -28,45 +23,26 @@ from sb3_dreamer.common.env_state import (
     generator_state,
     get_states,
     get_statistics,
-    set_states,
     set_statistics,
 )
 from sb3_dreamer.common.files import UNFINISHED, atomic_folder
 from sb3_dreamer.common.metrics import MetricAverager
-from sb3_dreamer.common.plain_data import is_plain
-from sb3_dreamer.common.replay.chunks import ReplayChunks, read_chunks
+from sb3_dreamer.common.random_states import get_random_states, set_random_states
+from sb3_dreamer.common.replay.chunks import ReplayChunks, empty_like, put_before, read_chunks
 from sb3_dreamer.common.save_util import explain_newer_numpy
 from sb3_dreamer.common.schedules import TrainRatio
 from sb3_dreamer.common.type_aliases import PolicyState
 from sb3_dreamer.common.workers import WorkerError
+from sb3_dreamer.dreamerv3.run_state import restore_env, restore_run, run_state, settings_from, stored_settings
 
 SelfResumable = TypeVar("SelfResumable", bound="ResumableAlgorithm")
 
 WEIGHTS = "weights.pth"
-# Counters and observations of a run. The attributes of the training ratio and of the metrics follow below.
-OF_RUN = (
-    "num_timesteps",
-    "_total_timesteps",
-    "_num_timesteps_at_start",
-    "_current_progress_remaining",
-    "_n_updates",
-    "_episode_num",
-    "ep_info_buffer",
-    "ep_success_buffer",
-    "_last_obs",
-    "_last_original_obs",
-    "_last_episode_starts",
-)
-OF_RATIO = ("owed", "is_open", "steps_per_update")
-OF_METRICS = ("_names", "_sums", "_n_made", "_n_in_a_row", "count")
-# Arguments of the constructor that belong to the process, not to the run, and those that are handled separately.
-NOT_STORED = {"self", "env", "device", "verbose", "tensorboard_log", "_init_setup_model", "policy", "replay_buffer_class"}
-STORED_AS = {"stats_window_size": "_stats_window_size"}
 
 
 class ResumableAlgorithm(DistributedOffPolicyAlgorithm):
     """
-    Saves and resumes runs. The functions below say what a checkpoint contains.
+    Saves and resumes runs. The functions below, and ``run_state.py``, say what a checkpoint contains.
 
     :param args: as those of :class:`~sb3_dreamer.common.distributed.algorithm.DistributedOffPolicyAlgorithm`
     :param kwargs: the same, by name
@@ -90,6 +66,7 @@ class ResumableAlgorithm(DistributedOffPolicyAlgorithm):
 
     def learn(self: SelfResumable, *args: Any, **kwargs: Any) -> SelfResumable:
         """As SB3's; if Ctrl-C has also ended the processes of the environments, a checkpoint callback saves the run."""
+        self.save_if_workers_end = lambda: False  # until a callback of this `learn` sets it
         try:
             return super().learn(*args, **kwargs)
         except WorkerError:
@@ -142,7 +119,8 @@ class ResumableAlgorithm(DistributedOffPolicyAlgorithm):
         :raises CheckpointError: if it is damaged; the message names an older one
         :raises ValueError: if it does not fit the model or its environment
         """
-        load_checkpoint(self, pathlib.Path(path).resolve())
+        checkpoint = open_checkpoint(pathlib.Path(path).resolve())
+        load_content(self, checkpoint, checkpoint.content())
 
     @classmethod
     def resume(
@@ -171,9 +149,9 @@ class ResumableAlgorithm(DistributedOffPolicyAlgorithm):
         :raises ValueError: if it does not fit the environment, or an argument is missing
         """
         checkpoint = open_checkpoint(pathlib.Path(path).resolve())
-        settings = settings_from(checkpoint, checkpoint.content()["settings"], kwargs)
-        model = cls(env=env, device=device, **settings)
-        model.load_checkpoint(checkpoint.folder)
+        content = checkpoint.content()
+        model = cls(env=env, device=device, **settings_from(content["settings"], kwargs))
+        load_content(model, checkpoint, content)
         return model
 
     def _warn_about_what_is_missing(self, reset_num_timesteps: bool) -> None:
@@ -192,7 +170,10 @@ class ResumableAlgorithm(DistributedOffPolicyAlgorithm):
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """As SB3's; a file of a seeded model also has the states of the random generators."""
-        self._saved_random_states = None if self.seed is None else random_states(self)
+        self._saved_random_states = None
+        if self.seed is not None:
+            action_space = generator_state(self.action_space.np_random)
+            self._saved_random_states = get_random_states(self.device) | {"action_space": action_space}
         self._had_vec_normalize = self.get_vec_normalize_env() is not None
         super().save(*args, **kwargs)
 
@@ -204,7 +185,8 @@ class ResumableAlgorithm(DistributedOffPolicyAlgorithm):
         rank = self._ranks.rank
         seed = int(np.random.SeedSequence([self.seed or 0, self.num_timesteps, rank]).generate_state(1)[0])
         if self._ranks.is_main:
-            restore_random_states(self, self._saved_random_states)
+            set_random_states(self._saved_random_states, self.device)
+            self.action_space._np_random = generator_from(self._saved_random_states["action_space"])
         else:  # the file has the states of the main rank
             set_random_seed(seed)
             self.action_space.seed(seed)
@@ -242,58 +224,6 @@ class ResumableAlgorithm(DistributedOffPolicyAlgorithm):
             "save_if_workers_end",
             "learn",
         ]
-
-
-# ---- arguments of the constructor ----
-
-
-def stored_settings(model: "ResumableAlgorithm") -> dict[str, Any]:
-    """
-    :return: arguments of the constructor. Those that are not plain data, such as functions and classes, are named in
-        ``"missing"``.
-    """
-    names = [name for name in constructor_arguments(type(model)) if name not in NOT_STORED]
-    unset = object()  # of a subclass that does not keep its argument
-    values = {name: getattr(model, STORED_AS.get(name, name), unset) for name in names}
-    if isinstance(model.train_freq, TrainFreq):  # SB3 has converted it
-        values["train_freq"] = (model.train_freq.frequency, model.train_freq.unit.value)
-    # A folder of another machine is no place to write to.
-    buffer_kwargs = model.replay_buffer_kwargs.items()
-    values["replay_buffer_kwargs"] = {name: value for name, value in buffer_kwargs if name != "storage_folder"}
-    aliases = [name for name, kind in model.policy_aliases.items() if kind is model.policy_class]
-    values["policy"] = aliases[-1] if aliases else unset  # the last one accepts all spaces
-    if model.replay_buffer_class is not SequenceReplayBuffer:
-        values["replay_buffer_class"] = unset
-    missing = [name for name, value in values.items() if not is_plain(value)]
-    return dict(values={name: value for name, value in values.items() if name not in missing}, missing=missing)
-
-
-def constructor_arguments(cls: type) -> list[str]:
-    """:return: names of the arguments of a class; subclasses may take those of their base by ``*args`` and ``**kwargs``"""
-    names: dict[str, None] = {}
-    for base in cls.__mro__:
-        if base is ResumableAlgorithm:
-            break
-        parameters = inspect.signature(base).parameters.values()
-        names |= {one.name: None for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
-    return list(names)
-
-
-def settings_from(checkpoint: Checkpoint, stored: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """
-    :param checkpoint: the checkpoint
-    :param stored: from :func:`stored_settings`
-    :param kwargs: arguments that replace those of the checkpoint
-    :return: arguments of the constructor
-    :raises ValueError: if an argument is neither in the checkpoint nor in ``kwargs``
-    """
-    missing = [name for name in stored["missing"] if name not in kwargs]
-    if missing:
-        raise ValueError(
-            f"{checkpoint.folder} does not contain {', '.join(f'`{name}`' for name in missing)}, because functions and "
-            f"classes are not stored. Pass the same as before: DreamerV3.resume(path, env, {missing[0]}=...)"
-        )
-    return {**stored["values"], **kwargs}
 
 
 # ---- save ----
@@ -353,7 +283,8 @@ def part_of_rank(model: "ResumableAlgorithm", writer: CheckpointWriter, chunks: 
     """:return: everything that each rank has for itself; its rows are written to files"""
     return dict(
         run=run_state(model),
-        random=random_states(model),
+        random=get_random_states(model.device),
+        action_space=generator_state(model.action_space.np_random),
         vec_normalize=get_statistics(model.get_vec_normalize_env()),
         # After an exception in a step, the environments must be reset.
         envs=None if model.env is None or model._last_obs is None else get_states(model.env),
@@ -361,53 +292,19 @@ def part_of_rank(model: "ResumableAlgorithm", writer: CheckpointWriter, chunks: 
     )
 
 
-def run_state(model: "ResumableAlgorithm") -> dict[str, Any]:
-    """:return: counters, observations and the recurrent state of the run"""
-    state: dict[str, Any] = {name: getattr(model, name) for name in OF_RUN}
-    state["training_ratio"] = {name: getattr(model._train_ratio, name) for name in OF_RATIO}
-    state["metrics"] = {name: getattr(model._metrics, name) for name in OF_METRICS}
-    state["last_state"] = None if model._last_state is None else tuple(model._last_state)
-    if getattr(model, "_logger", None) is not None:  # SB3 sets it in `learn`
-        names = "name_to_value", "name_to_count"
-        state["logger"] = {name: plain_entries(getattr(model.logger, name)) for name in names}
-    if model.ep_info_buffer is not None:
-        episodes = (plain_entries(info) for info in model.ep_info_buffer)
-        state["ep_info_buffer"] = deque(episodes, maxlen=model.ep_info_buffer.maxlen)
-    return state
-
-
-def plain_entries(values: dict[str, Any]) -> dict[str, Any]:
-    """:return: the entries that a checkpoint can hold; figures and videos for the logger are left out"""
-    return {name: value for name, value in values.items() if is_plain(value)}
-
-
-def random_states(model: "ResumableAlgorithm") -> dict[str, Any]:
-    """:return: states of all random generators of the process, and of the action space"""
-    version, internal, gauss = random.getstate()
-    return dict(
-        python=(version, np.array(internal, dtype=np.uint32), gauss),
-        numpy=tuple(np.random.get_state()),
-        torch=th.get_rng_state(),
-        cuda=th.cuda.get_rng_state_all() if th.cuda.is_available() else [],
-        action_space=generator_state(model.action_space.np_random),
-    )
-
-
 # ---- load ----
 
 
-def load_checkpoint(model: "ResumableAlgorithm", path: str | pathlib.Path) -> None:
+def load_content(model: "ResumableAlgorithm", checkpoint: Checkpoint, content: dict[str, Any]) -> None:
     """
     Continue the run of a checkpoint. If this fails, the model must not be used.
 
     :param model: a new model with the same settings and an environment
-    :param path: a checkpoint, or the folder with several, of which the newest is read
-    :raises FileNotFoundError: if there is none
+    :param checkpoint: the checkpoint
+    :param content: its content
     :raises CheckpointError: if it is damaged
     :raises ValueError: if it does not fit the model or its environment
     """
-    checkpoint = open_checkpoint(path)
-    content = checkpoint.content()
     try:
         restore(model, checkpoint, content)
     except (KeyError, TypeError, AttributeError) as error:
@@ -415,12 +312,7 @@ def load_checkpoint(model: "ResumableAlgorithm", path: str | pathlib.Path) -> No
 
 
 def restore(model: "ResumableAlgorithm", checkpoint: Checkpoint, content: dict[str, Any]) -> None:
-    """
-    :param model: model to be changed
-    :param checkpoint: the checkpoint
-    :param content: its content
-    :raises ValueError: as :func:`load_checkpoint`
-    """
+    """As :func:`load_content`; content of another kind is a KeyError, TypeError or AttributeError."""
     rank, parts = model._ranks.rank, content["ranks"]
     is_new = rank >= len(parts)  # there are more ranks than before
     part = parts[0 if is_new else rank]
@@ -436,7 +328,8 @@ def restore(model: "ResumableAlgorithm", checkpoint: Checkpoint, content: dict[s
     restore_env(model, part if not is_new else part | {"envs": None})
     set_statistics(vec_normalize, part["vec_normalize"])  # after the environments, because a reset changes them
     if not is_new:
-        restore_random_states(model, part["random"])
+        set_random_states(part["random"], model.device)
+        model.action_space._np_random = generator_from(part["action_space"])
     model._last_checkpoint = checkpoint
 
 
@@ -450,46 +343,7 @@ def read_rows(model: "ResumableAlgorithm", checkpoint: Checkpoint, parts: list[d
     if buffer.buffer_size == parts[ranks.rank]["replay"]["buffer_size"]:
         chunks.mark_written()
     for other in range(ranks.rank + ranks.size, len(parts), ranks.size):
-        theirs = copy.copy(buffer)
-        theirs.forget()
-        read_chunks(checkpoint, parts[other]["replay"], theirs, f"replay/{other}")
-        buffer.put_before(theirs)
+        older = empty_like(buffer)
+        read_chunks(checkpoint, parts[other]["replay"], older, f"replay/{other}")
+        put_before(buffer, older)
         chunks.written = None
-
-
-def restore_run(model: "ResumableAlgorithm", run: dict[str, Any]) -> None:
-    """:param run: from :func:`run_state`"""
-    for name in OF_RUN:
-        setattr(model, name, run[name])
-    vars(model._train_ratio).update(run["training_ratio"])
-    metrics = run["metrics"].items()
-    vars(model._metrics).update(
-        {name: value.to(model.device) if isinstance(value, th.Tensor) else value for name, value in metrics}
-    )
-    model._pending_log = run.get("logger", {})
-
-
-def restore_env(model: "ResumableAlgorithm", part: dict[str, Any]) -> None:
-    """Continue in the middle of the episodes if the environments can, otherwise begin new ones."""
-    env, last_state = model.env, part["run"]["last_state"]
-    assert isinstance(env, VecEnv)
-    if part["envs"] is not None and set_states(env, part["envs"]):
-        model._last_state = None if last_state is None else PolicyState(*(part.to(model.device) for part in last_state))
-        return
-    model._last_obs, model._last_state = None, None  # SB3 then resets the environments, and the next row is a first row
-    if model._ranks.is_main:
-        warnings.warn(
-            "The state of the environments was not saved (they have no `get_state` and `set_state`, or were interrupted), so "
-            "they begin a new episode. Everything else continues where it was saved"
-        )
-
-
-def restore_random_states(model: "ResumableAlgorithm", states: dict[str, Any]) -> None:
-    """:param states: from :func:`random_states`"""
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(int(value) for value in internal), gauss))
-    np.random.set_state(states["numpy"])
-    th.set_rng_state(states["torch"])
-    if states["cuda"] and th.cuda.is_available() and len(states["cuda"]) == th.cuda.device_count():
-        th.cuda.set_rng_state_all(states["cuda"])
-    model.action_space._np_random = generator_from(states["action_space"])

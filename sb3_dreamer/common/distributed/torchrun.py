@@ -3,7 +3,6 @@
 import atexit
 import io
 import os
-import random
 import sys
 import time
 import warnings
@@ -27,6 +26,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from sb3_dreamer.common.distributed.ranks import Agreement, RankLostError, Ranks
+from sb3_dreamer.common.random_states import get_random_states, set_random_states
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -167,10 +167,7 @@ class ManyRanks(Ranks):
                 save(path)
             return
         if self.is_main:
-            target = Path(path) if Path(path).suffix else Path(f"{path}.zip")  # the name in SB3
-            unfinished = target.with_name(f"{target.name}.unfinished")
-            save(unfinished)
-            unfinished.replace(target)  # atomic, because other ranks may be reading the previous file
+            save(path)  # atomic: other ranks may be reading the previous file
         if self.is_learning or not dist.is_initialized():
             return
         key, store = f"saved {path} after {progress}", _get_default_store()
@@ -291,22 +288,18 @@ class ManyRanks(Ranks):
         if self.is_main and self.is_learning and not isinstance(path, io.IOBase):
             self._buffer_paths.append(str(path))
 
+    @staticmethod
+    def _cuda_device() -> th.device | None:
+        return th.device("cuda", th.cuda.current_device()) if th.cuda.is_available() else None
+
     def random_states(self) -> dict[str, Any]:
         """:return: states of all random generators of this rank, to be saved with its replay buffer"""
-        states: dict[str, Any] = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": th.get_rng_state()}
-        if th.cuda.is_available():
-            states["cuda"] = th.cuda.get_rng_state()
-        return states
+        return get_random_states(self._cuda_device())
 
     def restore_random_states(self, states: dict[str, Any] | None) -> None:
         """See :meth:`Ranks.restore_random_states`."""
-        if states is None:
-            return
-        random.setstate(states["python"])
-        np.random.set_state(states["numpy"])
-        th.set_rng_state(states["torch"])
-        if "cuda" in states and th.cuda.is_available():
-            th.cuda.set_rng_state(states["cuda"])
+        if states is not None:
+            set_random_states(states, self._cuda_device())
 
 
 def flatten(callback: MaybeCallback) -> list[BaseCallback]:

@@ -35,7 +35,7 @@ class ReplayChunks:
         Write the files. Call :meth:`mark_written` once the checkpoint is complete.
 
         :param writer: writer of the checkpoint
-        :return: what :meth:`read` needs in addition to the files
+        :return: what :func:`read_chunks` needs in addition to the files
         """
         buffer = self.buffer
         buffer._write_back.flush()
@@ -142,3 +142,53 @@ def read_chunks(checkpoint: Checkpoint, content: dict[str, Any], buffer: Sequenc
         raise
     finally:
         buffer.resize(wanted)
+
+
+# ---- rows of another buffer ----
+
+
+def empty_like(buffer: SequenceReplayBuffer) -> SequenceReplayBuffer:
+    """:return: a buffer of the same kind without rows"""
+    return SequenceReplayBuffer(
+        buffer.buffer_size * buffer.n_envs,
+        buffer.observation_space,
+        buffer.action_space,
+        buffer.device,
+        n_envs=buffer.n_envs,
+        batch_length=buffer.batch_length,
+        latent_shape=buffer.latent_shape,
+        replay_context=buffer.replay_context,
+        storage=buffer.storage,
+        storage_folder=buffer.storage_folder,
+    )
+
+
+def put_before(buffer: SequenceReplayBuffer, older: SequenceReplayBuffer) -> None:
+    """
+    Put the rows of another buffer before the rows of this one, stream by stream. The newest rows are kept.
+
+    :param buffer: buffer to be changed
+    :param older: buffer with the same spaces and number of environments
+    """
+    if not older.is_allocated:
+        return
+    mine = {name: array.copy() for name, array in buffer._arrays().items()}
+    filled, oldest, opens_episode = buffer.filled, buffer.counts - buffer.filled, buffer._opens_episode
+    buffer._allocate()
+    buffer._clear_streams()
+    for env in range(buffer.n_envs):
+        n_mine = int(filled[env])
+        n_older = min(int(older.filled[env]), buffer.buffer_size - n_mine)
+        older_rows = (older.counts[env] - n_older + np.arange(n_older)) % older.buffer_size
+        my_rows = (oldest[env] + np.arange(n_mine)) % buffer.buffer_size
+        for name, array in buffer._arrays().items():
+            array[:n_older, env] = older._arrays()[name][older_rows, env]
+            if n_mine:  # otherwise there are no arrays yet
+                array[n_older : n_older + n_mine, env] = mine[name][my_rows, env]
+        buffer.counts[env] = n_older + n_mine
+        if n_older and n_mine:
+            buffer.is_first[n_older, env] = True
+            buffer.actions[n_older, env], buffer.rewards[n_older, env] = 0, 0.0
+            buffer._opens_episode[env] = opens_episode[env]
+        if n_older and not buffer.dones[n_older - 1, env]:  # their last episode is cut
+            buffer.dones[n_older - 1, env] = buffer.timeouts[n_older - 1, env] = True
