@@ -58,7 +58,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "gamma=1.5": dict(gamma=1.5),
     "return_lambda=-0.1": dict(return_lambda=-0.1),
     "tau=2": dict(tau=2),
-    "ent_coef='auto'": dict(ent_coef="auto"),
+    "ent_coef='auto_0.1'": dict(ent_coef="auto_0.1"),
     "ent_coef=float('nan')": dict(ent_coef=float("nan")),
     "free_nats=-1.0": dict(free_nats=-1.0),
     "agc_clip=0.0": dict(agc_clip=0.0),

@@ -76,7 +76,7 @@ def test_files(path):
         assert set(settings.get("policy_kwargs", {})) <= SIZE_FIELDS, name
         assert name.startswith(".") or {"n_timesteps", "policy"} <= set(settings), name
         for key, value in settings.items():
-            if key not in ("policy", "env_wrapper", "model_size", "policy_kwargs") and value != "harmony":
+            if key not in ("policy", "env_wrapper", "model_size", "policy_kwargs") and value not in ("harmony", "auto"):
                 if key == "learning_rate" and str(value).startswith("lin_"):
                     value = float(value.removeprefix("lin_"))  # RL Zoo's notation for a linear schedule to 0
                 for number in value.values() if isinstance(value, dict) else [value]:

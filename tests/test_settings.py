@@ -1,11 +1,13 @@
 """Settings that are changed after the constructor take effect before the next update, or are rejected."""
 
 import inspect
+import math
 import warnings
 from typing import Any
 
 import pytest
 import torch as th
+from gymnasium import spaces
 
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
@@ -14,7 +16,8 @@ from sb3_dreamer.dreamerv3.checks import FIXED, SETTINGS_OF_LOOP, SETTINGS_OF_UP
 from sb3_dreamer.dreamerv3.fast.captured import CapturedUpdate
 from sb3_dreamer.dreamerv3.update import TrainingUpdate
 from tests.support.callbacks import CallAt
-from tests.support.helpers import counter_model
+from tests.support.envs import NoiseEnv
+from tests.support.helpers import TINY, counter_model
 from tests.support.python_graph import PythonGraph
 
 # Far enough from the defaults to have an effect in a short run.
@@ -208,6 +211,17 @@ def test_a_captured_update_is_rebuilt_when_needed(monkeypatch):
     assert [update.update.loss_module.ent_coef for update in made[2:]] == [3e-4, 0.5, 0.5]
     assert [update.update.tau for update in made[2:]] == [0.02, 0.02, 0.5]
     assert model._update is made[-1] and made[-1].capture.key is not None
+
+
+def test_the_target_of_the_entropy_falls_over_the_run():
+    """Nothing can be learned from noise, so the policy would stay close to uniform: mean share 0.997 with 3e-2."""
+    settings = {**TINY, "training_ratio": 32, "learning_rate": 1e-2, "lr_warmup_steps": 0, "ent_coef": "auto"}
+    model = DreamerV3("MlpPolicy", NoiseEnv(spaces.Box(-1, 1, (2,)), spaces.Discrete(4)), seed=0, **settings)
+    targets = []
+    steps = {f"step_{step}": lambda m: targets.append(m.loss_module.entropy_target.item()) for step in (50, 100, 200)}
+    model.learn(200, callback=CallAt(**steps), log_interval=None)
+    assert targets == pytest.approx([0.75, 0.5, 0.0], abs=0.02)  # a callback comes before the updates of its step
+    assert 0.4 < model._metrics.means()["actor_critic/entropy"] / math.log(4) < 0.85  # over all updates
 
 
 def test_compile_in_mid_run():

@@ -19,7 +19,7 @@ from sb3_dreamer.common.images import image_layout
 from sb3_dreamer.common.preprocessing import as_space_dict
 from sb3_dreamer.common.schedules import SCALINGS, TrainRatio, lr_scaling_factor
 from sb3_dreamer.dreamerv3.counterparts import refuse_arguments
-from sb3_dreamer.dreamerv3.losses import HARMONY, LOSS_SCALES, LossScales
+from sb3_dreamer.dreamerv3.losses import AUTO, HARMONY, LOSS_SCALES, LossScales
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
 
 # name: (smallest, largest, whole number?)
@@ -96,6 +96,7 @@ class Model(Protocol):
     training_ratio: float
     train_freq: Any
     imagine_last: int
+    ent_coef: float | str
     loss_scales: LossScales | None
     replay_context: bool
     compile: bool | str
@@ -133,6 +134,10 @@ def check_arguments(model: Model) -> None:
         if isinstance(value, np.generic):  # SB3, `deque` and JSON need Python's scalars
             setattr(model, name, value.item())
     for name, (low, high, is_whole) in RANGES.items():
+        if name == "ent_coef" and isinstance(model.ent_coef, str):
+            if model.ent_coef != AUTO:
+                raise ValueError(f"`ent_coef` must be a number of at least 0.0 or 'auto', got {model.ent_coef!r}")
+            continue
         check_number(name, getattr(model, name), low, high, is_whole)
     for name in POSITIVE:
         value = getattr(model, name)

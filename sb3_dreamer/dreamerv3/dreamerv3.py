@@ -59,7 +59,8 @@ class DreamerV3(ResumableAlgorithm):
     :param gamma: discount factor; it is part of the target of the continue head, gamma * (1 - terminal)
     :param return_lambda: lambda of the returns
     :param tau: soft update coefficient of the slow critic (target network), which is updated at each update
-    :param ent_coef: weight of the actor's entropy
+    :param ent_coef: weight of the actor's entropy; ``"auto"``: the weight that leads the entropy to a target. The target is
+        a share of the largest entropy, and falls from 1 to 0 over the steps of ``learn``
     :param free_nats: dynamics and representation loss are clipped from below at this value
     :param loss_scales: weights of the losses by name, see :data:`~sb3_dreamer.dreamerv3.losses.LOSS_SCALES`; losses that are
         not named keep their weight. ``"reconstruction"`` takes a number, or weights by observation key. ``"harmony"`` gives
@@ -127,7 +128,7 @@ class DreamerV3(ResumableAlgorithm):
         gamma: float = 1 - 1 / 333,
         return_lambda: float = 0.95,
         tau: float = 0.02,
-        ent_coef: float = 3e-4,
+        ent_coef: float | str = 3e-4,
         free_nats: float = 1.0,
         loss_scales: LossScales | None = None,
         agc_clip: float = 0.3,
@@ -369,6 +370,7 @@ class DreamerV3(ResumableAlgorithm):
         for _ in range(gradient_steps):
             self._clock.start()
             self._update_learning_rate(self.policy.optimizer)
+            self.loss_module.entropy_target.fill_(self._current_progress_remaining)
             batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
             # Loss, gradient, clipping, optimizer step, slow critic: `update.py`, or a faster version in `fast/`.
             posterior, metrics, is_finite = self._update(batch)

@@ -32,6 +32,7 @@ LOSS_SCALES: dict[str, float] = {
 
 
 HARMONY = "harmony"
+AUTO = "auto"
 LossScales = Mapping[str, float | Mapping[str, float]] | str
 
 
@@ -56,8 +57,28 @@ def check_key_scales(key_scales: Mapping[str, float], decoded: list[str]) -> Non
         raise ValueError(f"`loss_scales['reconstruction']` must name keys that are reconstructed: {decoded}, got {unknown}")
 
 
+def auto_ent_coef(entropy: th.Tensor, weight: th.Tensor, limits: tuple[float, float], target: th.Tensor) -> th.Tensor:
+    """
+    Weight of the entropy that leads it to a target from above and from below:
+
+    .. code-block:: text
+
+        share      (mean entropy - least) / (largest - least), from 0 to 1
+        weight     0.1 (target - share), negative if the entropy is above its target
+
+    :param entropy: of the policy in imagined states (N, H)
+    :param weight: weights of these states (N, H)
+    :param limits: least and largest entropy
+    :param target: share that is aimed at, a scalar
+    :return: weight of the entropy, a scalar without gradient
+    """
+    low, high = limits
+    mean = (entropy.detach() * weight).sum() / weight.sum().clamp_min(1e-8)
+    return 0.1 * (target - (mean - low) / max(high - low, 1e-8))  # an action space with a single action has no range
+
+
 def actor_loss(
-    log_prob: th.Tensor, entropy: th.Tensor, advantage: th.Tensor, weight: th.Tensor, *, ent_coef: float
+    log_prob: th.Tensor, entropy: th.Tensor, advantage: th.Tensor, weight: th.Tensor, *, ent_coef: float | th.Tensor
 ) -> th.Tensor:
     """REINFORCE with an entropy bonus (paper, actor learning). All tensors are (N, H)."""
     return -weight.detach() * (log_prob * advantage.detach() + ent_coef * entropy)
@@ -120,7 +141,8 @@ class DreamerLoss(nn.Module):
     :param imagination_horizon: H
     :param gamma: discount
     :param return_lambda: lambda of the returns
-    :param ent_coef: weight of the actor's entropy
+    :param ent_coef: weight of the actor's entropy; ``"auto"``: see :func:`auto_ent_coef`, towards the share of
+        ``entropy_target``, which the training loop sets
     :param free_nats: lower limit of dynamics and representation loss, in nats
     :param imagine_last: L, start imagination from only the last L rows of each window; 0: from all T rows
     :param loss_scales: replaces values of :data:`LOSS_SCALES`; ``"reconstruction"`` may be a dict of weights by observation
@@ -135,7 +157,7 @@ class DreamerLoss(nn.Module):
         imagination_horizon: int,
         gamma: float,
         return_lambda: float,
-        ent_coef: float,
+        ent_coef: float | str,
         free_nats: float,
         imagine_last: int = 0,
         loss_scales: LossScales | None = None,
@@ -151,6 +173,8 @@ class DreamerLoss(nn.Module):
         self.is_harmony = loss_scales == HARMONY
         self.key_scales, self.loss_scales = split_loss_scales(loss_scales)
         check_key_scales(self.key_scales, policy.world_model.decoded_keys)
+        self.entropy_target: th.Tensor
+        self.register_buffer("entropy_target", th.ones((), device=policy.device), persistent=False)
         # With several ranks this is replaced by a function that gathers a tensor from all of them.
         self.gather: Callable[[th.Tensor], th.Tensor] = th.detach
 
@@ -275,8 +299,14 @@ class DreamerLoss(nn.Module):
         entropy = distribution.entropy().sum(-1)[:, :-1]  # (N, H)
         normalizer = self.policy.return_normalizer
         advantage = (imagined.returns - imagined.values[:, :-1]) / normalizer.scale  # (N, H)
-        loss = actor_loss(log_prob, entropy, advantage, imagined.weights[:, :-1], ent_coef=self.ent_coef)
-        metrics = {
+        weights = imagined.weights[:, :-1]  # (N, H)
+        ent_coef: Any = self.ent_coef
+        if ent_coef == AUTO:
+            ent_coef = auto_ent_coef(entropy, weights, self.policy.actor.entropy_range, self.entropy_target)
+            ent_coef = self.gather(ent_coef.unsqueeze(0)).mean()
+        loss = actor_loss(log_prob, entropy, advantage, weights, ent_coef=ent_coef)
+        metrics = {"actor_critic/ent_coef": ent_coef} if self.ent_coef == AUTO else {}
+        metrics |= {
             "actor_critic/entropy": entropy.mean().detach(),
             "actor_critic/advantage_abs": advantage.abs().mean(),
             "actor_critic/return": imagined.returns.mean(),
