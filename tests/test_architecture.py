@@ -63,7 +63,7 @@ READABLE = [
     {"dreamerv3.world_model"},
     {"dreamerv3.imagination", "dreamerv3.policies"},
     {"dreamerv3.losses"},
-    {"dreamerv3.update", "dreamerv3.checks", "dreamerv3.resume"},
+    {"dreamerv3.update", "dreamerv3.checks", "dreamerv3.resume", "dreamerv3.predictions"},
 ]
 FAST = [
     {"dreamerv3.fast", "dreamerv3.fast.weights", "dreamerv3.fast.cuda_graph"},

@@ -36,6 +36,20 @@ NOT_IN_FILES = (
 )
 
 
+def nth_windows(draws: np.ndarray, n_windows: np.ndarray, oldest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    All windows of all streams are numbered, one stream after the other.
+
+    :param draws: numbers of windows (B,)
+    :param n_windows: number of windows of each stream (n_envs,)
+    :param oldest: number of the oldest row of each stream (n_envs,)
+    :return: stream and first row of each window (B,)
+    """
+    ends = n_windows.cumsum()
+    envs = np.searchsorted(ends, draws, side="right")
+    return envs, oldest[envs] + draws - (ends - n_windows)[envs]
+
+
 class SequenceReplayBuffer(RowStorage):
     """
     Replay of sequences. A row is an observation together with the action that led to it, and the reward and the flags that
@@ -428,14 +442,41 @@ class SequenceReplayBuffer(RowStorage):
             tensor.record_stream(main)
         return batch
 
-    def _gather(self, envs: np.ndarray, first: np.ndarray, env: VecNormalize | None) -> SequenceBatch:
+    def sample_sequences(
+        self, n: int, length: int, generator: np.random.Generator, env: VecNormalize | None = None
+    ) -> SequenceBatch:
+        """
+        Draw windows without affecting training: new windows stay in their queue, and numpy's global random numbers do not
+        change.
+
+        :param n: number of windows
+        :param length: T, may differ from ``batch_length``
+        :param generator: draws the windows
+        :param env: as for :meth:`sample`
+        :return: n windows of T rows, drawn uniformly
+        :raises ValueError: if no window of this length is complete yet
+        """
+        n_windows = np.maximum(self.filled - length - int(self.replay_context) + 1, 0)
+        if not n_windows.any():
+            raise ValueError(
+                f"The replay buffer has no sequence of {length} rows: no environment has more than {self.filled.max()} rows"
+            )
+        if self._write_back.pending:
+            self._write_back.write_ready()
+        draws = generator.integers(n_windows.sum(), size=n)
+        return self._gather(*nth_windows(draws, n_windows, self.counts - self.filled), env, length)
+
+    def _gather(
+        self, envs: np.ndarray, first: np.ndarray, env: VecNormalize | None, length: int | None = None
+    ) -> SequenceBatch:
         """
         :param envs: environment of each window (B,)
         :param first: number of its first row, which is the context row if there is one (B,)
+        :param length: T; None: ``batch_length``
         :return: the windows
         """
         context = first if self.replay_context else first - 1  # (B,); without a context row, the number before the window
-        steps = (context + 1)[:, None] + np.arange(self.batch_length)  # (B, T)
+        steps = (context + 1)[:, None] + np.arange(length or self.batch_length)  # (B, T)
         where = steps % self.buffer_size, envs[:, None]
         is_first = self.is_first[where]
         if not self.replay_context:
@@ -489,11 +530,7 @@ class SequenceReplayBuffer(RowStorage):
             window = env, step = self._queue.popleft()
             if step >= oldest[env]:  # otherwise some of its rows were overwritten
                 fresh.append(window)
-        # Number all windows of all streams, draw numbers, then find the stream and the first row of each.
-        ends = n_windows.cumsum()
-        draws = np.random.randint(0, ends[-1], size=batch_size - len(fresh))
-        envs = np.searchsorted(ends, draws, side="right")
-        first = oldest[envs] + draws - (ends - n_windows)[envs]
+        envs, first = nth_windows(np.random.randint(0, n_windows.sum(), size=batch_size - len(fresh)), n_windows, oldest)
         if fresh:
             fresh_envs, fresh_first = np.array(fresh).T
             envs, first = np.concatenate([fresh_envs, envs]), np.concatenate([fresh_first, first])

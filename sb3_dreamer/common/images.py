@@ -39,6 +39,17 @@ class ImageLayout(NamedTuple):
         moved = images.permute(0, *(axis + 1 for axis in self.axes))
         return moved.reshape(len(images), self.channels, self.height, self.width)
 
+    def undo(self, images: th.Tensor, shape: tuple[int, ...]) -> th.Tensor:
+        """
+        Inverse of :meth:`channels_first`.
+
+        :param images: (N, C, h, w)
+        :param shape: of the space
+        :return: (N, \\*shape)
+        """
+        moved = images.reshape(len(images), *(shape[axis] for axis in self.axes))
+        return moved.permute(0, *(1 + self.axes.index(axis) for axis in range(len(self.axes))))
+
 
 def make_layout(shape: tuple[int, ...], height_axis: int) -> ImageLayout:
     """:return: the layout with height at ``height_axis``, width at the next axis, and all other axes as channels"""

@@ -31,12 +31,13 @@ from sb3_dreamer.dreamerv3.counterparts import name_counterparts
 from sb3_dreamer.dreamerv3.fast.make_update import Acting, Update, make_acting, make_loss, make_update
 from sb3_dreamer.dreamerv3.losses import DreamerLoss, LossScales
 from sb3_dreamer.dreamerv3.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy, check_step
+from sb3_dreamer.dreamerv3.predictions import WorldModelPredictions
 from sb3_dreamer.dreamerv3.resume import ResumableAlgorithm
 
 SelfDreamerV3 = TypeVar("SelfDreamerV3", bound="DreamerV3")
 
 
-class DreamerV3(ResumableAlgorithm):
+class DreamerV3(WorldModelPredictions, ResumableAlgorithm):
     """
     DreamerV3: learn a world model from replayed sequences, and actor and critic from trajectories imagined with it.
 

@@ -116,10 +116,11 @@ class ActorHead(nn.Module):
             return low * self.noise_dim, high * self.noise_dim
         return 0.0, math.log(math.prod(self.sizes))
 
-    def draw_noise(self, *shape: int) -> th.Tensor:
+    def draw_noise(self, *shape: int, generator: th.Generator | None = None) -> th.Tensor:
         """
         :param shape: leading axes
+        :param generator: draws the numbers; None: the generator of the device
         :return: noise for ``sample`` of the distribution, (\\*shape, action_dim)
         """
         draw = th.randn if self.sizes is None else th.rand
-        return draw(*shape, self.noise_dim, device=self.output.weight.device)
+        return draw(*shape, self.noise_dim, device=self.output.weight.device, generator=generator)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import torch as th
@@ -12,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_dreamer.common.distributions import ImageMSE, MultiCategorical, SymlogMSE, VectorMSE, at_least_float32, symlog
+from sb3_dreamer.common.functional import device_constant
 from sb3_dreamer.common.images import ImageLayout, ObservationKeys, choose_keys
 from sb3_dreamer.common.preprocessing import (
     as_rows,
@@ -83,6 +85,7 @@ class UnitPixels(nn.Module):
     def __init__(self, space: spaces.Box, layout: ImageLayout):
         super().__init__()
         self.layout = layout
+        self.shape = space.shape
         low, high = space.low.astype(np.float32), space.high.astype(np.float32)
         is_same = np.ptp(low) == 0.0 and np.ptp(high) == 0.0  # one number for all pixels
         for name, bound in (("low", low), ("span", high - low)):
@@ -95,6 +98,13 @@ class UnitPixels(nn.Module):
         :return: (N, C, h, w)
         """
         return (self.layout.channels_first(image).to(self.low.dtype) - self.low) / self.span
+
+    def undo(self, pixels: th.Tensor) -> th.Tensor:
+        """
+        :param pixels: in [0, 1], (N, C, h, w)
+        :return: values within the bounds of the space (N, \\*space.shape), float
+        """
+        return self.layout.undo(pixels * self.span + self.low, self.shape)
 
 
 class ImageTower:
@@ -356,6 +366,28 @@ class MultiDecoder(nn.Module):
                 output = layer(x)  # (N, n)
                 distributions[key] = self.vector_class(output) if sizes is None else MultiCategorical(output, sizes)
         return distributions
+
+    def observations(self, deter: th.Tensor, stoch: th.Tensor) -> dict[str, np.ndarray]:
+        """
+        Predicted observations as the environment would return them. Pixels and integers are rounded.
+
+        :param deter: (N, D)
+        :param stoch: (N, S, K)
+        :return: for each key, modes in the shape and the dtype of its space (N, \\*space.shape)
+        """
+        to_units = {key: cast(UnitPixels, one) for key, one in zip(self.image_keys, self.to_unit, strict=True)}
+        arrays = {}
+        for key, distribution in self(deter, stoch).items():
+            space, mode = self.spaces[key], distribution.mode()  # (N, C, h, w), (N, n) or (N, S)
+            if key in to_units:
+                mode = to_units[key].undo(mode)  # (N, *space.shape)
+            elif self.starts.get(key):
+                mode = mode + device_constant(self.starts[key], mode.device)  # (N, S)
+            array = mode.cpu().numpy().reshape(len(mode), *(space.shape or ()))
+            if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.integer):
+                array = np.rint(array).clip(space.low, space.high)
+            arrays[key] = array.astype(space.dtype)
+        return arrays
 
     def targets(self, observations: TensorObs) -> dict[str, th.Tensor]:
         """

@@ -156,17 +156,18 @@ class RSSM(nn.Module):
         stoch = posterior.straight_through(posterior.mode() if noise is None else posterior.sample(noise))  # (N, S, K)
         return LatentState(deter, stoch), posterior
 
-    def img_step(self, state: LatentState, action: th.Tensor, noise: th.Tensor) -> LatentState:
+    def img_step(self, state: LatentState, action: th.Tensor, noise: th.Tensor | None) -> LatentState:
         """
         One step of imagination.
 
         :param state: (N, ...)
         :param action: encoded (N, A)
-        :param noise: uniform in [0, 1) or class indices (N, S)
+        :param noise: uniform in [0, 1) or class indices (N, S); None: take the mode of the prior
         :return: (N, ...)
         """
         deter = self.core(state.deter, state.stoch, action)  # (N, D)
-        return LatentState(deter, self.prior(deter).rsample(noise))
+        prior = self.prior(deter)  # logits (N, S, K)
+        return LatentState(deter, prior.straight_through(prior.mode() if noise is None else prior.sample(noise)))
 
     def observe(
         self, embed: th.Tensor, prev_actions: th.Tensor, is_first: th.Tensor, initial: LatentState, noise: th.Tensor
