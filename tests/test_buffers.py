@@ -267,3 +267,28 @@ def test_extend_reset_and_errors():
     assert buffer.size() == 0 and buffer.pos == 0
     with pytest.raises(ValueError, match="optimize_memory_usage"):
         plain_buffer(optimize_memory_usage=True)
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ([(0.0, False, False)] * 6, False),
+        ([(0.0, False, False), (0.0, True, False), (0.0, False, False)], False),  # an end changes no return
+        ([(-1.0, False, False), (-1.0, True, True), (-1.0, False, False)], False),  # truncated
+        ([(-1.0, False, False), (-1.0, True, False)], True),
+        ([(0.0, False, False), (1.0, False, False)], True),
+    ],
+)
+def test_returns_differ(steps, expected):
+    buffer = plain_buffer(n_envs=1)
+    assert not buffer.returns_differ
+    for i, (reward, done, is_cut) in enumerate(steps):
+        row = np.full((1, *buffer.obs_shape), float(i), dtype=np.float32)
+        infos = [{"TimeLimit.truncated": is_cut}]
+        buffer.add(row, row + 1, np.zeros((1, buffer.action_dim)), np.array([reward]), np.array([done]), infos)
+    assert buffer.returns_differ == expected
+    if expected:
+        buffer.rewards[:] = 0.0
+        assert buffer.returns_differ  # stays
+        buffer.reset()
+        assert not buffer.returns_differ

@@ -5,6 +5,7 @@ import math
 import warnings
 from typing import Any
 
+import gymnasium as gym
 import pytest
 import torch as th
 from gymnasium import spaces
@@ -222,6 +223,20 @@ def test_the_target_of_the_entropy_falls_over_the_run():
     model.learn(200, callback=CallAt(**steps), log_interval=None)
     assert targets == pytest.approx([0.75, 0.5, 0.0], abs=0.02)  # a callback comes before the updates of its step
     assert 0.4 < model._metrics.means()["actor_critic/entropy"] / math.log(4) < 0.85  # over all updates
+
+
+def test_the_entropy_stays_until_returns_differ():
+    """FrozenLake without a reward: falling into a hole changes no return. Then one reward is found."""
+    env = gym.wrappers.TransformReward(gym.make("FrozenLake-v1"), lambda reward: 0.0 * reward)
+    settings = {**TINY, "training_ratio": 16, "lr_warmup_steps": 0, "ent_coef": "auto"}
+    model = DreamerV3("MlpPolicy", env, seed=0, **settings)
+    targets = []
+    found = [
+        lambda m: targets.append(m.loss_module.entropy_target.item()),
+        lambda m: m.replay_buffer.rewards.__setitem__(1, 1),
+    ]
+    model.learn(120, callback=CallAt(step_99=found[0], step_100=found[1], step_120=found[0]), log_interval=None)
+    assert targets == pytest.approx([1.0, 0.01], abs=0.01)
 
 
 def test_compile_in_mid_run():

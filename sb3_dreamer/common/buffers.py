@@ -33,6 +33,7 @@ NOT_IN_FILES = (
     "_check_range",
     "_steps_until_image_check",
     "_write_back",
+    "_returns_differ",
 )
 
 
@@ -140,6 +141,7 @@ class SequenceReplayBuffer(RowStorage):
         self._check_range = RangeCheck("reward")
         self._steps_until_image_check = max(1, min(ROWS_BEFORE_IMAGE_CHECK // self.n_envs, self.buffer_size))
         self._write_back = LatentWriteBack(self)
+        self._returns_differ = False
 
     def __getstate__(self) -> dict[str, Any]:
         self._write_back.flush()
@@ -232,6 +234,7 @@ class SequenceReplayBuffer(RowStorage):
         """Forget all rows; the memory stays allocated."""
         super().reset()
         self.has_latent[:] = False
+        self._returns_differ = False
         self._clear_streams()
 
     def mark_starts(self, starts: np.ndarray) -> None:
@@ -392,6 +395,20 @@ class SequenceReplayBuffer(RowStorage):
     def n_windows(self) -> np.ndarray:
         """Number of windows that can be drawn from each stream, overlapping ones included (n_envs,)."""
         return np.maximum(self.filled - self.window_length + 1, 0)
+
+    @property
+    def returns_differ(self) -> bool:
+        """
+        Whether the return depends on what happens: two rewards in the buffer differ, or they are not 0 and an episode has
+        terminated. Once True, it stays True.
+        """
+        if not self._returns_differ:
+            is_stored = np.arange(len(self.rewards))[:, None] < self.filled  # (rows, n_envs)
+            rewards = self.rewards[is_stored & ~self.is_first]  # the first row of an episode has no reward
+            is_terminal = (self.dones & ~self.timeouts)[is_stored]
+            if len(rewards) > 0:
+                self._returns_differ = bool(np.ptp(rewards) > 0 or (rewards[0] != 0 and is_terminal.any()))
+        return self._returns_differ
 
     def check_range(self, env: VecNormalize | None = None) -> None:
         """
