@@ -11,11 +11,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_dreamer.common.checkpoint import find_checkpoints, remove_old, set_aside, step_of
 from sb3_dreamer.common.env_state import check_states
+from sb3_dreamer.report import DreamCallback, WorldModelReportCallback
 
 if TYPE_CHECKING:
     from sb3_dreamer.dreamerv3 import DreamerV3
 
-__all__ = ["DreamerCheckpointCallback"]
+__all__ = ["DreamCallback", "DreamerCheckpointCallback", "WorldModelReportCallback"]
 
 
 class StopSignals:

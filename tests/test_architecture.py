@@ -17,6 +17,7 @@ COMMON = [
         "common.functional",
         "common.loss_weights",
         "common.optimizers",
+        "common.pictures",
         "common.plain_data",
         "common.random_states",
         "common.replay",
@@ -76,7 +77,7 @@ FAST = [
 ]
 ALGORITHM = [{"dreamerv3.dreamerv3"}, {"dreamerv3"}]
 PACKAGE_AND_ZOO = [
-    {"presets", "zoo", "zoo.startup._sb3_dreamer_zoo_hook", "zoo.ranks", "zoo.sampler"},
+    {"report", "presets", "zoo", "zoo.startup._sb3_dreamer_zoo_hook", "zoo.ranks", "zoo.sampler"},
     {"callbacks"},
     {"", "zoo.presets", "zoo.resume"},
     {"zoo.plugin"},

@@ -29,7 +29,7 @@ from sb3_dreamer.common.vec_normalize import in_model_layout
 from sb3_dreamer.common.workers import watch_workers
 from sb3_dreamer.dreamerv3.counterparts import name_counterparts
 from sb3_dreamer.dreamerv3.fast.make_update import Acting, Update, make_acting, make_loss, make_update
-from sb3_dreamer.dreamerv3.losses import AUTO, DreamerLoss, LossScales
+from sb3_dreamer.dreamerv3.losses import DreamerLoss, LossScales
 from sb3_dreamer.dreamerv3.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy, check_step
 from sb3_dreamer.dreamerv3.predictions import WorldModelPredictions
 from sb3_dreamer.dreamerv3.resume import ResumableAlgorithm
@@ -372,7 +372,7 @@ class DreamerV3(WorldModelPredictions, ResumableAlgorithm):
         for _ in range(gradient_steps):
             self._clock.start()
             self._update_learning_rate(self.policy.optimizer)
-            self._update_entropy_target()
+            self.loss_module.set_entropy_target(self._current_progress_remaining, self.replay_buffer)
             batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
             # Loss, gradient, clipping, optimizer step, slow critic: `update.py`, or a faster version in `fast/`.
             posterior, metrics, is_finite = self._update(batch)
@@ -400,12 +400,6 @@ class DreamerV3(WorldModelPredictions, ResumableAlgorithm):
                 self.train(gradient_steps=int(self._train_ratio.owed), batch_size=self.batch_size)
             finally:
                 self.num_timesteps = now
-
-    def _update_entropy_target(self) -> None:
-        """With ``ent_coef="auto"``: the policy stays random until there is something to learn, then the target falls."""
-        if self.ent_coef == AUTO:
-            may_fall = self.replay_buffer.returns_differ
-            self.loss_module.entropy_target.fill_(self._current_progress_remaining if may_fall else 1.0)
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         """Set the learning rate: schedule times warm-up times scaling with the ranks, and ``lr_scale`` for single parts."""

@@ -7,6 +7,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from sb3_dreamer.common.distributions import BoundedNormal, MultiCategorical, OneHotCategoricalST, SymexpTwoHot
 from sb3_dreamer.common.returns import lambda_return
 from sb3_dreamer.common.type_aliases import (
@@ -177,6 +178,16 @@ class DreamerLoss(nn.Module):
         self.register_buffer("entropy_target", th.ones((), device=policy.device), persistent=False)
         # With several ranks this is replaced by a function that gathers a tensor from all of them.
         self.gather: Callable[[th.Tensor], th.Tensor] = th.detach
+
+    def set_entropy_target(self, progress_remaining: float, replay_buffer: SequenceReplayBuffer) -> None:
+        """
+        With ``ent_coef="auto"``: the policy stays random until there is something to learn, then the target falls.
+
+        :param progress_remaining: from 1 to 0
+        :param replay_buffer: knows whether returns differ
+        """
+        if self.ent_coef == AUTO:
+            self.entropy_target.fill_(progress_remaining if replay_buffer.returns_differ else 1.0)
 
     def draw_noise(self, batch_size: int, batch_length: int) -> UpdateNoise:
         """

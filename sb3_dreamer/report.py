@@ -1,0 +1,366 @@
+"""Callbacks that show what the world model predicts: open-loop predictions beside the truth, and imagined trajectories."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Figure, TensorBoardOutputFormat
+
+from sb3_dreamer.common.pictures import (
+    CONTEXT,
+    PREDICTED,
+    as_gif,
+    bars,
+    cart_pole,
+    error_figure,
+    frozen_lake,
+    open_loop_video,
+    side_by_side,
+    to_rgb,
+    trace_figure,
+    with_text,
+)
+from sb3_dreamer.common.preprocessing import as_array_dict, as_space_dict
+from sb3_dreamer.dreamerv3.networks import MultiDecoder
+from sb3_dreamer.dreamerv3.policies import DreamerPolicy
+from sb3_dreamer.dreamerv3.predictions import Imagination, OpenLoop
+
+if TYPE_CHECKING:
+    from sb3_dreamer.dreamerv3 import DreamerV3
+
+NOT_TEXT = ("stdout", "log", "json", "csv")
+# Horizon steps whose errors are logged, if the horizon is as long; the last step is logged, too.
+LOGGED_STEPS = (1, 5, 10)
+
+
+@th.no_grad()
+def pixels_of(policy: DreamerPolicy, key: str, observations: np.ndarray) -> np.ndarray | None:
+    """
+    :param policy: policy
+    :param key: of the observation
+    :param observations: (..., \\*space.shape)
+    :return: pixels in [0, 1], channels first (..., C, h, w); None if the default decoder does not predict an image of this key
+    """
+    decoder, space = policy.world_model.decoder, as_space_dict(policy.observation_space)[key]
+    if not isinstance(decoder, MultiDecoder) or key not in decoder.image_keys:
+        return None
+    to_unit: Any = decoder.to_unit[decoder.image_keys.index(key)]
+    lead = observations.shape[: observations.ndim - len(space.shape or ())]
+    flat = th.as_tensor(observations.reshape(-1, *(space.shape or ())), device=policy.device)
+    pixels = to_unit(flat).cpu().numpy()  # (N, C, h, w)
+    return pixels.reshape(*lead, *pixels.shape[1:])
+
+
+def relative_error(truth: np.ndarray, predicted: np.ndarray, burn_in: int, is_valid: np.ndarray) -> np.ndarray:
+    """
+    Error relative to that of the mean over all rows, which knows nothing of the sequence: 0 is exact, 1 as wrong as the mean.
+
+    :param truth: (B, T, ...)
+    :param predicted: the same shape
+    :param burn_in: number of observed rows
+    :param is_valid: (B, T)
+    :return: root of the ratio of summed squared errors by horizon step (H,); NaN if no row is valid or the truth is constant
+    """
+    mean = truth.mean(axis=(0, 1))
+    axes = tuple(range(2, truth.ndim))
+    errors, deviations = (((truth - other) ** 2).sum(axis=axes) * is_valid for other in (predicted, mean))  # (B, T)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratios = errors.sum(0) / (deviations.mean() * is_valid.sum(0) / is_valid.mean())  # (T,)
+    return np.sqrt(np.where(np.isfinite(ratios), ratios, np.nan))[burn_in:]
+
+
+def mean_where(values: np.ndarray, is_valid: np.ndarray) -> np.ndarray:
+    """:return: mean over the valid sequences of each row (T,), NaN if there is none"""
+    count = is_valid.sum(0)
+    return np.where(count > 0, (values * is_valid).sum(0) / np.maximum(count, 1), np.nan)
+
+
+def open_loop_errors(policy: DreamerPolicy, result: OpenLoop) -> dict[str, np.ndarray]:
+    """
+    :param policy: policy
+    :param result: open-loop predictions of replayed sequences
+    :return: errors by horizon step (H,): for each observation key :func:`relative_error`, or the share of wrong classes; for
+        ``reward`` and ``continue`` the mean absolute error
+    """
+    truth, predicted = as_array_dict(result.observations), as_array_dict(result.predicted)
+    errors = {}
+    for key, prediction in sorted(predicted.items()):
+        space = as_space_dict(policy.observation_space)[key]
+        target = truth[key].reshape(prediction.shape)
+        if not isinstance(space, spaces.Box):
+            is_wrong = (target != prediction).reshape(*target.shape[:2], -1).mean(-1)  # (B, T)
+            errors[key] = mean_where(is_wrong, result.is_valid)[result.burn_in :]
+            continue
+        pair = [pixels_of(policy, key, array) for array in (target, prediction)]
+        if pair[0] is None:
+            pair = [target.astype(np.float64), prediction.astype(np.float64)]
+        errors[key] = relative_error(pair[0], pair[1], result.burn_in, result.is_valid)  # type: ignore[arg-type]
+    if result.true_rewards is not None and result.true_continues is not None:
+        for name, was, is_now in (
+            ("reward", result.true_rewards, result.rewards),
+            ("continue", result.true_continues, result.continues),
+        ):
+            errors[name] = mean_where(np.abs(was - is_now), result.is_valid)[result.burn_in :]
+    return errors
+
+
+class ReportCallback(BaseCallback):
+    """
+    Base of callbacks that make a report at regular steps and at the end of ``learn``. With several ranks, the main rank makes
+    it. A report does not change training.
+
+    :param every: environment steps between reports, counted over all environments
+    :param folder: folder of the files; None: ``world_model`` in the folder of the logger, if it has one
+    :param fps: frames per second of videos
+    :param verbose: 1 prints the name of each file
+    :raises ValueError: if ``every`` is below 1; at the start of ``learn`` if the model is not a DreamerV3
+    """
+
+    model: "DreamerV3"
+
+    def __init__(self, every: int, folder: str | Path | None, fps: float, verbose: int):
+        super().__init__(verbose)
+        if every < 1:
+            raise ValueError(f"`every` must be at least 1, got {every}")
+        self.every, self.folder, self.fps = every, folder, fps
+        self._last = -1
+
+    def _on_training_start(self) -> None:
+        if not hasattr(self.model, "predict_open_loop"):
+            raise ValueError(f"`{type(self).__name__}` shows a DreamerV3, got {type(self.model).__name__}")
+        self._last = self.model.num_timesteps
+
+    def _on_step(self) -> bool:
+        if self.model.num_timesteps - self._last >= self.every:
+            self._report_if_possible()
+        return True
+
+    def _on_training_end(self) -> None:
+        if self.model.num_timesteps > self._last:
+            self._report_if_possible()
+
+    def _report_if_possible(self) -> None:
+        self._last = self.model.num_timesteps
+        if self.model._ranks.is_main and self.model.replay_buffer.filled.max() > self.rows_needed:
+            self.report()
+
+    @property
+    def rows_needed(self) -> int:
+        """Length of the sequences that are drawn from the replay buffer."""
+        raise NotImplementedError
+
+    def report(self) -> None:
+        """Make a report now."""
+        raise NotImplementedError
+
+    def _path(self, name: str) -> Path | None:
+        """:return: path of a file of this step; None if there is no folder"""
+        folder = (
+            self.folder if self.folder is not None else (Path(self.logger.dir) / "world_model" if self.logger.dir else None)
+        )
+        if folder is None:
+            return None
+        path = Path(folder) / name.replace("/", "_").format(step=self.model.num_timesteps)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if self.verbose >= 1:
+            print(f"Writing {path}")
+        return path
+
+    def _log_video(self, key: str, file_name: str, frames: np.ndarray) -> None:
+        """Write frames (T, h, w, 3) to TensorBoard and to a file."""
+        gif, path = as_gif(frames, self.fps), self._path(file_name)
+        if path is not None:
+            path.write_bytes(gif)
+        for output in self.logger.output_formats:
+            if isinstance(output, TensorBoardOutputFormat):
+                # Not SB3's `Video`, because torch's `add_video` writes nothing with moviepy 2.
+                from tensorboard.compat.proto.summary_pb2 import Summary
+
+                _, height, width, colors = frames.shape
+                image = Summary.Image(height=height, width=width, colorspace=colors, encoded_image_string=gif)
+                summary = Summary(value=[Summary.Value(tag=key, image=image)])
+                output.writer.file_writer.add_summary(summary, self.model.num_timesteps)  # type: ignore
+
+    def _log_figure(self, key: str, file_name: str, figure: Any) -> None:
+        path = self._path(file_name)
+        if path is not None:
+            figure.savefig(path, dpi=80)
+        self.logger.record(key, Figure(figure, close=True), exclude=NOT_TEXT)
+
+
+class WorldModelReportCallback(ReportCallback):
+    """
+    Show open-loop predictions of replayed sequences: the first rows are observed, the others predicted from the true actions.
+
+    - For each image, a video with one column per sequence: truth, prediction, difference. Green frame: observed, red:
+      predicted, grey: after the start of an episode that the model cannot foresee. In TensorBoard ``open_loop/video/KEY``, as
+      file ``open_loop_KEY_STEPS.gif``.
+    - For each vector, true and predicted traces: ``open_loop/traces/KEY``, ``traces_KEY_STEPS.png``.
+    - Errors by horizon step, see :func:`open_loop_errors`: ``open_loop/KEY_step_K``, their mean ``open_loop/KEY``, and a
+      figure.
+
+    :param every: environment steps between reports, counted over all environments
+    :param n_sequences: number of sequences in videos and figures; errors are measured on ten times as many
+    :param burn_in: number of rows that are observed
+    :param horizon: number of rows that are predicted
+    :param folder: folder of the files; None: ``world_model`` in the folder of the logger, if it has one
+    :param fps: frames per second of videos
+    :param verbose: 1 prints the name of each file
+    :raises ValueError: if a number is below 1; at the start of ``learn`` if the model is not a DreamerV3
+    """
+
+    def __init__(
+        self,
+        every: int = 10_000,
+        n_sequences: int = 6,
+        burn_in: int = 5,
+        horizon: int = 15,
+        folder: str | Path | None = None,
+        fps: float = 5.0,
+        verbose: int = 0,
+    ):
+        super().__init__(every, folder, fps, verbose)
+        for name, value in (("n_sequences", n_sequences), ("burn_in", burn_in), ("horizon", horizon)):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}")
+        self.n_sequences, self.burn_in, self.horizon = n_sequences, burn_in, horizon
+
+    @property
+    def rows_needed(self) -> int:
+        """See :attr:`ReportCallback.rows_needed`."""
+        return self.burn_in + self.horizon
+
+    def report(self) -> None:
+        """Log videos, traces and errors now."""
+        result = self.model.predict_open_loop(
+            n_sequences=10 * self.n_sequences, burn_in=self.burn_in, horizon=self.horizon, seed=self.model.num_timesteps
+        )
+        errors = open_loop_errors(self.model.policy, result)
+        for name, values in errors.items():
+            if np.isfinite(values).any():
+                is_short = name in ("reward", "continue")
+                self.logger.record(f"open_loop/{name}", float(np.nanmean(values)), exclude=None if is_short else "stdout")
+            for step in sorted({*LOGGED_STEPS, self.horizon}):
+                if step <= self.horizon and np.isfinite(values[step - 1]):
+                    self.logger.record(f"open_loop/{name}_step_{step}", float(values[step - 1]), exclude="stdout")
+        self._log_figure("open_loop/errors", "errors_{step}.png", error_figure(errors))
+        for key, prediction in as_array_dict(result.predicted).items():
+            truth = as_array_dict(result.observations)[key].reshape(prediction.shape)
+            shown = [array[: self.n_sequences] for array in (truth, prediction)]
+            is_valid = result.is_valid[: self.n_sequences]
+            pixels = [pixels_of(self.model.policy, key, array) for array in shown]
+            if pixels[0] is not None and pixels[1] is not None:
+                frames = open_loop_video(pixels[0], pixels[1], self.burn_in, is_valid)
+                self._log_video(f"open_loop/video/{key}", f"open_loop_{key}_{{step}}.gif", frames)
+            else:
+                vectors = [array.reshape(*array.shape[:2], -1) for array in shown]
+                figure = trace_figure(vectors[0], vectors[1], self.burn_in, is_valid, key)
+                self._log_figure(f"open_loop/traces/{key}", f"traces_{key}_{{step}}.png", figure)
+
+
+class DreamCallback(ReportCallback):
+    """
+    Show what the actor imagines from states of the replay buffer. Below each picture are value, reward, probability that the
+    episode continues, and the action that follows. In TensorBoard ``imagination/video``, as file ``imagination_STEPS.gif``.
+
+    Images are shown as they are predicted, CartPole and FrozenLake are drawn, other vectors are shown as bars.
+
+    :param every: environment steps between reports, counted over all environments
+    :param n_trajectories: number of trajectories, side by side
+    :param horizon: steps of each trajectory
+    :param burn_in: rows that are observed before the start
+    :param picture: an observation, as the environment returns it, to its picture (h, w, 3) uint8
+    :param folder: folder of the files; None: ``world_model`` in the folder of the logger, if it has one
+    :param fps: frames per second
+    :param verbose: 1 prints the name of each file
+    :raises ValueError: if a number is below 1; at the start of ``learn`` if the model is not a DreamerV3
+    """
+
+    def __init__(
+        self,
+        every: int = 10_000,
+        n_trajectories: int = 4,
+        horizon: int = 15,
+        burn_in: int = 5,
+        picture: Callable[[Any], np.ndarray] | None = None,
+        folder: str | Path | None = None,
+        fps: float = 5.0,
+        verbose: int = 0,
+    ):
+        super().__init__(every, folder, fps, verbose)
+        for name, value in (("n_trajectories", n_trajectories), ("burn_in", burn_in), ("horizon", horizon)):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}")
+        self.n_trajectories, self.horizon, self.burn_in, self.picture = n_trajectories, horizon, burn_in, picture
+
+    @property
+    def rows_needed(self) -> int:
+        """See :attr:`ReportCallback.rows_needed`."""
+        return self.burn_in + 1
+
+    def report(self) -> None:
+        """Log a video now."""
+        seed = self.model.num_timesteps
+        latents = self.model.predict_open_loop(
+            burn_in=self.burn_in, horizon=1, n_sequences=self.n_trajectories, seed=seed
+        ).latents
+        start = tuple(part[:, self.burn_in - 1] for part in latents)
+        imagined = self.model.imagine(state=start, horizon=self.horizon, seed=seed)
+        self._log_video("imagination/video", "imagination_{step}.gif", self.frames(imagined))
+
+    def frames(self, imagined: Imagination) -> np.ndarray:
+        """
+        :param imagined: n trajectories of H steps
+        :return: (H + 1, height, width, 3) uint8; the start has a green frame
+        """
+        pictures = self._pictures(imagined.observations)  # (n, H + 1, h, w, 3)
+        frames = []
+        for t in range(pictures.shape[1]):
+            row = []
+            for i in range(len(pictures)):
+                action = np.array2string(imagined.actions[i, t], precision=2) if t < imagined.actions.shape[1] else "-"
+                lines = [
+                    f"value {imagined.values[i, t]:.3g}",
+                    f"reward {imagined.rewards[i, t]:.2g}  cont. {imagined.continues[i, t]:.2f}",
+                    f"action {action}"[:24],
+                ]
+                row.append(with_text(pictures[i, t], lines, CONTEXT if t == 0 else PREDICTED))
+            frames.append(side_by_side(np.stack(row)))
+        return np.stack(frames)
+
+    def _pictures(self, observations: Any) -> np.ndarray:
+        """:return: pictures of observations (n, H + 1, \\*space.shape), (n, H + 1, h, w, 3)"""
+        if self.picture is None:
+            for key, array in as_array_dict(observations).items():
+                pixels = pixels_of(self.model.policy, key, array)
+                if pixels is not None:
+                    return to_rgb(pixels)
+        if self.model._vec_normalize_env is not None:
+            observations = self.model._vec_normalize_env.unnormalize_obs(observations)
+        draw = self.picture or self._known_picture()
+        by_key = as_array_dict(observations)
+        n, n_rows = next(iter(by_key.values())).shape[:2]
+        is_dict = isinstance(observations, dict)
+
+        def one(i: int, t: int) -> Any:
+            return {key: array[i, t] for key, array in by_key.items()} if is_dict else observations[i, t]
+
+        return np.stack([np.stack([draw(one(i, t)) for t in range(n_rows)]) for i in range(n)])
+
+    def _known_picture(self) -> Callable[[Any], np.ndarray]:
+        """:return: the function that draws observations of this environment"""
+        env = self.model.get_env()
+        try:
+            name = env.get_attr("spec", indices=[0])[0].id if env is not None else ""
+        except AttributeError:  # an environment that was not made by `gymnasium.make`
+            name = ""
+        if name.startswith("CartPole"):
+            return cart_pole
+        if name.startswith("FrozenLake") and env is not None:
+            desc = env.get_attr("desc", indices=[0])[0]
+            return lambda observation: frozen_lake(observation, desc)
+        return lambda observation: bars(np.concatenate([np.ravel(x) for x in as_array_dict(observation).values()]))
