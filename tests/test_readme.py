@@ -28,7 +28,7 @@ def test_python_blocks_run(block, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:No update was made:UserWarning")  # because of the few steps
-@pytest.mark.parametrize("name", ["tuning", "checkpoints", "security"])
+@pytest.mark.parametrize("name", ["tuning", "checkpoints", "security", "dreams"])
 def test_the_code_of_the_pages_runs(name, monkeypatch, tmp_path):
     """The later blocks use the imports of the first one. A block of the tuning page only makes a model."""
     monkeypatch.chdir(tmp_path)
@@ -36,7 +36,7 @@ def test_the_code_of_the_pages_runs(name, monkeypatch, tmp_path):
     blocks = [
         textwrap.dedent(block) for block in re.findall(r"^ *```python\n(.*?)^ *```", page, flags=re.DOTALL | re.MULTILINE)
     ]
-    assert len(blocks) >= {"tuning": 5, "checkpoints": 3, "security": 1}[name]
+    assert len(blocks) >= {"tuning": 5, "checkpoints": 3, "security": 1, "dreams": 3}[name]
     right = DreamerV3.learn
     monkeypatch.setattr(DreamerV3, "learn", lambda self, _, **kw: right(self, 40, **kw))
     names = {"__name__": name}
@@ -46,6 +46,9 @@ def test_the_code_of_the_pages_runs(name, monkeypatch, tmp_path):
         exec(compile(block, f"{name}.md", "exec"), names)
         if name == "tuning" and not names["model"].num_timesteps:
             names["model"].learn(40)
+    if name == "dreams":
+        kinds = {path.name.rsplit("_", 1)[0] for path in (tmp_path / "logs" / "DreamerV3_1" / "world_model").iterdir()}
+        assert kinds == {"errors", "imagination", "traces_obs"}
     if name == "checkpoints":
         assert names["model"].num_timesteps == 120
 
