@@ -91,6 +91,8 @@ setup(
         "torch>=2.8,<3",
         "numpy>=1.24",
         "tensorboard>=2.9.1",
+        "matplotlib",
+        "pillow>=10.1",
         "pyyaml",
         "tqdm",
         "rich",

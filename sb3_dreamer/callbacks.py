@@ -11,7 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_dreamer.common.checkpoint import find_checkpoints, remove_old, set_aside, step_of
 from sb3_dreamer.common.env_state import check_states
-from sb3_dreamer.report import DreamCallback, WorldModelReportCallback
+from sb3_dreamer.world_model_report import DreamCallback, WorldModelReportCallback
 
 if TYPE_CHECKING:
     from sb3_dreamer.dreamerv3 import DreamerV3

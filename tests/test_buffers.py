@@ -1,5 +1,7 @@
 """Replay rows in an environment where every number is known."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch as th
@@ -289,6 +291,6 @@ def test_returns_differ(steps, expected):
     assert buffer.returns_differ == expected
     if expected:
         buffer.rewards[:] = 0.0
-        assert buffer.returns_differ  # stays
+        assert buffer.returns_differ and pickle.loads(pickle.dumps(buffer)).returns_differ  # stays
         buffer.reset()
         assert not buffer.returns_differ

@@ -189,7 +189,9 @@ def test_a_loaded_model_needs_no_environment(tmp_path):
     for a, b in zip(model.imagine(observation)[:5], loaded.imagine(observation)[:5], strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(model.value(observation), loaded.value(observation))
-    with pytest.raises(ValueError, match="The replay buffer has no sequence of 20 rows: no environment has more than 0 rows"):
+    with pytest.raises(
+        ValueError, match="The replay buffer has no sequence of 20 rows and the row before: no environment has more"
+    ):
         loaded.predict_open_loop()
 
 
@@ -214,6 +216,10 @@ def test_wrong_arguments():
         (lambda: model.predict_open_loop(observations, actions, np.zeros(5)), r"`episode_starts` must have shape \(2, 5\)"),
         (lambda: model.predict_open_loop(observations[0, :, 0], actions), "`observations` must have leading axes"),
         (lambda: model.imagine(observations[:, 0], actions=10 * actions), r"`actions` must lie in Box\(.*got "),
+        (lambda: model.predict_open_loop(n_sequences=0), "`n_sequences` and `horizon` must be at least 1, got 0 and 15"),
+        (lambda: model.imagine(state=(np.zeros((2, 8)),)), "Latents must hold deter and stoch, got 1 array"),
+        (lambda: model.imagine(observations[:, 0], actions=np.zeros((2, 0, 2))), "`horizon` must be at least 1, got 0"),
+        (lambda: model.reconstruct(observations[0, :, 0], actions), "`observations` must have leading axes"),
         (lambda: model.imagine(), "`observation` or `state` must be given, got None for both"),
         (lambda: model.imagine(observations[:, 0], horizon=0), "`horizon` must be at least 1, got 0"),
         (lambda: model.decode((np.zeros((2, 3)), np.zeros((2, 2, 4)))), r"Latents must be deter \(..., 8\)"),
@@ -236,3 +242,16 @@ def test_a_custom_decoder_is_shown_as_it_is():
     model = DreamerV3("MlpPolicy", gym.make("Pendulum-v1"), **TINY | {"policy_kwargs": {"decoder_class": Constant}})
     imagined = model.imagine(np.zeros((2, 3), np.float32), horizon=2)
     assert imagined.observations.tolist() == np.full((2, 3, 3), 2.0).tolist()
+
+
+def test_discrete_observations_have_the_shape_of_the_space():
+    """As returned from the replay buffer, sequences can be given again."""
+    model = DreamerV3("MlpPolicy", "FrozenLake-v1", seed=0, **TINY).learn(60)
+    loop = model.predict_open_loop(burn_in=2, horizon=4, n_sequences=3)
+    assert loop.observations.shape == loop.predicted.shape == (3, 6)
+    again = model.predict_open_loop(loop.observations, actions=np.zeros((3, 5), int), burn_in=2)
+    np.testing.assert_array_equal(again.observations, loop.observations)
+    with pytest.raises(ValueError, match=r"`actions` must lie in Discrete\(4\), got 0.5"):
+        model.imagine(loop.observations[:, 0], actions=np.full((3, 2), 0.5))
+    one_row = model.reconstruct(loop.observations[:, :1], np.zeros((3, 0), int))
+    assert one_row.shape == (3, 1)

@@ -33,7 +33,6 @@ NOT_IN_FILES = (
     "_check_range",
     "_steps_until_image_check",
     "_write_back",
-    "_returns_differ",
 )
 
 
@@ -97,6 +96,8 @@ class SequenceReplayBuffer(RowStorage):
     # Keys that are images, whose values must be within the bounds of their space; None: images are recognised by their spaces.
     image_keys: list[str] | None = None
 
+    _returns_differ = False
+
     def __init__(
         self,
         buffer_size: int,
@@ -141,7 +142,6 @@ class SequenceReplayBuffer(RowStorage):
         self._check_range = RangeCheck("reward")
         self._steps_until_image_check = max(1, min(ROWS_BEFORE_IMAGE_CHECK // self.n_envs, self.buffer_size))
         self._write_back = LatentWriteBack(self)
-        self._returns_differ = False
 
     def __getstate__(self) -> dict[str, Any]:
         self._write_back.flush()
@@ -399,13 +399,14 @@ class SequenceReplayBuffer(RowStorage):
     @property
     def returns_differ(self) -> bool:
         """
-        Whether the return depends on what happens: two rewards in the buffer differ, or they are not 0 and an episode has
-        terminated. Once True, it stays True.
+        Whether the return depends on what happens: two rewards have differed, or an episode has terminated and all rewards are
+        equal and not 0. Once True, it stays True.
         """
         if not self._returns_differ:
-            is_stored = np.arange(len(self.rewards))[:, None] < self.filled  # (rows, n_envs)
-            rewards = self.rewards[is_stored & ~self.is_first]  # the first row of an episode has no reward
-            is_terminal = (self.dones & ~self.timeouts)[is_stored]
+            n = self.filled.max()
+            is_stored = np.arange(n)[:, None] < self.filled  # (n, n_envs)
+            rewards = self.rewards[:n][is_stored & ~self.is_first[:n]]  # the first row of an episode has no reward
+            is_terminal = (self.dones[:n] & ~self.timeouts[:n])[is_stored]
             if len(rewards) > 0:
                 self._returns_differ = bool(np.ptp(rewards) > 0 or (rewards[0] != 0 and is_terminal.any()))
         return self._returns_differ
@@ -476,7 +477,8 @@ class SequenceReplayBuffer(RowStorage):
         n_windows = np.maximum(self.filled - length - int(self.replay_context) + 1, 0)
         if not n_windows.any():
             raise ValueError(
-                f"The replay buffer has no sequence of {length} rows: no environment has more than {self.filled.max()} rows"
+                f"The replay buffer has no sequence of {length} rows{' and the row before' if self.replay_context else ''}: "
+                f"no environment has more than {self.filled.max()} rows"
             )
         if self._write_back.pending:
             self._write_back.write_ready()

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 CONTEXT, PREDICTED, UNKNOWN = (40, 170, 70), (220, 60, 50), (120, 120, 120)
-BORDER, GAP, MIN_SIDE, TEXT_HEIGHT = 2, 4, 64, 44
+BORDER, GAP, MIN_SIDE, TEXT_HEIGHT = 2, 4, 64, 58
 
 
 def to_rgb(pixels: np.ndarray) -> np.ndarray:
@@ -110,7 +110,7 @@ def error_figure(errors: dict[str, np.ndarray]) -> Figure:
 def with_text(image: np.ndarray, lines: list[str], color: tuple[int, int, int]) -> np.ndarray:
     """
     :param image: (h, w, 3) uint8
-    :param lines: up to three lines that are written below it
+    :param lines: up to four lines that are written below it
     :param color: of the frame around both
     :return: at least 104 pixels wide
     """

@@ -183,11 +183,11 @@ class DreamerLoss(nn.Module):
         """
         With ``ent_coef="auto"``: the policy stays random until there is something to learn, then the target falls.
 
-        :param progress_remaining: from 1 to 0
+        :param progress_remaining: from 1 to 0, below 0 after the last step of ``learn``
         :param replay_buffer: knows whether returns differ
         """
         if self.ent_coef == AUTO:
-            self.entropy_target.fill_(progress_remaining if replay_buffer.returns_differ else 1.0)
+            self.entropy_target.fill_(max(0.0, progress_remaining) if replay_buffer.returns_differ else 1.0)
 
     def draw_noise(self, batch_size: int, batch_length: int) -> UpdateNoise:
         """

@@ -1,5 +1,6 @@
 """What the world model predicts, as arrays: reconstructions, open-loop predictions, imagined trajectories and values."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,7 +9,14 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
-from sb3_dreamer.common.preprocessing import SINGLE_KEY, as_array_dict, class_counts, decode_actions, encode_actions
+from sb3_dreamer.common.preprocessing import (
+    SINGLE_KEY,
+    as_array_dict,
+    as_space_dict,
+    class_counts,
+    decode_actions,
+    encode_actions,
+)
 from sb3_dreamer.common.type_aliases import LatentState, NumpyObs, TensorObs
 from sb3_dreamer.dreamerv3.networks import MultiDecoder
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
@@ -238,7 +246,7 @@ class WorldModelPredictions:
 
         :return: (B, T, \\*space.shape), by key if the space is a Dict
         """
-        n_rows = len(np.asarray(next(iter(as_array_dict(observations).values())))[0])
+        n_rows = self._lead(observations)[1]
         result = self.predict_open_loop(
             observations, actions, episode_starts, burn_in=n_rows, deterministic=deterministic, seed=seed
         )
@@ -271,6 +279,8 @@ class WorldModelPredictions:
         :return: see :class:`OpenLoop`
         :raises ValueError: if a shape or a value is wrong, or the replay buffer has no sequence of this length
         """
+        if n_sequences < 1 or horizon < 1:
+            raise ValueError(f"`n_sequences` and `horizon` must be at least 1, got {n_sequences} and {horizon}")
         self.policy.set_training_mode(False)
         truth: tuple[Any, Any] = (None, None)
         if observations is None:
@@ -290,7 +300,7 @@ class WorldModelPredictions:
             states = open_loop(self.policy, sequences, burn_in, Noise(self.policy, deterministic, seed))
             is_new = to_numpy(sequences.is_first.bool()) & (np.arange(n_rows) >= burn_in)  # (B, T)
             return OpenLoop(
-                to_numpy(sequences.observations),
+                self._in_space_shape(to_numpy(sequences.observations)),
                 decode_states(self.policy, states),
                 *self._predict_heads(states),
                 *truth,
@@ -331,7 +341,7 @@ class WorldModelPredictions:
             if observation is not None:
                 start = self._observe(observation, state, episode_start, noise)
             elif state is not None:
-                start = self._states(state[:2])
+                start = self._states(state)
             else:
                 raise ValueError("`observation` or `state` must be given, got None for both")
             given = None if actions is None else self._buffer_actions(actions, len(start.deter))  # (n, H, action_dim)
@@ -356,7 +366,9 @@ class WorldModelPredictions:
 
     def _states(self, latents: Any) -> LatentState:
         """:return: latents of a user as tensors on the device"""
-        deter, stoch = (th.as_tensor(part, dtype=th.float32, device=self.policy.device) for part in latents)
+        if len(latents) < 2:
+            raise ValueError(f"Latents must hold deter and stoch, got {len(latents)} array")
+        deter, stoch = (th.as_tensor(part, dtype=th.float32, device=self.policy.device) for part in latents[:2])
         dim, *groups = self.policy.size.latent_shape
         if deter.shape[-1:] != (dim,) or stoch.shape != (*deter.shape[:-1], *groups) or deter.dim() < 2:
             raise ValueError(
@@ -387,18 +399,35 @@ class WorldModelPredictions:
         else:
             low, high = np.zeros(shape), np.reshape(class_counts(self.action_space), shape) - 1  # type: ignore[arg-type]
         is_inside = (array >= low - 1e-5 * (high - low)) & (array <= high + 1e-5 * (high - low))
+        if not isinstance(self.action_space, spaces.Box):
+            is_inside &= array == np.rint(array)
         if not is_inside.all():
             raise ValueError(f"`actions` must lie in {self.action_space}, got {array[~is_inside][0]}")
         if isinstance(self.action_space, spaces.Box):
             array = np.asarray(self.policy.scale_action(array), dtype=np.float32)
-        return th.as_tensor(np.ascontiguousarray(array.reshape(n, array.shape[1], -1)), device=self.policy.device)
+        return th.as_tensor(
+            np.ascontiguousarray(array.reshape(n, array.shape[1], math.prod(shape))), device=self.policy.device
+        )
+
+    @staticmethod
+    def _lead(observations: NumpyObs) -> tuple[int, int]:
+        """:return: (B, T) of sequences of a user"""
+        shapes = [np.shape(array) for array in as_array_dict(observations).values()]
+        if any(len(shape) < 2 or shape[:2] != shapes[0][:2] for shape in shapes):
+            raise ValueError(f"`observations` must have leading axes (B, T), got shapes {shapes}")
+        return shapes[0][0], shapes[0][1]
+
+    def _in_space_shape(self, observations: NumpyObs) -> NumpyObs:
+        """:return: observations (B, T, ...) as (B, T, \\*space.shape); SB3 stores a Discrete number with an axis of its own"""
+        arrays = as_array_dict(observations)
+        spaces_by_key = as_space_dict(self.policy.observation_space)
+        arrays = {key: array.reshape(*array.shape[:2], *(spaces_by_key[key].shape or ())) for key, array in arrays.items()}
+        return arrays if isinstance(observations, dict) else arrays[SINGLE_KEY]
 
     def _sequences(self, observations: NumpyObs, actions: Any, episode_starts: Any) -> Sequences:
         """:return: sequences of a user as tensors on the device"""
+        lead = self._lead(observations)
         arrays = {key: np.asarray(array) for key, array in as_array_dict(observations).items()}
-        lead = next(iter(arrays.values())).shape[:2]
-        if len(lead) < 2 or any(array.shape[:2] != lead for array in arrays.values()):
-            raise ValueError(f"`observations` must have leading axes (B, T), got {[a.shape for a in arrays.values()]}")
         if actions is None:
             raise ValueError("`actions` must be given together with `observations`, got None")
         flat = {key: array.reshape(-1, *array.shape[2:]) for key, array in arrays.items()}

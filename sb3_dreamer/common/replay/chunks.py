@@ -94,8 +94,9 @@ def describe_buffer(buffer: SequenceReplayBuffer) -> dict[str, Any]:
         latent_shape=buffer.latent_shape,
         replay_context=buffer.replay_context,
     )
-    counters = {name: getattr(buffer, name).copy() for name in COUNTERS}
+    counters: dict[str, Any] = {name: getattr(buffer, name).copy() for name in COUNTERS}
     queue = [tuple(window) for window in buffer._queue]
+    counters["returns_differ"] = buffer._returns_differ
     return dict(same=same, buffer_size=buffer.buffer_size, batch_length=buffer.batch_length, queue=queue, **counters)
 
 
@@ -135,6 +136,7 @@ def read_chunks(checkpoint: Checkpoint, content: dict[str, Any], buffer: Sequenc
                     arrays[name][where] = part
         for name in COUNTERS:
             getattr(buffer, name)[:] = content[name]
+        buffer._returns_differ = content.get("returns_differ", False)  # checkpoints of older versions have no such entry
         if content["batch_length"] == buffer.batch_length:
             buffer._queue.extend(tuple(window) for window in content["queue"])
     except (CheckpointError, KeyError, ValueError):

@@ -24,7 +24,7 @@ from sb3_dreamer.common.pictures import (
     trace_figure,
     with_text,
 )
-from sb3_dreamer.common.preprocessing import as_array_dict, as_space_dict
+from sb3_dreamer.common.preprocessing import SINGLE_KEY, as_array_dict, as_space_dict
 from sb3_dreamer.dreamerv3.networks import MultiDecoder
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
 from sb3_dreamer.dreamerv3.predictions import Imagination, OpenLoop
@@ -65,6 +65,7 @@ def relative_error(truth: np.ndarray, predicted: np.ndarray, burn_in: int, is_va
     :param is_valid: (B, T)
     :return: root of the ratio of summed squared errors by horizon step (H,); NaN if no row is valid or the truth is constant
     """
+    truth, predicted = truth.astype(np.float64), predicted.astype(np.float64)
     mean = truth.mean(axis=(0, 1))
     axes = tuple(range(2, truth.ndim))
     errors, deviations = (((truth - other) ** 2).sum(axis=axes) * is_valid for other in (predicted, mean))  # (B, T)
@@ -83,22 +84,22 @@ def open_loop_errors(policy: DreamerPolicy, result: OpenLoop) -> dict[str, np.nd
     """
     :param policy: policy
     :param result: open-loop predictions of replayed sequences
-    :return: errors by horizon step (H,): for each observation key :func:`relative_error`, or the share of wrong classes; for
-        ``reward`` and ``continue`` the mean absolute error
+    :return: errors by horizon step (H,): for ``obs``, or ``obs/KEY`` of a Dict, :func:`relative_error` or the share of wrong
+        classes; for ``reward`` and ``continue`` the mean absolute error
     """
     truth, predicted = as_array_dict(result.observations), as_array_dict(result.predicted)
     errors = {}
     for key, prediction in sorted(predicted.items()):
-        space = as_space_dict(policy.observation_space)[key]
-        target = truth[key].reshape(prediction.shape)
+        space, target = as_space_dict(policy.observation_space)[key], truth[key]
+        name = f"obs/{key}" if isinstance(policy.observation_space, spaces.Dict) else "obs"
         if not isinstance(space, spaces.Box):
             is_wrong = (target != prediction).reshape(*target.shape[:2], -1).mean(-1)  # (B, T)
-            errors[key] = mean_where(is_wrong, result.is_valid)[result.burn_in :]
+            errors[name] = mean_where(is_wrong, result.is_valid)[result.burn_in :]
             continue
         pair = [pixels_of(policy, key, array) for array in (target, prediction)]
         if pair[0] is None:
-            pair = [target.astype(np.float64), prediction.astype(np.float64)]
-        errors[key] = relative_error(pair[0], pair[1], result.burn_in, result.is_valid)  # type: ignore[arg-type]
+            pair = [target, prediction]
+        errors[name] = relative_error(pair[0], pair[1], result.burn_in, result.is_valid)  # type: ignore[arg-type]
     if result.true_rewards is not None and result.true_continues is not None:
         for name, was, is_now in (
             ("reward", result.true_rewards, result.rewards),
@@ -114,10 +115,12 @@ class ReportCallback(BaseCallback):
     it. A report does not change training.
 
     :param every: environment steps between reports, counted over all environments
-    :param folder: folder of the files; None: ``world_model`` in the folder of the logger, if it has one
+    :param folder: folder of the files; None: ``world_model`` in the folder of ``tensorboard_log`` or of your own logger;
+        without them, no files
     :param fps: frames per second of videos
     :param verbose: 1 prints the name of each file
-    :raises ValueError: if ``every`` is below 1; at the start of ``learn`` if the model is not a DreamerV3
+    :raises ValueError: if ``every`` is below 1 or ``fps`` not positive; at the start of ``learn`` if the model is not a
+        DreamerV3 or reconstructs nothing
     """
 
     model: "DreamerV3"
@@ -126,12 +129,18 @@ class ReportCallback(BaseCallback):
         super().__init__(verbose)
         if every < 1:
             raise ValueError(f"`every` must be at least 1, got {every}")
+        if not fps > 0:
+            raise ValueError(f"`fps` must be a positive number, got {fps}")
         self.every, self.folder, self.fps = every, folder, fps
         self._last = -1
 
     def _on_training_start(self) -> None:
         if not hasattr(self.model, "predict_open_loop"):
             raise ValueError(f"`{type(self).__name__}` shows a DreamerV3, got {type(self.model).__name__}")
+        if not self.model.policy.world_model.decoded_keys:
+            raise ValueError(
+                f"`{type(self).__name__}` shows observations, but the model reconstructs none, see `decoder_keys`"
+            )
         self._last = self.model.num_timesteps
 
     def _on_step(self) -> bool:
@@ -142,6 +151,7 @@ class ReportCallback(BaseCallback):
     def _on_training_end(self) -> None:
         if self.model.num_timesteps > self._last:
             self._report_if_possible()
+            self.logger.dump(self.model.num_timesteps)  # after the end of training SB3 writes no line
 
     def _report_if_possible(self) -> None:
         self._last = self.model.num_timesteps
@@ -159,10 +169,10 @@ class ReportCallback(BaseCallback):
 
     def _path(self, name: str) -> Path | None:
         """:return: path of a file of this step; None if there is no folder"""
-        folder = (
-            self.folder if self.folder is not None else (Path(self.logger.dir) / "world_model" if self.logger.dir else None)
-        )
-        if folder is None:
+        folder = self.folder
+        if folder is None and (self.model.tensorboard_log is not None or self.model._custom_logger):
+            folder = Path(self.logger.dir) / "world_model" if self.logger.dir else None
+        if folder is None:  # without a log of the user, SB3's logger has a temporary folder
             return None
         path = Path(folder) / name.replace("/", "_").format(step=self.model.num_timesteps)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -200,17 +210,17 @@ class WorldModelReportCallback(ReportCallback):
       predicted, grey: after the start of an episode that the model cannot foresee. In TensorBoard ``open_loop/video/KEY``, as
       file ``open_loop_KEY_STEPS.gif``.
     - For each vector, true and predicted traces: ``open_loop/traces/KEY``, ``traces_KEY_STEPS.png``.
-    - Errors by horizon step, see :func:`open_loop_errors`: ``open_loop/KEY_step_K``, their mean ``open_loop/KEY``, and a
+    - Errors by horizon step, see :func:`open_loop_errors`: ``open_loop/NAME_step_K``, their mean ``open_loop/NAME``, and a
       figure.
 
     :param every: environment steps between reports, counted over all environments
     :param n_sequences: number of sequences in videos and figures; errors are measured on ten times as many
     :param burn_in: number of rows that are observed
     :param horizon: number of rows that are predicted
-    :param folder: folder of the files; None: ``world_model`` in the folder of the logger, if it has one
+    :param folder: as for :class:`ReportCallback`
     :param fps: frames per second of videos
     :param verbose: 1 prints the name of each file
-    :raises ValueError: if a number is below 1; at the start of ``learn`` if the model is not a DreamerV3
+    :raises ValueError: as :class:`ReportCallback`, or if another number is below 1
     """
 
     def __init__(
@@ -249,7 +259,7 @@ class WorldModelReportCallback(ReportCallback):
                     self.logger.record(f"open_loop/{name}_step_{step}", float(values[step - 1]), exclude="stdout")
         self._log_figure("open_loop/errors", "errors_{step}.png", error_figure(errors))
         for key, prediction in as_array_dict(result.predicted).items():
-            truth = as_array_dict(result.observations)[key].reshape(prediction.shape)
+            truth = as_array_dict(result.observations)[key]
             shown = [array[: self.n_sequences] for array in (truth, prediction)]
             is_valid = result.is_valid[: self.n_sequences]
             pixels = [pixels_of(self.model.policy, key, array) for array in shown]
@@ -273,11 +283,12 @@ class DreamCallback(ReportCallback):
     :param n_trajectories: number of trajectories, side by side
     :param horizon: steps of each trajectory
     :param burn_in: rows that are observed before the start
-    :param picture: an observation, as the environment returns it, to its picture (h, w, 3) uint8
-    :param folder: folder of the files; None: ``world_model`` in the folder of the logger, if it has one
+    :param picture: an observation to its picture (h, w, 3) uint8; it is in the layout of ``model.observation_space`` (images
+        channels first), without the normalisation of ``VecNormalize``
+    :param folder: as for :class:`ReportCallback`
     :param fps: frames per second
     :param verbose: 1 prints the name of each file
-    :raises ValueError: if a number is below 1; at the start of ``learn`` if the model is not a DreamerV3
+    :raises ValueError: as :class:`ReportCallback`, or if another number is below 1
     """
 
     def __init__(
@@ -325,7 +336,8 @@ class DreamCallback(ReportCallback):
                 action = np.array2string(imagined.actions[i, t], precision=2) if t < imagined.actions.shape[1] else "-"
                 lines = [
                     f"value {imagined.values[i, t]:.3g}",
-                    f"reward {imagined.rewards[i, t]:.2g}  cont. {imagined.continues[i, t]:.2f}",
+                    f"reward {imagined.rewards[i, t]:.2g}",
+                    f"continue {imagined.continues[i, t]:.2f}",
                     f"action {action}"[:24],
                 ]
                 row.append(with_text(pictures[i, t], lines, CONTEXT if t == 0 else PREDICTED))
@@ -339,28 +351,40 @@ class DreamCallback(ReportCallback):
                 pixels = pixels_of(self.model.policy, key, array)
                 if pixels is not None:
                     return to_rgb(pixels)
-        if self.model._vec_normalize_env is not None:
-            observations = self.model._vec_normalize_env.unnormalize_obs(observations)
         draw = self.picture or self._known_picture()
-        by_key = as_array_dict(observations)
+        by_key = self._unnormalized(as_array_dict(observations))
         n, n_rows = next(iter(by_key.values())).shape[:2]
         is_dict = isinstance(observations, dict)
 
         def one(i: int, t: int) -> Any:
-            return {key: array[i, t] for key, array in by_key.items()} if is_dict else observations[i, t]
+            return {key: array[i, t] for key, array in by_key.items()} if is_dict else by_key[SINGLE_KEY][i, t]
 
         return np.stack([np.stack([draw(one(i, t)) for t in range(n_rows)]) for i in range(n)])
 
+    def _unnormalized(self, by_key: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """:return: observations without the normalisation of VecNormalize"""
+        env = self.model._vec_normalize_env
+        if env is None or not env.norm_obs:
+            return by_key
+        if isinstance(env.obs_rms, dict):
+            statistics = {key: env.obs_rms[key] for key in by_key.keys() & env.obs_rms.keys()}
+        else:
+            statistics = {SINGLE_KEY: env.obs_rms}
+        return by_key | {key: env._unnormalize_obs(by_key[key], one) for key, one in statistics.items()}
+
     def _known_picture(self) -> Callable[[Any], np.ndarray]:
         """:return: the function that draws observations of this environment"""
-        env = self.model.get_env()
-        try:
-            name = env.get_attr("spec", indices=[0])[0].id if env is not None else ""
-        except AttributeError:  # an environment that was not made by `gymnasium.make`
-            name = ""
-        if name.startswith("CartPole"):
-            return cart_pole
-        if name.startswith("FrozenLake") and env is not None:
-            desc = env.get_attr("desc", indices=[0])[0]
-            return lambda observation: frozen_lake(observation, desc)
+        space, env = self.model.observation_space, self.model.get_env()
+        is_cart_pole = isinstance(space, spaces.Box) and space.shape == (4,)
+        if env is not None and (is_cart_pole or isinstance(space, spaces.Discrete)):
+            try:
+                name = env.get_attr("spec", indices=[0])[0].id
+                if is_cart_pole and name.startswith("CartPole"):
+                    return cart_pole
+                if name.startswith("FrozenLake"):
+                    desc = np.asarray(env.get_attr("desc", indices=[0])[0])
+                    return lambda observation: frozen_lake(observation, desc)
+            except Exception as error:  # some vectorised environments have no `get_attr`: a picture is not worth a run
+                if self.verbose >= 1:
+                    print(f"The environment does not say what it is, its observations are shown as bars: {error!r}")
         return lambda observation: bars(np.concatenate([np.ravel(x) for x in as_array_dict(observation).values()]))
