@@ -1,6 +1,8 @@
 """Callbacks that show what the world model predicts: open-loop predictions beside the truth, and imagined trajectories."""
 
+import math
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,19 +37,26 @@ if TYPE_CHECKING:
 NOT_TEXT = ("stdout", "log", "json", "csv")
 # Horizon steps whose errors are logged, if the horizon is as long; the last step is logged, too.
 LOGGED_STEPS = (1, 5, 10)
+# Largest position and angle in the observation space of gymnasium's CartPole.
+CART_POLE_LIMITS = (4.8, math.radians(24))
+
+
+def has_pixels(policy: DreamerPolicy, key: str) -> bool:
+    """:return: whether the default decoder predicts an image of this key"""
+    decoder = policy.world_model.decoder
+    return isinstance(decoder, MultiDecoder) and key in decoder.image_keys
 
 
 @th.no_grad()
-def pixels_of(policy: DreamerPolicy, key: str, observations: np.ndarray) -> np.ndarray | None:
+def pixels_of(policy: DreamerPolicy, key: str, observations: np.ndarray) -> np.ndarray:
     """
     :param policy: policy
-    :param key: of the observation
+    :param key: of an image, see :func:`has_pixels`
     :param observations: (..., \\*space.shape)
-    :return: pixels in [0, 1], channels first (..., C, h, w); None if the default decoder does not predict an image of this key
+    :return: pixels in [0, 1], channels first (..., C, h, w)
     """
     decoder, space = policy.world_model.decoder, as_space_dict(policy.observation_space)[key]
-    if not isinstance(decoder, MultiDecoder) or key not in decoder.image_keys:
-        return None
+    assert isinstance(decoder, MultiDecoder)
     to_unit: Any = decoder.to_unit[decoder.image_keys.index(key)]
     lead = observations.shape[: observations.ndim - len(space.shape or ())]
     flat = th.as_tensor(observations.reshape(-1, *(space.shape or ())), device=policy.device)
@@ -96,10 +105,9 @@ def open_loop_errors(policy: DreamerPolicy, result: OpenLoop) -> dict[str, np.nd
             is_wrong = (target != prediction).reshape(*target.shape[:2], -1).mean(-1)  # (B, T)
             errors[name] = mean_where(is_wrong, result.is_valid)[result.burn_in :]
             continue
-        pair = [pixels_of(policy, key, array) for array in (target, prediction)]
-        if pair[0] is None:
-            pair = [target, prediction]
-        errors[name] = relative_error(pair[0], pair[1], result.burn_in, result.is_valid)  # type: ignore[arg-type]
+        if has_pixels(policy, key):
+            target, prediction = pixels_of(policy, key, target), pixels_of(policy, key, prediction)
+        errors[name] = relative_error(target, prediction, result.burn_in, result.is_valid)
     if result.true_rewards is not None and result.true_continues is not None:
         for name, was, is_now in (
             ("reward", result.true_rewards, result.rewards),
@@ -115,23 +123,29 @@ class ReportCallback(BaseCallback):
     it. A report does not change training.
 
     :param every: environment steps between reports, counted over all environments
+    :param burn_in: number of rows that are observed
+    :param horizon: number of steps that are predicted
     :param folder: folder of the files; None: ``world_model`` in the folder of ``tensorboard_log`` or of your own logger;
         without them, no files
     :param fps: frames per second of videos
     :param verbose: 1 prints the name of each file
-    :raises ValueError: if ``every`` is below 1 or ``fps`` not positive; at the start of ``learn`` if the model is not a
+    :param counts: further whole numbers by name
+    :raises ValueError: if a whole number is below 1 or ``fps`` not positive; at the start of ``learn`` if the model is not a
         DreamerV3 or reconstructs nothing
     """
 
     model: "DreamerV3"
 
-    def __init__(self, every: int, folder: str | Path | None, fps: float, verbose: int):
+    def __init__(
+        self, every: int, burn_in: int, horizon: int, folder: str | Path | None, fps: float, verbose: int, **counts: int
+    ):
         super().__init__(verbose)
-        if every < 1:
-            raise ValueError(f"`every` must be at least 1, got {every}")
+        for name, value in dict(every=every, burn_in=burn_in, horizon=horizon, **counts).items():
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}")
         if not fps > 0:
             raise ValueError(f"`fps` must be a positive number, got {fps}")
-        self.every, self.folder, self.fps = every, folder, fps
+        self.every, self.burn_in, self.horizon, self.folder, self.fps = every, burn_in, horizon, folder, fps
         self._last = -1
 
     def _on_training_start(self) -> None:
@@ -151,12 +165,13 @@ class ReportCallback(BaseCallback):
     def _on_training_end(self) -> None:
         if self.model.num_timesteps > self._last:
             self._report_if_possible()
-            self.logger.dump(self.model.num_timesteps)  # after the end of training SB3 writes no line
 
     def _report_if_possible(self) -> None:
         self._last = self.model.num_timesteps
         if self.model._ranks.is_main and self.model.replay_buffer.filled.max() > self.rows_needed:
             self.report()
+            # With the next line of SB3 there may already be another report, and after the end of training there is no line.
+            self.logger.dump(self.model.num_timesteps)
 
     @property
     def rows_needed(self) -> int:
@@ -233,11 +248,8 @@ class WorldModelReportCallback(ReportCallback):
         fps: float = 5.0,
         verbose: int = 0,
     ):
-        super().__init__(every, folder, fps, verbose)
-        for name, value in (("n_sequences", n_sequences), ("burn_in", burn_in), ("horizon", horizon)):
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}")
-        self.n_sequences, self.burn_in, self.horizon = n_sequences, burn_in, horizon
+        super().__init__(every, burn_in, horizon, folder, fps, verbose, n_sequences=n_sequences)
+        self.n_sequences = n_sequences
 
     @property
     def rows_needed(self) -> int:
@@ -262,8 +274,8 @@ class WorldModelReportCallback(ReportCallback):
             truth = as_array_dict(result.observations)[key]
             shown = [array[: self.n_sequences] for array in (truth, prediction)]
             is_valid = result.is_valid[: self.n_sequences]
-            pixels = [pixels_of(self.model.policy, key, array) for array in shown]
-            if pixels[0] is not None and pixels[1] is not None:
+            if has_pixels(self.model.policy, key):
+                pixels = [pixels_of(self.model.policy, key, array) for array in shown]
                 frames = open_loop_video(pixels[0], pixels[1], self.burn_in, is_valid)
                 self._log_video(f"open_loop/video/{key}", f"open_loop_{key}_{{step}}.gif", frames)
             else:
@@ -302,11 +314,8 @@ class DreamCallback(ReportCallback):
         fps: float = 5.0,
         verbose: int = 0,
     ):
-        super().__init__(every, folder, fps, verbose)
-        for name, value in (("n_trajectories", n_trajectories), ("burn_in", burn_in), ("horizon", horizon)):
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}")
-        self.n_trajectories, self.horizon, self.burn_in, self.picture = n_trajectories, horizon, burn_in, picture
+        super().__init__(every, burn_in, horizon, folder, fps, verbose, n_trajectories=n_trajectories)
+        self.n_trajectories, self.picture = n_trajectories, picture
 
     @property
     def rows_needed(self) -> int:
@@ -348,9 +357,8 @@ class DreamCallback(ReportCallback):
         """:return: pictures of observations (n, H + 1, \\*space.shape), (n, H + 1, h, w, 3)"""
         if self.picture is None:
             for key, array in as_array_dict(observations).items():
-                pixels = pixels_of(self.model.policy, key, array)
-                if pixels is not None:
-                    return to_rgb(pixels)
+                if has_pixels(self.model.policy, key):
+                    return to_rgb(pixels_of(self.model.policy, key, array))
         draw = self.picture or self._known_picture()
         by_key = self._unnormalized(as_array_dict(observations))
         n, n_rows = next(iter(by_key.values())).shape[:2]
@@ -375,16 +383,12 @@ class DreamCallback(ReportCallback):
     def _known_picture(self) -> Callable[[Any], np.ndarray]:
         """:return: the function that draws observations of this environment"""
         space, env = self.model.observation_space, self.model.get_env()
-        is_cart_pole = isinstance(space, spaces.Box) and space.shape == (4,)
-        if env is not None and (is_cart_pole or isinstance(space, spaces.Discrete)):
-            try:
-                name = env.get_attr("spec", indices=[0])[0].id
-                if is_cart_pole and name.startswith("CartPole"):
-                    return cart_pole
-                if name.startswith("FrozenLake"):
+        if isinstance(space, spaces.Box) and space.shape == (4,) and np.allclose(space.high[[0, 2]], CART_POLE_LIMITS):
+            return cart_pole
+        if isinstance(space, spaces.Discrete) and env is not None:
+            with suppress(NotImplementedError):  # some vectorised environments give no attributes
+                if env.has_attr("desc"):
                     desc = np.asarray(env.get_attr("desc", indices=[0])[0])
-                    return lambda observation: frozen_lake(observation, desc)
-            except Exception as error:  # some vectorised environments have no `get_attr`: a picture is not worth a run
-                if self.verbose >= 1:
-                    print(f"The environment does not say what it is, its observations are shown as bars: {error!r}")
+                    if desc.size == space.n:
+                        return lambda observation: frozen_lake(observation, desc)
         return lambda observation: bars(np.concatenate([np.ravel(x) for x in as_array_dict(observation).values()]))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch as th
 
+from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from sb3_dreamer.common.preprocessing import encode_actions
 from sb3_dreamer.common.type_aliases import LatentState
 from sb3_dreamer.dreamerv3.losses import DreamerLoss
@@ -289,8 +290,12 @@ def test_returns_differ(steps, expected):
         infos = [{"TimeLimit.truncated": is_cut}]
         buffer.add(row, row + 1, np.zeros((1, buffer.action_dim)), np.array([reward]), np.array([done]), infos)
     assert buffer.returns_differ == expected
-    if expected:
-        buffer.rewards[:] = 0.0
-        assert buffer.returns_differ and pickle.loads(pickle.dumps(buffer)).returns_differ  # stays
-        buffer.reset()
-        assert not buffer.returns_differ
+    state = buffer.__getstate__()
+    del state["_outcomes"]  # as in files of older versions
+    old = SequenceReplayBuffer.__new__(SequenceReplayBuffer)
+    old.__setstate__(state)
+    assert old.returns_differ == expected
+    buffer.rewards[:], buffer.dones[:] = buffer.rewards[1], False  # as if the rows had been overwritten
+    assert pickle.loads(pickle.dumps(buffer)).returns_differ == expected
+    buffer.reset()
+    assert not buffer.returns_differ

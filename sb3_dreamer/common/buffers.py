@@ -96,8 +96,6 @@ class SequenceReplayBuffer(RowStorage):
     # Keys that are images, whose values must be within the bounds of their space; None: images are recognised by their spaces.
     image_keys: list[str] | None = None
 
-    _returns_differ = False
-
     def __init__(
         self,
         buffer_size: int,
@@ -148,8 +146,9 @@ class SequenceReplayBuffer(RowStorage):
         return {name: value for name, value in super().__getstate__().items() if name not in NOT_IN_FILES}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({**state, "_newest": None})
+        super().__setstate__({"_outcomes": np.array([np.inf, -np.inf, 0.0]), **state, "_newest": None})
         self._make_unsaved()
+        self.note_stored_outcomes()  # files of older versions do not hold them
         if self.counts.sum() >= ROWS_BEFORE_IMAGE_CHECK:
             self._steps_until_image_check = 0  # images were checked before; the counter never reaches 0 again
 
@@ -167,6 +166,8 @@ class SequenceReplayBuffer(RowStorage):
         # Position of the newest row of each stream (n_envs,); None: to be computed from `counts`.
         self._newest: np.ndarray | None = None
         self._queue = self._new_queue()
+        # Lowest and highest reward so far, and whether an episode has terminated (1.0).
+        self._outcomes = np.array([np.inf, -np.inf, 0.0])
         self.n_moves += 1
         self._write_back.pending.clear()
 
@@ -234,7 +235,6 @@ class SequenceReplayBuffer(RowStorage):
         """Forget all rows; the memory stays allocated."""
         super().reset()
         self.has_latent[:] = False
-        self._returns_differ = False
         self._clear_streams()
 
     def mark_starts(self, starts: np.ndarray) -> None:
@@ -288,10 +288,23 @@ class SequenceReplayBuffer(RowStorage):
             self._queue_windows(opening)
         self._append(self._envs, next_rows, actions, rewards, self._all_false, is_last, is_last & is_cut)
         self._queue_windows(self._envs)
+        self._note_outcomes(rewards, is_last & ~is_cut)
         self._opens_episode = is_last.copy()
         self._steps_until_image_check -= 1
         if self._steps_until_image_check == 0:
             self._check_for_codes()
+
+    def _note_outcomes(self, rewards: np.ndarray, is_terminal: np.ndarray) -> None:
+        low, high, has_terminated = self._outcomes
+        lowest, highest = rewards.min(initial=np.inf), rewards.max(initial=-np.inf)
+        self._outcomes[:] = min(low, lowest), max(high, highest), has_terminated or is_terminal.any()
+
+    def note_stored_outcomes(self) -> None:
+        """Take note of the rewards and ends of all stored rows, see :attr:`returns_differ`."""
+        n = self.filled.max(initial=0)
+        is_stored = np.arange(n)[:, None] < self.filled  # (n, n_envs)
+        has_reward = is_stored & ~self.is_first[:n]  # the first row of an episode has none
+        self._note_outcomes(self.rewards[:n][has_reward], (self.dones[:n] & ~self.timeouts[:n])[is_stored])
 
     def _queue_windows(self, envs: np.ndarray) -> None:
         """:param envs: streams that have just got a row, which may complete a new window"""
@@ -400,16 +413,10 @@ class SequenceReplayBuffer(RowStorage):
     def returns_differ(self) -> bool:
         """
         Whether the return depends on what happens: two rewards have differed, or an episode has terminated and all rewards are
-        equal and not 0. Once True, it stays True.
+        equal and not 0. Rows that have been overwritten count, too.
         """
-        if not self._returns_differ:
-            n = self.filled.max()
-            is_stored = np.arange(n)[:, None] < self.filled  # (n, n_envs)
-            rewards = self.rewards[:n][is_stored & ~self.is_first[:n]]  # the first row of an episode has no reward
-            is_terminal = (self.dones[:n] & ~self.timeouts[:n])[is_stored]
-            if len(rewards) > 0:
-                self._returns_differ = bool(np.ptp(rewards) > 0 or (rewards[0] != 0 and is_terminal.any()))
-        return self._returns_differ
+        low, high, has_terminated = self._outcomes
+        return bool(low < high or (low == high != 0.0 and has_terminated))
 
     def check_range(self, env: VecNormalize | None = None) -> None:
         """

@@ -373,7 +373,7 @@ class DreamerV3(WorldModelPredictions, ResumableAlgorithm):
         for _ in range(gradient_steps):
             self._clock.start()
             self._update_learning_rate(self.policy.optimizer)
-            self.loss_module.set_entropy_target(self._current_progress_remaining, self.replay_buffer)
+            self.loss_module.set_entropy_target(self._current_progress_remaining, self.replay_buffer.returns_differ)
             batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
             # Loss, gradient, clipping, optimizer step, slow critic: `update.py`, or a faster version in `fast/`.
             posterior, metrics, is_finite = self._update(batch)

@@ -5,6 +5,7 @@ import torch as th
 from sb3_dreamer.common.preprocessing import encode_actions
 from sb3_dreamer.common.type_aliases import ImaginationNoise, ImaginedTrajectory, LatentState
 from sb3_dreamer.dreamerv3.heads import ActorHead
+from sb3_dreamer.dreamerv3.rssm import stack_states
 from sb3_dreamer.dreamerv3.world_model import WorldModel
 
 
@@ -34,5 +35,4 @@ def imagine(world_model: WorldModel, actor: ActorHead, state: LatentState, noise
         if t < horizon:
             action = encode_actions(actions[-1], world_model.action_space)  # (N, A)
             state = rssm.img_step(state, action, noise.stoch[:, t])
-    latents = LatentState(th.stack([s.deter for s in states], dim=1), th.stack([s.stoch for s in states], dim=1))
-    return ImaginedTrajectory(th.stack(features, dim=1), th.stack(actions, dim=1), latents)
+    return ImaginedTrajectory(th.stack(features, dim=1), th.stack(actions, dim=1), stack_states(states))

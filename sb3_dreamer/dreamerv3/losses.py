@@ -7,7 +7,6 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from sb3_dreamer.common.distributions import BoundedNormal, MultiCategorical, OneHotCategoricalST, SymexpTwoHot
 from sb3_dreamer.common.returns import lambda_return
 from sb3_dreamer.common.type_aliases import (
@@ -179,15 +178,15 @@ class DreamerLoss(nn.Module):
         # With several ranks this is replaced by a function that gathers a tensor from all of them.
         self.gather: Callable[[th.Tensor], th.Tensor] = th.detach
 
-    def set_entropy_target(self, progress_remaining: float, replay_buffer: SequenceReplayBuffer) -> None:
+    def set_entropy_target(self, progress_remaining: float, returns_differ: bool) -> None:
         """
         With ``ent_coef="auto"``: the policy stays random until there is something to learn, then the target falls.
 
         :param progress_remaining: from 1 to 0, below 0 after the last step of ``learn``
-        :param replay_buffer: knows whether returns differ
+        :param returns_differ: see :attr:`~sb3_dreamer.common.buffers.SequenceReplayBuffer.returns_differ`
         """
         if self.ent_coef == AUTO:
-            self.entropy_target.fill_(max(0.0, progress_remaining) if replay_buffer.returns_differ else 1.0)
+            self.entropy_target.fill_(max(0.0, progress_remaining) if returns_differ else 1.0)
 
     def draw_noise(self, batch_size: int, batch_length: int) -> UpdateNoise:
         """

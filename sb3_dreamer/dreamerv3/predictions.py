@@ -20,6 +20,7 @@ from sb3_dreamer.common.preprocessing import (
 from sb3_dreamer.common.type_aliases import LatentState, NumpyObs, TensorObs
 from sb3_dreamer.dreamerv3.networks import MultiDecoder
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
+from sb3_dreamer.dreamerv3.rssm import stack_states
 
 
 class Latents(NamedTuple):
@@ -106,11 +107,6 @@ class Sequences(NamedTuple):
     prev_actions: th.Tensor
     is_first: th.Tensor
     initial: LatentState
-
-
-def stack_states(states: list[LatentState]) -> LatentState:
-    """:return: states of T steps (n, ...) as one (n, T, ...)"""
-    return LatentState(th.stack([s.deter for s in states], dim=1), th.stack([s.stoch for s in states], dim=1))
 
 
 def open_loop(policy: DreamerPolicy, sequences: Sequences, burn_in: int, noise: Noise) -> LatentState:
@@ -279,23 +275,23 @@ class WorldModelPredictions:
         :return: see :class:`OpenLoop`
         :raises ValueError: if a shape or a value is wrong, or the replay buffer has no sequence of this length
         """
-        if n_sequences < 1 or horizon < 1:
-            raise ValueError(f"`n_sequences` and `horizon` must be at least 1, got {n_sequences} and {horizon}")
+        n_rows = burn_in + horizon if observations is None else self._lead(observations)[1]
+        if not 1 <= burn_in <= n_rows:
+            raise ValueError(f"`burn_in` must be between 1 and the {n_rows} rows of the sequences, got {burn_in}")
         self.policy.set_training_mode(False)
         truth: tuple[Any, Any] = (None, None)
         if observations is None:
             if actions is not None or episode_starts is not None:
                 raise ValueError("`observations` must be given together with `actions` and `episode_starts`, got None")
+            if n_sequences < 1 or horizon < 1:
+                raise ValueError(f"`n_sequences` and `horizon` must be at least 1, got {n_sequences} and {horizon}")
             batch = self.replay_buffer.sample_sequences(
-                n_sequences, burn_in + horizon, np.random.default_rng(seed), self._vec_normalize_env
+                n_sequences, n_rows, np.random.default_rng(seed), self._vec_normalize_env
             )
             sequences = Sequences(batch.observations, batch.prev_actions, batch.is_first, batch.initial)
             truth = to_numpy(batch.rewards), 1.0 - to_numpy(batch.is_terminal.float())
         else:
             sequences = self._sequences(observations, actions, episode_starts)
-        n_rows = sequences.is_first.shape[1]
-        if not 1 <= burn_in <= n_rows:
-            raise ValueError(f"`burn_in` must be between 1 and the {n_rows} rows of the sequences, got {burn_in}")
         with self.policy.autocast():
             states = open_loop(self.policy, sequences, burn_in, Noise(self.policy, deterministic, seed))
             is_new = to_numpy(sequences.is_first.bool()) & (np.arange(n_rows) >= burn_in)  # (B, T)

@@ -14,6 +14,11 @@ from sb3_dreamer.common.type_aliases import LatentState
 from sb3_dreamer.dreamerv3.model_sizes import ModelSize
 
 
+def stack_states(states: list[LatentState]) -> LatentState:
+    """:return: states of T steps (N, ...) as one (N, T, ...)"""
+    return LatentState(th.stack([s.deter for s in states], dim=1), th.stack([s.stoch for s in states], dim=1))
+
+
 class BlockGRU(nn.Module):
     """
     Block-diagonal GRU: deter (h in the paper), stoch (z) and action (a) to the next deter.
@@ -192,9 +197,7 @@ class RSSM(nn.Module):
             state, posterior = self.obs_step(state, prev_actions[:, t], embed[:, t], is_first[:, t], noise[:, t])
             states.append(state)
             logits.append(posterior.logits)
-        deter = th.stack([s.deter for s in states], dim=1)  # (B, T, D)
-        stoch = th.stack([s.stoch for s in states], dim=1)  # (B, T, S, K)
-        return LatentState(deter, stoch), OneHotCategoricalST(th.stack(logits, dim=1), self.size.unimix)
+        return stack_states(states), OneHotCategoricalST(th.stack(logits, dim=1), self.size.unimix)
 
     @staticmethod
     def features(state: LatentState) -> th.Tensor:

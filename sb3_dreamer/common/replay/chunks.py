@@ -11,7 +11,7 @@ from sb3_dreamer.common.checkpoint import Checkpoint, CheckpointError, Checkpoin
 BYTES_PER_CHUNK = 32 * 2**20
 # Latents change with every update, all other arrays when a row is added.
 LATENT_ARRAYS = ("deter", "stoch", "has_latent")
-COUNTERS = ("counts", "_opens_episode")
+COUNTERS = ("counts", "_opens_episode", "_outcomes")
 
 
 class ReplayChunks:
@@ -94,9 +94,8 @@ def describe_buffer(buffer: SequenceReplayBuffer) -> dict[str, Any]:
         latent_shape=buffer.latent_shape,
         replay_context=buffer.replay_context,
     )
-    counters: dict[str, Any] = {name: getattr(buffer, name).copy() for name in COUNTERS}
+    counters = {name: getattr(buffer, name).copy() for name in COUNTERS}
     queue = [tuple(window) for window in buffer._queue]
-    counters["returns_differ"] = buffer._returns_differ
     return dict(same=same, buffer_size=buffer.buffer_size, batch_length=buffer.batch_length, queue=queue, **counters)
 
 
@@ -135,8 +134,8 @@ def read_chunks(checkpoint: Checkpoint, content: dict[str, Any], buffer: Sequenc
                 for name, part in checkpoint.read_arrays(f"{prefix}/{kind}_{chunk:04d}.npz").items():
                     arrays[name][where] = part
         for name in COUNTERS:
-            getattr(buffer, name)[:] = content[name]
-        buffer._returns_differ = content.get("returns_differ", False)  # checkpoints of older versions have no such entry
+            getattr(buffer, name)[:] = content.get(name, getattr(buffer, name))
+        buffer.note_stored_outcomes()  # checkpoints of older versions do not hold them
         if content["batch_length"] == buffer.batch_length:
             buffer._queue.extend(tuple(window) for window in content["queue"])
     except (CheckpointError, KeyError, ValueError):
@@ -194,3 +193,4 @@ def put_before(buffer: SequenceReplayBuffer, older: SequenceReplayBuffer) -> Non
             buffer._opens_episode[env] = opens_episode[env]
         if n_older and not buffer.dones[n_older - 1, env]:  # their last episode is cut
             buffer.dones[n_older - 1, env] = buffer.timeouts[n_older - 1, env] = True
+    buffer.note_stored_outcomes()
