@@ -107,7 +107,7 @@ def test_imagination_from_terminal_states_has_zero_weight():
     assert output.terms["actor"].abs().max() < 1e-10 and output.terms["critic"].max() < 1e-10
 
 
-@pytest.mark.parametrize(("target", "expected"), [(1.0, 0.025), (0.75, 0.0), (0.0, -0.075)])
+@pytest.mark.parametrize(("target", "expected"), [(1.0, 0.075), (0.75, 0.0), (0.0, -0.225)])
 def test_auto_ent_coef(target, expected):
     entropy = th.tensor([[1.0, 2.0], [100.0, 3.0]], requires_grad=True)
     weight = th.tensor([[1.0, 1.0], [0.0, 2.0]])  # weighted mean 2.25: 3/4 of the way from 0 to 3
@@ -115,7 +115,7 @@ def test_auto_ent_coef(target, expected):
     assert coefficient.item() == pytest.approx(expected, abs=1e-7) and not coefficient.requires_grad
     shifted = auto_ent_coef(entropy - 4.0, weight, (-4.0, -1.0), th.tensor(target))  # a Box has negative entropies
     assert shifted.item() == pytest.approx(expected, abs=1e-7)
-    assert auto_ent_coef(0.0 * entropy, weight, (0.0, 0.0), th.tensor(target)).item() == pytest.approx(0.1 * target)
+    assert auto_ent_coef(0.0 * entropy, weight, (0.0, 0.0), th.tensor(target)).item() == pytest.approx(0.3 * target)
 
 
 @pytest.mark.parametrize("action", ["discrete", "box"])

@@ -64,7 +64,7 @@ def auto_ent_coef(entropy: th.Tensor, weight: th.Tensor, limits: tuple[float, fl
     .. code-block:: text
 
         share      (mean entropy - least) / (largest - least), from 0 to 1
-        weight     0.1 (target - share), negative if the entropy is above its target
+        weight     0.3 (target - share), negative if the entropy is above its target
 
     :param entropy: of the policy in imagined states (N, H)
     :param weight: weights of these states (N, H)
@@ -74,7 +74,7 @@ def auto_ent_coef(entropy: th.Tensor, weight: th.Tensor, limits: tuple[float, fl
     """
     low, high = limits
     mean = (entropy.detach() * weight).sum() / weight.sum().clamp_min(1e-8)
-    return 0.1 * (target - (mean - low) / max(high - low, 1e-8))  # an action space with a single action has no range
+    return 0.3 * (target - (mean - low) / max(high - low, 1e-8))  # an action space with a single action has no range
 
 
 def actor_loss(
