@@ -8,6 +8,7 @@ from sb3_dreamer.common.env_checker import explain_spaces
 from sb3_dreamer.common.envs import register_envs
 from sb3_dreamer.dreamerv3 import DreamerPolicy, DreamerV3
 from sb3_dreamer.presets import preset
+from sb3_dreamer.world_model_audit import audit_world_model
 
 __version__ = (Path(__file__).parent / "version.txt").read_text().strip()
 
@@ -19,4 +20,4 @@ if is_launched() and os.environ["RANK"] != "0" and not is_zoo():
 
     leave_files_to_main_rank()
 
-__all__ = ["DreamerPolicy", "DreamerV3", "__version__", "preset"]
+__all__ = ["DreamerPolicy", "DreamerV3", "__version__", "audit_world_model", "preset"]

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Figure, TensorBoardOutputFormat
@@ -26,10 +25,9 @@ from sb3_dreamer.common.pictures import (
     trace_figure,
     with_text,
 )
-from sb3_dreamer.common.preprocessing import SINGLE_KEY, as_array_dict, as_space_dict
-from sb3_dreamer.dreamerv3.networks import MultiDecoder
-from sb3_dreamer.dreamerv3.policies import DreamerPolicy
+from sb3_dreamer.common.preprocessing import SINGLE_KEY, as_array_dict
 from sb3_dreamer.dreamerv3.predictions import Imagination, OpenLoop
+from sb3_dreamer.world_model_audit import Audit, audit_world_model, has_pixels, pixels_of
 
 if TYPE_CHECKING:
     from sb3_dreamer.dreamerv3 import DreamerV3
@@ -39,82 +37,6 @@ NOT_TEXT = ("stdout", "log", "json", "csv")
 LOGGED_STEPS = (1, 5, 10)
 # Largest position and angle in the observation space of gymnasium's CartPole.
 CART_POLE_LIMITS = (4.8, math.radians(24))
-
-
-def has_pixels(policy: DreamerPolicy, key: str) -> bool:
-    """:return: whether the default decoder predicts an image of this key"""
-    decoder = policy.world_model.decoder
-    return isinstance(decoder, MultiDecoder) and key in decoder.image_keys
-
-
-@th.no_grad()
-def pixels_of(policy: DreamerPolicy, key: str, observations: np.ndarray) -> np.ndarray:
-    """
-    :param policy: policy
-    :param key: of an image, see :func:`has_pixels`
-    :param observations: (..., \\*space.shape)
-    :return: pixels in [0, 1], channels first (..., C, h, w)
-    """
-    decoder, space = policy.world_model.decoder, as_space_dict(policy.observation_space)[key]
-    assert isinstance(decoder, MultiDecoder)
-    to_unit: Any = decoder.to_unit[decoder.image_keys.index(key)]
-    lead = observations.shape[: observations.ndim - len(space.shape or ())]
-    flat = th.as_tensor(observations.reshape(-1, *(space.shape or ())), device=policy.device)
-    pixels = to_unit(flat).cpu().numpy()  # (N, C, h, w)
-    return pixels.reshape(*lead, *pixels.shape[1:])
-
-
-def relative_error(truth: np.ndarray, predicted: np.ndarray, burn_in: int, is_valid: np.ndarray) -> np.ndarray:
-    """
-    Error relative to that of the mean over all rows, which knows nothing of the sequence: 0 is exact, 1 as wrong as the mean.
-
-    :param truth: (B, T, ...)
-    :param predicted: the same shape
-    :param burn_in: number of observed rows
-    :param is_valid: (B, T)
-    :return: root of the ratio of summed squared errors by horizon step (H,); NaN if no row is valid or the truth is constant
-    """
-    truth, predicted = truth.astype(np.float64), predicted.astype(np.float64)
-    mean = truth.mean(axis=(0, 1))
-    axes = tuple(range(2, truth.ndim))
-    errors, deviations = (((truth - other) ** 2).sum(axis=axes) * is_valid for other in (predicted, mean))  # (B, T)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratios = errors.sum(0) / (deviations.mean() * is_valid.sum(0) / is_valid.mean())  # (T,)
-    return np.sqrt(np.where(np.isfinite(ratios), ratios, np.nan))[burn_in:]
-
-
-def mean_where(values: np.ndarray, is_valid: np.ndarray) -> np.ndarray:
-    """:return: mean over the valid sequences of each row (T,), NaN if there is none"""
-    count = is_valid.sum(0)
-    return np.where(count > 0, (values * is_valid).sum(0) / np.maximum(count, 1), np.nan)
-
-
-def open_loop_errors(policy: DreamerPolicy, result: OpenLoop) -> dict[str, np.ndarray]:
-    """
-    :param policy: policy
-    :param result: open-loop predictions of replayed sequences
-    :return: errors by horizon step (H,): for ``obs``, or ``obs/KEY`` of a Dict, :func:`relative_error` or the share of wrong
-        classes; for ``reward`` and ``continue`` the mean absolute error
-    """
-    truth, predicted = as_array_dict(result.observations), as_array_dict(result.predicted)
-    errors = {}
-    for key, prediction in sorted(predicted.items()):
-        space, target = as_space_dict(policy.observation_space)[key], truth[key]
-        name = f"obs/{key}" if isinstance(policy.observation_space, spaces.Dict) else "obs"
-        if not isinstance(space, spaces.Box):
-            is_wrong = (target != prediction).reshape(*target.shape[:2], -1).mean(-1)  # (B, T)
-            errors[name] = mean_where(is_wrong, result.is_valid)[result.burn_in :]
-            continue
-        if has_pixels(policy, key):
-            target, prediction = pixels_of(policy, key, target), pixels_of(policy, key, prediction)
-        errors[name] = relative_error(target, prediction, result.burn_in, result.is_valid)
-    if result.true_rewards is not None and result.true_continues is not None:
-        for name, was, is_now in (
-            ("reward", result.true_rewards, result.rewards),
-            ("continue", result.true_continues, result.continues),
-        ):
-            errors[name] = mean_where(np.abs(was - is_now), result.is_valid)[result.burn_in :]
-    return errors
 
 
 class ReportCallback(BaseCallback):
@@ -225,8 +147,9 @@ class WorldModelReportCallback(ReportCallback):
       predicted, grey: after the start of an episode that the model cannot foresee. In TensorBoard ``open_loop/video/KEY``, as
       file ``open_loop_KEY_STEPS.gif``.
     - For each vector, true and predicted traces: ``open_loop/traces/KEY``, ``traces_KEY_STEPS.png``.
-    - Errors by horizon step, see :func:`open_loop_errors`: ``open_loop/NAME_step_K``, their mean ``open_loop/NAME``, and a
-      figure.
+    - The audit, see :func:`~sb3_dreamer.world_model_audit.audit_world_model`: errors by horizon step
+      ``open_loop/NAME_step_K``, their mean ``open_loop/NAME``, figures, number of faults ``open_loop/n_faults`` and the
+      verdict ``open_loop/verdict``, as file ``audit_STEPS.txt``.
 
     :param every: environment steps between reports, counted over all environments
     :param n_sequences: number of sequences in videos and figures; errors are measured on ten times as many
@@ -257,11 +180,14 @@ class WorldModelReportCallback(ReportCallback):
         return self.burn_in + self.horizon
 
     def report(self) -> None:
-        """Log videos, traces and errors now."""
-        result = self.model.predict_open_loop(
-            n_sequences=10 * self.n_sequences, burn_in=self.burn_in, horizon=self.horizon, seed=self.model.num_timesteps
-        )
-        errors = open_loop_errors(self.model.policy, result)
+        """Log videos, traces, errors and the audit now."""
+        arguments: Any = dict(burn_in=self.burn_in, horizon=self.horizon, seed=self.model.num_timesteps)
+        self._log_audit(audit_world_model(self.model, 10 * self.n_sequences, **arguments))
+        self._log_sequences(self.model.predict_open_loop(n_sequences=self.n_sequences, **arguments))
+
+    def _log_audit(self, audit: Audit) -> None:
+        """Write errors, verdict and figures."""
+        errors = audit.observations | {name: audit.heads[name].error for name in ("reward", "continue")}
         for name, values in errors.items():
             if np.isfinite(values).any():
                 is_short = name in ("reward", "continue")
@@ -269,18 +195,25 @@ class WorldModelReportCallback(ReportCallback):
             for step in sorted({*LOGGED_STEPS, self.horizon}):
                 if step <= self.horizon and np.isfinite(values[step - 1]):
                     self.logger.record(f"open_loop/{name}_step_{step}", float(values[step - 1]), exclude="stdout")
+        self.logger.record("open_loop/n_faults", sum(finding.is_fault for finding in audit.findings))
+        self.logger.record("open_loop/verdict", f"```\n{audit}\n```", exclude=NOT_TEXT)  # Markdown in TensorBoard
         self._log_figure("open_loop/errors", "errors_{step}.png", error_figure(errors))
+        self._log_figure("open_loop/audit", "audit_{step}.png", audit.figure())
+        path = self._path("audit_{step}.txt")
+        if path is not None:
+            path.write_text(f"{audit}\n")
+
+    def _log_sequences(self, result: OpenLoop) -> None:
+        """Write a video of each image and the traces of each vector."""
         for key, prediction in as_array_dict(result.predicted).items():
             truth = as_array_dict(result.observations)[key]
-            shown = [array[: self.n_sequences] for array in (truth, prediction)]
-            is_valid = result.is_valid[: self.n_sequences]
             if has_pixels(self.model.policy, key):
-                pixels = [pixels_of(self.model.policy, key, array) for array in shown]
-                frames = open_loop_video(pixels[0], pixels[1], self.burn_in, is_valid)
+                pixels = [pixels_of(self.model.policy, key, array) for array in (truth, prediction)]
+                frames = open_loop_video(pixels[0], pixels[1], self.burn_in, result.is_valid)
                 self._log_video(f"open_loop/video/{key}", f"open_loop_{key}_{{step}}.gif", frames)
             else:
-                vectors = [array.reshape(*array.shape[:2], -1) for array in shown]
-                figure = trace_figure(vectors[0], vectors[1], self.burn_in, is_valid, key)
+                vectors = [array.reshape(*array.shape[:2], -1) for array in (truth, prediction)]
+                figure = trace_figure(vectors[0], vectors[1], self.burn_in, result.is_valid, key)
                 self._log_figure(f"open_loop/traces/{key}", f"traces_{key}_{{step}}.png", figure)
 
 

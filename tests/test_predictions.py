@@ -157,6 +157,10 @@ def test_replayed_sequences():
     assert not np.array_equal(other.observations, result.observations)
     same = model.predict_open_loop(burn_in=4, horizon=9, n_sequences=7)
     assert all(np.array_equal(a, b) for a, b in zip(same[:5], result[:5], strict=True))
+    observed = model.predict_open_loop(burn_in=13, horizon=0, n_sequences=7)
+    assert np.array_equal(observed.observations, result.observations) and observed.is_valid.all()
+    np.testing.assert_array_equal(observed.predicted[:, :4], result.predicted[:, :4])
+    assert not np.array_equal(observed.predicted[:, 4:], result.predicted[:, 4:])
 
 
 class Look(BaseCallback):
@@ -216,7 +220,7 @@ def test_wrong_arguments():
         (lambda: model.predict_open_loop(observations, actions, np.zeros(5)), r"`episode_starts` must have shape \(2, 5\)"),
         (lambda: model.predict_open_loop(observations[0, :, 0], actions), "`observations` must have leading axes"),
         (lambda: model.imagine(observations[:, 0], actions=10 * actions), r"`actions` must lie in Box\(.*got "),
-        (lambda: model.predict_open_loop(n_sequences=0), "`n_sequences` and `horizon` must be at least 1, got 0 and 15"),
+        (lambda: model.predict_open_loop(n_sequences=0), "`n_sequences` must be at least 1 and `horizon` at least 0"),
         (lambda: model.imagine(state=(np.zeros((2, 8)),)), "Latents must hold deter and stoch, got 1 array"),
         (lambda: model.imagine(observations[:, 0], actions=np.zeros((2, 0, 2))), "`horizon` must be at least 1, got 0"),
         (lambda: model.reconstruct(observations[0, :, 0], actions), "`observations` must have leading axes"),

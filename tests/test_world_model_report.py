@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.callbacks import DreamCallback, WorldModelReportCallback
 from sb3_dreamer.dreamerv3.predictions import OpenLoop
-from sb3_dreamer.world_model_report import open_loop_errors, relative_error
+from sb3_dreamer.world_model_audit import observation_errors, relative_error
 from tests.support.envs import NoiseEnv
 from tests.support.helpers import TINY, counter_envs, make_policy
 
@@ -73,10 +73,9 @@ def test_errors_by_step():
         latents=None,
         burn_in=2,
     )
-    errors = open_loop_errors(policy, result)
+    errors = observation_errors(policy, result)
     assert errors["obs/camera"].tolist() == errors["obs/speed"].tolist() == [0.0, 0.0]
     assert errors["obs/kind"].tolist() == [0.5, 1.0]  # in the last row, only the first sequence counts
-    assert errors["reward"].tolist() == [0.25, 1.0] and errors["continue"] == pytest.approx([0.1, 0.9])
 
 
 def test_files_and_events_of_a_run(tmp_path):
@@ -86,7 +85,15 @@ def test_files_and_events_of_a_run(tmp_path):
     model.learn(150, callback=CallbackList([report, dream]), log_interval=1)
     folder = tmp_path / "DreamerV3_1" / "world_model"
     # The last is made at the end of `learn`.
-    kinds = ["errors_{}.png", "imagination_{}.gif", "open_loop_camera_{}.gif", "traces_kind_{}.png", "traces_speed_{}.png"]
+    kinds = [
+        "audit_{}.png",
+        "audit_{}.txt",
+        "errors_{}.png",
+        "imagination_{}.gif",
+        "open_loop_camera_{}.gif",
+        "traces_kind_{}.png",
+        "traces_speed_{}.png",
+    ]
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         kind.format(step) for kind in kinds for step in (60, 120, 150)
     )
@@ -104,7 +111,12 @@ def test_files_and_events_of_a_run(tmp_path):
         for end in ("", "_step_1", "_step_4")
     }
     assert expected <= set(found["scalars"])
+    assert {"open_loop/audit", "open_loop/errors"} <= set(found["images"])
+    assert "open_loop/verdict/text_summary" in found["tensors"] and "open_loop/n_faults" in found["scalars"]
+    verdict = (folder / "audit_120.txt").read_text()
+    assert len(verdict.splitlines()) == 9 and "obs/camera" in verdict  # three observations, six further lines
     written = events(tmp_path / "DreamerV3_1")
+    assert verdict.strip() in written.Tensors("open_loop/verdict/text_summary")[1].tensor_proto.string_val[0].decode()
     assert [scalar.step for scalar in written.Scalars("open_loop/reward")] == [60, 120, 150]
     assert [image.step for image in written.Images("imagination/video")] == [60, 120, 150]
 

@@ -107,6 +107,32 @@ def error_figure(errors: dict[str, np.ndarray]) -> Figure:
     return figure
 
 
+def audit_figure(
+    errors: dict[str, tuple[np.ndarray, np.ndarray]], calibrations: dict[str, tuple[np.ndarray, np.ndarray]]
+) -> Figure:
+    """
+    :param errors: by name, mean difference between prediction and truth, and mean absolute difference, by horizon step (H,)
+    :param calibrations: by name, mean prediction and mean truth of groups of rows (n,)
+    :return: one panel each: errors in the first row, calibrations in the second
+    """
+    n_columns = max(len(errors), len(calibrations))
+    figure = Figure(figsize=(3.2 * n_columns, 5.2), layout="constrained")
+    axes = figure.subplots(2, n_columns, squeeze=False)
+    for axis, (name, (bias, error)) in zip(axes[0], errors.items(), strict=False):
+        steps = np.arange(1, len(bias) + 1)
+        axis.plot(steps, bias, marker=".", label="bias")
+        axis.plot(steps, error, marker=".", label="absolute error")
+        axis.axhline(0.0, color="0.6", linewidth=0.8)
+        axis.set(title=name, xlabel="steps without observation")
+    axes[0, 0].legend(fontsize="x-small")
+    for axis, (name, (predicted, truth)) in zip(axes[1], calibrations.items(), strict=False):
+        ends = [min(predicted.min(), truth.min()), max(predicted.max(), truth.max())]
+        axis.plot(ends, ends, color="0.6", linewidth=0.8)
+        axis.plot(predicted, truth, marker="o", linestyle="")
+        axis.set(title=f"calibration: {name}", xlabel="predicted", ylabel="seen")
+    return figure
+
+
 def with_text(image: np.ndarray, lines: list[str], color: tuple[int, int, int]) -> np.ndarray:
     """
     :param image: (h, w, 3) uint8

@@ -268,7 +268,7 @@ class WorldModelPredictions:
         :param actions: (B, T - 1, \\*action_space.shape), the action taken in each row but the last
         :param episode_starts: (B, T) whether an episode starts in a row; None: only in the first
         :param burn_in: number of rows that are observed, from 1 to T
-        :param horizon: number of rows that are predicted; no effect if ``observations`` are given
+        :param horizon: number of rows that are predicted, may be 0; no effect if ``observations`` are given
         :param n_sequences: B; no effect if ``observations`` are given
         :param deterministic: take modes instead of samples
         :param seed: seed of the drawn sequences and samples
@@ -283,8 +283,8 @@ class WorldModelPredictions:
         if observations is None:
             if actions is not None or episode_starts is not None:
                 raise ValueError("`observations` must be given together with `actions` and `episode_starts`, got None")
-            if n_sequences < 1 or horizon < 1:
-                raise ValueError(f"`n_sequences` and `horizon` must be at least 1, got {n_sequences} and {horizon}")
+            if n_sequences < 1 or horizon < 0:
+                raise ValueError(f"`n_sequences` must be at least 1 and `horizon` at least 0, got {n_sequences} and {horizon}")
             batch = self.replay_buffer.sample_sequences(
                 n_sequences, n_rows, np.random.default_rng(seed), self._vec_normalize_env
             )
