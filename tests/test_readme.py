@@ -48,7 +48,7 @@ def test_the_code_of_the_pages_runs(name, monkeypatch, tmp_path):
             names["model"].learn(40)
     if name == "dreams":
         kinds = {path.name.rsplit("_", 1)[0] for path in (tmp_path / "logs" / "DreamerV3_1" / "world_model").iterdir()}
-        assert kinds == {"errors", "imagination", "traces_obs"}
+        assert kinds == {"audit", "errors", "imagination", "traces_obs"}
     if name == "checkpoints":
         assert names["model"].num_timesteps == 120
 
