@@ -222,8 +222,8 @@ def test_the_target_of_the_entropy_falls_over_the_run():
     targets = []
     steps = {f"step_{step}": lambda m: targets.append(m.loss_module.entropy_target.item()) for step in (50, 100, 200)}
     model.learn(200, callback=CallAt(**steps), log_interval=None)
-    assert targets == pytest.approx([0.75, 0.5, 0.0], abs=0.02)  # a callback comes before the updates of its step
-    assert 0.4 < model._metrics.means()["actor_critic/entropy"] / math.log(4) < 0.85  # over all updates
+    assert targets == pytest.approx([0.65, 0.4, 0.2], abs=0.02)  # a callback comes before the updates of its step
+    assert 0.25 < model._metrics.means()["actor_critic/entropy"] / math.log(4) < 0.6  # over all updates
 
 
 def test_the_entropy_stays_until_returns_differ():
@@ -238,7 +238,7 @@ def test_the_entropy_stays_until_returns_differ():
         targets.append(model.loss_module.entropy_target.item())
 
     model.learn(120, callback=CallAt(step_99=note, step_120=note), log_interval=None)
-    assert targets == pytest.approx([1.0, 0.01], abs=0.01)
+    assert targets == pytest.approx([1.0, 0.2], abs=0.01)
 
 
 def test_compile_in_mid_run():

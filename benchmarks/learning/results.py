@@ -60,7 +60,7 @@ class Result(NamedTuple):
 
 
 # Trials whose settings have another meaning today.
-OLD_RULES = {"auto01": ["ent_coef: auto with a weight of 0.3 (target - share) -> 0.1 (target - share)"]}
+OLD_RULES = {"auto01": ["ent_coef: auto: weight of 0.1 (target - share) and a linear target from 1 to 0"]}
 
 
 def load(folder: Path = RESULTS) -> list[Result]:

@@ -61,9 +61,9 @@ class DreamerV3(WorldModelPredictions, ResumableAlgorithm):
     :param return_lambda: lambda of the returns
     :param tau: soft update coefficient of the slow critic (target network), which is updated at each update
     :param ent_coef: weight of the actor's entropy; ``"auto"``: the weight that leads the entropy to a target. The target is
-        a position between the least entropy (0) and the largest (1), and falls from 1 to 0 over the steps of ``learn``, as a
-        linear schedule of the learning rate does. It is 1 until two rewards have differed, or until an episode has terminated
-        if all rewards are equal and not 0
+        a position between the least entropy (0) and the largest (1), and falls from 1 to 0.2 over the steps of ``learn``:
+        0.2 + 0.8 x^2, where x is the share of steps that is left. It is 1 until two rewards have differed, or until an
+        episode has terminated if all rewards are equal and not 0
     :param free_nats: dynamics and representation loss are clipped from below at this value
     :param loss_scales: weights of the losses by name, see :data:`~sb3_dreamer.dreamerv3.losses.LOSS_SCALES`; losses that are
         not named keep their weight. ``"reconstruction"`` takes a number, or weights by observation key. ``"harmony"`` gives

@@ -180,13 +180,18 @@ class DreamerLoss(nn.Module):
 
     def set_entropy_target(self, progress_remaining: float, returns_differ: bool) -> None:
         """
-        With ``ent_coef="auto"``: the policy stays random until there is something to learn, then the target falls.
+        With ``ent_coef="auto"``: the policy stays random until there is something to learn, then the target falls. It does
+        not reach 0: actions that are never tried cannot be learned.
+
+        .. code-block:: text
+
+            target    0.2 + 0.8 progress_remaining^2, from 1 to 0.2
 
         :param progress_remaining: from 1 to 0, below 0 after the last step of ``learn``
         :param returns_differ: see :attr:`~sb3_dreamer.common.buffers.SequenceReplayBuffer.returns_differ`
         """
         if self.ent_coef == AUTO:
-            self.entropy_target.fill_(max(0.0, progress_remaining) if returns_differ else 1.0)
+            self.entropy_target.fill_(0.2 + 0.8 * max(0.0, progress_remaining) ** 2 if returns_differ else 1.0)
 
     def draw_noise(self, batch_size: int, batch_length: int) -> UpdateNoise:
         """
