@@ -31,6 +31,7 @@ COMMON = [
     },
     {
         "common.checkpoint",
+        "common.clock",
         "common.distributed",
         "common.distributed.torchrun",
         "common.distributions",

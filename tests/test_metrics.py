@@ -7,8 +7,7 @@ import pytest
 import torch as th
 from stable_baselines3.common.logger import Logger
 
-from sb3_dreamer.common import metrics
-from sb3_dreamer.common.metrics import MetricAverager, UnstableTrainingError, UpdateClock
+from sb3_dreamer.common.metrics import MetricAverager, UnstableTrainingError
 from sb3_dreamer.common.type_aliases import LatentState
 
 
@@ -77,33 +76,3 @@ def test_a_batch_that_cannot_be_saved_does_not_hide_the_error(tmp_path, monkeypa
         averager.add(("loss",), th.tensor([float("nan")]), batch={"a": th.ones(1)})
     with pytest.raises(UnstableTrainingError, match=r"not saved: .*The last 12 updates"):
         averager.record(Logger(str(tmp_path / "missing too"), []))
-
-
-def test_the_clock_counts_the_second_to_the_fifth_update(monkeypatch):
-    now = 0.0
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now)
-    clock, spoken = UpdateClock(), []
-    for seconds in (100.0, 1.0, 2.0, 3.0, 6.0, 50.0, 50.0):  # the first one is the warm-up
-        now += 1000.0  # the time of the environment is not counted
-        clock.start()
-        now += seconds
-        spoken.append(clock.stop(updates_left=1000))
-    assert spoken == [None] * 4 + [3.0] + [None] * 2
-    assert clock.message(3.0, 33, th.device("cpu")).startswith(
-        "3 s per update, about 40 updates in this learn(): about 2.0 min on cpu"
-    )
-
-
-def test_a_run_of_days_is_announced_after_the_second_update(monkeypatch):
-    """With images on a CPU an update may take 34 s: nobody should wait for five of them to learn that."""
-    now = 0.0
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now)
-    clock, spoken = UpdateClock(), []
-    for _ in range(4):
-        clock.start()
-        now += 34.0
-        spoken.append(clock.stop(updates_left=50_000))
-    assert spoken == [None, 34.0, None, None]
-    message = clock.message(34.0, 50_000, th.device("cpu"))
-    assert "about 19.7 days" in message and 'preset("small")' in message
-    assert "about 9.5 hours" in clock.message(34.0, 1000, th.device("cpu"))

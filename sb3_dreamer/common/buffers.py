@@ -25,6 +25,7 @@ from sb3_dreamer.common.value_checks import ObservationCheck, RangeCheck, action
 ROWS_BEFORE_IMAGE_CHECK = 1000
 # Attributes that are not pickled. `_make_unsaved` creates them again.
 NOT_IN_FILES = (
+    "n_new_windows",
     "_envs",
     "_all_false",
     "_check_obs",
@@ -92,6 +93,7 @@ class SequenceReplayBuffer(RowStorage):
 
     random_states: dict[str, Any] | None = None  # of the random generators of the rank that saves the buffer
     n_moves = 0  # how often all rows were forgotten, or got other positions
+    n_new_windows = 0  # in the last batch: those of the online queue, which have not been sampled before
     saved_at: int | None = None  # environment steps of the model that saved the buffer
     # Keys that are images, whose values must be within the bounds of their space; None: images are recognised by their spaces.
     image_keys: list[str] | None = None
@@ -556,6 +558,7 @@ class SequenceReplayBuffer(RowStorage):
             window = env, step = self._queue.popleft()
             if step >= oldest[env]:  # otherwise some of its rows were overwritten
                 fresh.append(window)
+        self.n_new_windows = len(fresh)
         envs, first = nth_windows(np.random.randint(0, n_windows.sum(), size=batch_size - len(fresh)), n_windows, oldest)
         if fresh:
             fresh_envs, fresh_first = np.array(fresh).T

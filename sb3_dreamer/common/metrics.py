@@ -1,62 +1,12 @@
-"""Means of metrics over updates, updates that were skipped, and the duration of an update."""
+"""Means of metrics over updates, and updates that were skipped."""
 
 import math
-import time
 from typing import Any
 
 import torch as th
 from stable_baselines3.common.logger import Logger
 
 from sb3_dreamer.common.save_util import save_arrays
-
-
-class UpdateClock:
-    """
-    Measures the duration of an update once: as the mean over updates two to five, or by the second one if a run with such
-    updates takes more than a day. The first update is a warm-up.
-    """
-
-    LAST = 5
-    LONG_RUN = 86_400.0  # seconds
-
-    def __init__(self) -> None:
-        self.n_updates = 0
-        self.is_done = False
-        self._seconds = 0.0
-        self._start = 0.0
-
-    def start(self) -> None:
-        """Call before an update."""
-        self._start = time.perf_counter()
-
-    def stop(self, updates_left: int) -> float | None:
-        """
-        Call after an update.
-
-        :param updates_left: in this ``learn``
-        :return: mean seconds per update once; otherwise None
-        """
-        self.n_updates += 1
-        if self.is_done or self.n_updates == 1:
-            return None
-        self._seconds += time.perf_counter() - self._start
-        mean = self._seconds / (self.n_updates - 1)
-        if self.n_updates < self.LAST and mean * updates_left < self.LONG_RUN:
-            return None
-        self.is_done = True
-        return mean
-
-    def message(self, seconds: float, updates_left: int, device: th.device) -> str:
-        """:return: a line with the duration of an update and of this ``learn``, and how to shorten it"""
-        n_updates = self.n_updates + updates_left
-        minutes = seconds * n_updates / 60
-        duration = f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} hours"
-        duration = duration if minutes < 48 * 60 else f"{minutes / 60 / 24:.1f} days"
-        return (
-            f"{seconds:.3g} s per update, about {n_updates} updates in this learn(): about {duration} on {device}, without "
-            'the time of the environment. Shorter: the small setting (`DreamerV3(..., **preset("small"))`), a smaller '
-            "`model_size`, a lower `training_ratio`, a faster `device`."
-        )
 
 
 class UnstableTrainingError(ValueError):

@@ -18,8 +18,9 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 
 import sb3_dreamer.dreamerv3.checks as checks
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
+from sb3_dreamer.common.clock import TrainingClock
 from sb3_dreamer.common.env_checker import check_env
-from sb3_dreamer.common.metrics import MetricAverager, UpdateClock
+from sb3_dreamer.common.metrics import MetricAverager
 from sb3_dreamer.common.preprocessing import decode_actions, encode_actions
 from sb3_dreamer.common.save_util import explain_newer_numpy
 from sb3_dreamer.common.schedules import PiecewiseSchedule, TrainRatio, lr_scaling_factor, make_schedule, warmup_factor
@@ -201,7 +202,7 @@ class DreamerV3(WorldModelPredictions, ResumableAlgorithm):
         self._train_ratio = TrainRatio()
         self._metrics = MetricAverager()
         self._check_returns = RangeCheck("return")
-        self._clock = UpdateClock()
+        self._clock = TrainingClock()
         if _init_setup_model:
             self._setup_model()
 
@@ -264,7 +265,7 @@ class DreamerV3(WorldModelPredictions, ResumableAlgorithm):
         """As SB3's; first apply changed settings, then make the updates that an interrupted ``learn`` left undone."""
         if reset_num_timesteps or self._last_obs is None:
             self._last_state = None  # because SB3 resets the environments below
-        self._clock = UpdateClock()
+        self._clock = TrainingClock()
         self._vec_normalize_env = in_model_layout(self.get_vec_normalize_env(), self.observation_space)
         self._apply_settings()
         self._setup_update()
@@ -272,6 +273,7 @@ class DreamerV3(WorldModelPredictions, ResumableAlgorithm):
         steps_before = self.num_timesteps
         self._has_logged, self._n_updates_before = False, self._n_updates
         setup = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
+        self._clock.begin(self.num_timesteps)
         self._make_owed_updates(steps_before)
         if reset_num_timesteps:
             self._train_ratio.reset()
@@ -308,6 +310,7 @@ class DreamerV3(WorldModelPredictions, ResumableAlgorithm):
         :raises ValueError: if the actor or the recurrent state is NaN or infinite; no environment has been stepped then
         """
         assert self._last_obs is not None and action_noise is None
+        self._clock.enter("acting")
         if self._last_state is None:
             # Without a state, the model treats this step as the first of an episode, so the buffer must do the same.
             self._last_episode_starts = np.ones(n_envs, dtype=bool)
@@ -325,6 +328,7 @@ class DreamerV3(WorldModelPredictions, ResumableAlgorithm):
                 buffer_actions = buffer_actions.clip(-1.0, 1.0)
             actions = decode_actions(buffer_actions, self.action_space)
         self._last_state = state
+        self._clock.enter("environment")
         self._count_other_ranks(n_envs)  # SB3 adds only the steps of this rank to `num_timesteps`
         return actions, buffer_actions
 
@@ -368,6 +372,7 @@ class DreamerV3(WorldModelPredictions, ResumableAlgorithm):
         :raises UnstableTrainingError: if ten updates in a row were skipped; on CUDA it is raised with the next log line
         """
         self._apply_new_settings()
+        self._clock.enter("update")
         batch_size = self.batch_size if batch_size is None else batch_size
         self.policy.set_training_mode(True)
         for _ in range(gradient_steps):
@@ -381,12 +386,15 @@ class DreamerV3(WorldModelPredictions, ResumableAlgorithm):
             self._n_updates += 1
             self._train_ratio.count_update()
             self._metrics.add(self._update.metric_names, metrics, is_finite, batch)
-            self._log_eta()
+            self._clock.add_update(batch.indices, self.replay_buffer.counts, self.replay_buffer.n_new_windows, self.n_ranks)
+            steps_left = max(0, self._total_timesteps - self.num_timesteps)
+            self._clock.report(self._train_ratio.updates_in(steps_left), self.device, self.verbose)
             self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
             if self._log_interval is not None and self._metrics.count >= self.log_every_updates:
                 self.dump_logs()  # SB3 writes a line every `log_interval` episodes, and episodes may be long
         if self.device.type == "cpu":  # on CUDA, reading the metrics would wait for the device
             self._metrics.record(self.logger)
+        self._clock.enter("environment")
 
     def _make_owed_updates(self, num_timesteps: int) -> None:
         """
@@ -464,23 +472,12 @@ class DreamerV3(WorldModelPredictions, ResumableAlgorithm):
         self._check_returns(np.array([means.get(f"actor_critic/return_{end}", 0.0) for end in ("low", "high")]))
         self.replay_buffer.check_range(self._vec_normalize_env)
 
-    def _log_eta(self) -> None:
-        """
-        With ``verbose``, print the expected duration of this ``learn`` once: after its fifth update, or earlier, from the
-        second on, if it would take more than a day.
-        """
-        if self._clock.is_done:
-            return
-        updates_left = self._train_ratio.updates_in(max(0, self._total_timesteps - self.num_timesteps))
-        seconds = self._clock.stop(updates_left)
-        if seconds is not None and self.verbose >= 1:
-            print(self._clock.message(seconds, updates_left, self.device))
-
     def dump_logs(self) -> None:
         """Write a log line; losses are means over all updates since the last line that were not skipped."""
         self._check_ranges(self._metrics.record(self.logger))
         self._metrics.flush()
         self.logger.record("replay/rows", int(self.replay_buffer.filled.sum()))
+        self._clock.record(self.logger, self.num_timesteps)
         super().dump_logs()
         self._has_logged = True
 
