@@ -155,6 +155,12 @@ def mean_where(values: np.ndarray, is_valid: np.ndarray) -> np.ndarray:
     return np.where(count > 0, (values * is_valid).sum(0) / np.maximum(count, 1), np.nan)
 
 
+def finite_mean(values: np.ndarray) -> float:
+    """:return: mean of the numbers that are finite, NaN if there is none"""
+    is_finite = np.isfinite(values)
+    return float(values[is_finite].mean()) if is_finite.any() else math.nan
+
+
 def observation_errors(policy: DreamerPolicy, result: OpenLoop) -> dict[str, np.ndarray]:
     """
     :param policy: policy
@@ -293,13 +299,16 @@ def observation_findings(policy: DreamerPolicy, audit: Audit, seen: OpenLoop) ->
         key = name.removeprefix("obs/")
         space = as_space_dict(policy.observation_space)[key]
         limit = LARGEST_ERROR * no_knowledge_error(space, truth[key])
-        if error >= limit:
+        is_fault = error >= limit > 0.0
+        if limit == 0.0 or math.isnan(error):
+            text = f"{name} does not change."
+        elif is_fault:
             text = f"{name} is reconstructed no better than by its mean (error {error:.2f})."
         else:
             better = np.flatnonzero(~(audit.observations[name] < limit))
             n_steps = int(better[0]) if len(better) else len(audit.observations[name])
             text = f"{name}: error {error:.2f} where observed. Predicted better than by its mean for {n_steps} steps."
-        findings.append(Finding("decoder", error >= limit, text))
+        findings.append(Finding("decoder", is_fault, text))
     share = audit.prior_share
     text = (
         "The posterior is always the same."
@@ -373,7 +382,7 @@ def audit_world_model(model: "DreamerV3", n_sequences: int = 256, burn_in: int =
         prior_share = share_known_by_prior(policy, batch, seed)
     audit = Audit(
         observation_errors(policy, opened),
-        {name: float(np.nanmean(errors)) for name, errors in reconstructions.items()},
+        {name: finite_mean(errors) for name, errors in reconstructions.items()},
         {name: step_errors(a, b, is_valid, sizes, FALLBACK_SCALE[name]) for name, (a, b, sizes) in pairs.items()},
         calibrations,
         mean_where(1.0 - opened.continues[:, burn_in:], is_valid & (continues < 1.0)),

@@ -2,9 +2,11 @@
 
 from types import SimpleNamespace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -171,10 +173,35 @@ def test_errors():
         audit_world_model(model, horizon=0)
 
 
+class Bandit(gym.Env):
+    """Every episode has one step, so only one step can be predicted. Two parts never change."""
+
+    observation_space = spaces.Dict({"kind": spaces.Discrete(3), "x": spaces.Box(-1, 1, (2,)), "y": spaces.Box(-1, 1, (1,))})
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return {"kind": 1, "x": self.np_random.uniform(-1, 1, 2).astype(np.float32), "y": np.zeros(1, np.float32)}, {}
+
+    def step(self, action):
+        return self.reset()[0], float(action), True, False, {}
+
+
+@pytest.mark.filterwarnings("error")
+def test_little_to_predict():
+    model = DreamerV3("MultiInputPolicy", Bandit(), seed=0, **TINY).learn(60)
+    audit = audit_world_model(model, 16, 1, 5)
+    texts = [one.text for one in audit.findings if one.part == "decoder"]
+    assert texts[0] == "obs/kind does not change." and texts[2] == "obs/y does not change."
+    bias = audit.heads["reward"].bias
+    assert np.isfinite(bias[0]) and np.isnan(bias[1:]).all() and not audit.heads["reward"].is_fault
+    audit.figure()
+
+
 @pytest.mark.slow
 def test_t_maze(monkeypatch):
     """The reward at the end depends on the cue in the first row, which only the memory knows."""
-    model = DreamerV3("MlpPolicy", make_vec_env("sb3_dreamer/TMaze-v0", 4, seed=0), seed=0, **preset("small"))
+    model = DreamerV3("MlpPolicy", make_vec_env("sb3_dreamer/TMaze-v0", 4, seed=1), seed=1, **preset("small"))
     model.learn(5_000)
     audit = audit_world_model(model, 256, 3, 10)
     assert audit.is_passed, f"\n{audit}"

@@ -126,8 +126,9 @@ def audit_figure(
         axis.set(title=name, xlabel="steps without observation")
     axes[0, 0].legend(fontsize="x-small")
     for axis, (name, (predicted, truth)) in zip(axes[1], calibrations.items(), strict=False):
-        ends = [min(predicted.min(), truth.min()), max(predicted.max(), truth.max())]
-        axis.plot(ends, ends, color="0.6", linewidth=0.8)
+        if len(predicted):  # otherwise no row could be predicted
+            ends = [min(predicted.min(), truth.min()), max(predicted.max(), truth.max())]
+            axis.plot(ends, ends, color="0.6", linewidth=0.8)
         axis.plot(predicted, truth, marker="o", linestyle="")
         axis.set(title=f"calibration: {name}", xlabel="predicted", ylabel="seen")
     return figure
