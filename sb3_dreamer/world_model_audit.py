@@ -20,39 +20,40 @@ if TYPE_CHECKING:
 
 # A bias is a fault if it is a larger share of its scale and has more standard errors.
 LARGEST_BIAS, LEAST_SIGNIFICANCE = 0.2, 4.0
-# A reconstruction is a fault from this error on, relative to a decoder that knows only the mean.
+# A standard error from fewer groups of sequences is not trusted.
+LEAST_GROUPS = 10
+# A prediction in observed states is a fault from this error on, relative to one that knows only the mean.
 LARGEST_ERROR = 0.9
 # The prior is a fault below this share of what the posterior knows.
 LEAST_PRIOR_SHARE = 0.1
-# Size to which a bias is compared if no reward and no end was seen: a reward of 1, an end in 100 rows.
-FALLBACK_SCALE = {"reward": 1.0, "continue": 0.01, "value": 1.0}
+# Least scale of a bias. Ends: with less than one in 40 rows, a bias below 0.005 (a fifth of it) is no fault.
+LEAST_SCALE = {"reward": 0.0, "continue": 0.025, "value": 0.0}
 N_QUANTILES = 10
 
 
 class StepErrors(NamedTuple):
     """
-    Predictions against what was seen, by horizon step 1 to H: mean difference and mean absolute difference (H,). ``step`` is
-    the step from which on the mean difference ``later_bias`` is most significant, ``significance`` says how many standard
-    errors it has, and ``scale`` is the size of what was seen from this step on, to which it is compared.
+    Predictions against what was seen, by horizon step 1 to H: mean difference and mean absolute difference (H,).
+
+    ``later_bias`` is the mean difference from ``step`` on, ``significance`` its number of standard errors, ``scale`` the size
+    to which it is compared, and ``seen`` the mean size of what was seen from this step on. If ``is_fault``, the bias from
+    this step on is large and not by chance; otherwise ``step`` is 1.
     """
 
     bias: np.ndarray
     error: np.ndarray
-    scale: float
+    is_fault: bool
     step: int
     later_bias: float
     significance: float
-
-    @property
-    def is_fault(self) -> bool:
-        """Whether the bias is large and not by chance."""
-        return self.significance > LEAST_SIGNIFICANCE and abs(self.later_bias) > LARGEST_BIAS * self.scale
+    scale: float
+    seen: float
 
 
 class Calibration(NamedTuple):
     """
-    Rows sorted by what was predicted, in groups of equal size: mean prediction and mean of what was seen, (10,) each. They
-    are equal for a calibrated head.
+    Rows sorted by what was predicted, in groups of equal size: mean prediction and mean of what was seen, up to (10,) each.
+    They are equal for a calibrated head.
     """
 
     predicted: np.ndarray
@@ -72,11 +73,12 @@ class Audit(NamedTuple):
     Result of :func:`audit_world_model`; ``str(audit)`` is its verdict.
 
     - ``observations``: error of predicted observations by horizon step (H,), see :func:`observation_errors`
-    - ``reconstructions``: the same of observed rows, a number each
+    - ``reconstructions``: the same in observed states, and the error of ``reward`` and ``continue`` there; a number each,
+      NaN if the truth does not change
     - ``heads``: ``reward``, ``continue`` (probability that the episode continues), both against the replay buffer, and
       ``value``: the critic in the predicted state against the critic in the state that has seen the observation
     - ``calibrations``: of ``reward`` and ``continue`` in predicted states, and of ``value`` in observed states against the
-      discounted return of the replay buffer, which older policies collected
+      returns of the replay buffer, see :func:`seen_returns`. Older policies collected them
     - ``ends``: mean predicted probability of an end where an episode terminated, by horizon step (H,), NaN if none did
     - ``prior_share``: share of what the posterior knows about stoch that the prior knows, too
     - ``findings``: the verdict
@@ -186,58 +188,82 @@ def observation_errors(policy: DreamerPolicy, result: OpenLoop) -> dict[str, np.
 # ---- errors of rewards, ends and values ----
 
 
-def step_errors(predicted: np.ndarray, seen: np.ndarray, is_valid: np.ndarray, sizes: np.ndarray, empty: float) -> StepErrors:
+def step_errors(
+    predicted: np.ndarray,
+    seen: np.ndarray,
+    is_valid: np.ndarray,
+    groups: np.ndarray,
+    sizes: np.ndarray,
+    least_scale: float = 0.0,
+) -> StepErrors:
     """
     :param predicted: (B, H)
     :param seen: (B, H)
     :param is_valid: (B, H)
-    :param sizes: their mean is the scale of :class:`StepErrors` (B, H)
-    :param empty: scale if all sizes are 0
+    :param groups: number of the group of each sequence (B,). Sequences that may overlap are in the same group, and standard
+        errors count groups
+    :param sizes: their mean is the scale of a bias (B, H); 1 if they are 0
+    :param least_scale: a smaller scale is replaced by it
     :return: errors by horizon step
     """
     difference = predicted.astype(np.float64) - seen  # (B, H)
-    # Sums from each step on, by sequence. Rows of a sequence are not independent, so the standard error counts sequences.
-    sums, counts, later_sizes = (
-        np.cumsum((part * is_valid)[:, ::-1], axis=1)[:, ::-1] for part in (difference, np.ones_like(difference), sizes)
-    )  # (B, H)
-    total = np.maximum(counts.sum(0), 1)  # (H,)
-    later_bias = sums.sum(0) / total  # (H,)
-    scale = np.where(later_sizes.sum(0) > 0, later_sizes.sum(0) / total, empty)  # (H,)
-    standard_error = np.sqrt(((sums - later_bias * counts) ** 2).sum(0)) / total  # (H,)
-    significance = np.abs(later_bias) / np.maximum(standard_error, 1e-9)  # (H,)
     bias, error = mean_where(difference, is_valid), mean_where(np.abs(difference), is_valid)  # (H,), (H,)
-    step = int(significance.argmax())
-    # The step before is biased, too, if its own bias is as large.
-    while step > 0 and np.sign(later_bias[step]) * bias[step - 1] > LARGEST_BIAS * scale[step]:
+
+    def later(values: np.ndarray) -> np.ndarray:
+        by_group = np.zeros((groups.max() + 1, values.shape[1]))
+        np.add.at(by_group, groups, values * is_valid)
+        return by_group[:, ::-1].cumsum(1)[:, ::-1]  # sums from each step on (groups, H)
+
+    sums, counts = later(difference), later(np.ones_like(difference))
+    total, n_groups = np.maximum(counts.sum(0), 1), (counts > 0).sum(0)  # (H,), (H,)
+    later_bias, later_size = sums.sum(0) / total, later(sizes).sum(0) / total  # (H,), (H,)
+    scale = np.maximum(later_size, least_scale)  # (H,)
+    scale = np.where(scale > 0, scale, 1.0)
+    variance = ((sums - later_bias * counts) ** 2).sum(0) * n_groups / np.maximum(n_groups - 1, 1)  # (H,)
+    significance = np.abs(later_bias) / np.maximum(np.sqrt(variance) / total, 1e-9)  # (H,)
+    significance = np.where(n_groups >= LEAST_GROUPS, significance, 0.0)
+    # The bias begins at a step that has it itself.
+    is_large = np.minimum(np.abs(later_bias), np.sign(later_bias) * np.nan_to_num(bias)) > LARGEST_BIAS * scale  # (H,)
+    is_fault = is_large & (significance > LEAST_SIGNIFICANCE)  # (H,)
+    step = int(np.where(is_fault, significance, 0.0).argmax())  # 0 if there is no fault
+    while step > 0 and is_fault[step - 1]:
         step -= 1
-    return StepErrors(bias, error, float(scale[step]), step + 1, float(later_bias[step]), float(significance[step]))
+    numbers = (float(part[step]) for part in (later_bias, significance, scale, later_size))
+    return StepErrors(bias, error, bool(is_fault[step]), step + 1, *numbers)
 
 
-def calibration(predicted: np.ndarray, seen: np.ndarray) -> Calibration:
+def calibration(predicted: np.ndarray, seen: np.ndarray, weight: np.ndarray | None = None) -> Calibration:
     """
     :param predicted: (n,)
     :param seen: (n,)
+    :param weight: share of what was seen that does not stem from the prediction itself (n,); None: all of it
     :return: means of up to 10 groups of equal size
     """
+    weight = np.ones_like(predicted) if weight is None else weight
     order = np.argsort(predicted, kind="stable")
-    groups = [group for group in np.array_split(order, N_QUANTILES) if len(group)]
-    return Calibration(*(np.array([values[group].mean() for group in groups]) for values in (predicted, seen)))
+    groups = [group for group in np.array_split(order, N_QUANTILES) if weight[group].sum() > 0]
+    means = np.array([predicted[group].mean() for group in groups])
+    biases = [(predicted[group] - seen[group]).sum() / weight[group].sum() for group in groups]
+    return Calibration(means, means - np.array(biases))
 
 
-def seen_returns(batch: SequenceBatch, values: np.ndarray, gamma: float) -> np.ndarray:
+def seen_returns(batch: SequenceBatch, values: np.ndarray, gamma: float) -> tuple[np.ndarray, np.ndarray]:
     """
+    Discounted sums of the rewards after each row. Where a window or a truncated episode ends, the value stands for what
+    follows. If all values are too high by b, they are above these sums by b times the second result.
+
     :param batch: windows of the replay buffer
     :param values: critic's values in the observed states (B, T)
     :param gamma: discount factor
-    :return: discounted sum of the rewards after each row (B, T). At the end of a window and of a truncated episode, the value
-        stands for what follows.
+    :return: these sums, and the share of each that does not stem from a value; 0 in the last row of an episode. (B, T) each
     """
     rewards, is_last, is_terminal = (part.cpu().numpy() for part in (batch.rewards, batch.is_last, batch.is_terminal))
-    returns = values * (1.0 - is_terminal)  # (B, T)
-    for t in reversed(range(returns.shape[1] - 1)):
-        goes_on = rewards[:, t + 1] + gamma * returns[:, t + 1]  # (B,)
-        returns[:, t] = np.where(is_last[:, t], returns[:, t], goes_on)
-    return returns
+    returns, from_value = values.astype(np.float64), np.ones(values.shape)  # (B, T)
+    for t in reversed(range(rewards.shape[1] - 1)):
+        discount = gamma * (1.0 - is_terminal[:, t + 1])  # (B,)
+        returns[:, t] = np.where(is_last[:, t], returns[:, t], rewards[:, t + 1] + discount * returns[:, t + 1])
+        from_value[:, t] = np.where(is_last[:, t], 1.0, discount * from_value[:, t + 1])
+    return returns, 1.0 - from_value
 
 
 def share_known_by_prior(policy: DreamerPolicy, batch: SequenceBatch, seed: int) -> float:
@@ -259,6 +285,60 @@ def share_known_by_prior(policy: DreamerPolicy, batch: SequenceBatch, seed: int)
     return 1.0 - float(to_prior) / float(to_mean) if to_mean > 1e-3 else math.nan
 
 
+def groups_of(batch: SequenceBatch) -> np.ndarray:
+    """:return: number of the group of each window (B,): windows that start in the same stretch of T rows of an environment"""
+    steps, envs = batch.indices
+    stretches = np.stack([envs, steps[:, 0] // steps.shape[1]], axis=1)  # (B, 2)
+    return np.unique(stretches, axis=0, return_inverse=True)[1].reshape(-1)
+
+
+def errors_where_observed(policy: DreamerPolicy, seen: OpenLoop) -> dict[str, float]:
+    """:return: see ``reconstructions`` of :class:`Audit`"""
+    errors = observation_errors(policy, seen._replace(burn_in=0))
+    for name, truth, predicted in (
+        ("reward", seen.true_rewards, seen.rewards),
+        ("continue", seen.true_continues, seen.continues),
+    ):
+        assert truth is not None
+        errors[name] = relative_error(truth, predicted, 0, seen.is_valid)
+    return {name: finite_mean(values) for name, values in errors.items()}
+
+
+def errors_of_heads(opened: OpenLoop, seen: OpenLoop, groups: np.ndarray) -> dict[str, StepErrors]:
+    """:return: see ``heads`` of :class:`Audit`"""
+    assert opened.true_rewards is not None and opened.true_continues is not None
+    rewards, continues = opened.true_rewards, opened.true_continues  # (B, T), (B, T)
+    # Values of terminal states are not trained: nothing comes after them.
+    pairs = {
+        "reward": (opened.rewards, rewards, np.abs(rewards), opened.is_valid),
+        "continue": (opened.continues, continues, 1.0 - continues, opened.is_valid),
+        "value": (opened.values, seen.values, np.abs(seen.values), opened.is_valid & (continues > 0)),
+    }  # predicted, seen, sizes, validity: (B, T) each
+    errors = {}
+    for name, arrays in pairs.items():
+        predicted, truth, sizes, is_valid = (array[:, opened.burn_in :] for array in arrays)  # (B, H) each
+        errors[name] = step_errors(predicted, truth, is_valid, groups, sizes, LEAST_SCALE[name])
+    return errors
+
+
+def calibrations_of_heads(opened: OpenLoop, seen: OpenLoop, returns: np.ndarray, weight: np.ndarray) -> dict[str, Calibration]:
+    """
+    :param opened: open-loop predictions
+    :param seen: predictions in the observed states
+    :param returns: from :func:`seen_returns` (B, T)
+    :param weight: from :func:`seen_returns` (B, T)
+    :return: see ``calibrations`` of :class:`Audit`
+    """
+    assert opened.true_rewards is not None and opened.true_continues is not None
+    is_predicted = opened.is_valid.copy()
+    is_predicted[:, : opened.burn_in] = False
+    return {
+        "reward": calibration(opened.rewards[is_predicted], opened.true_rewards[is_predicted]),
+        "continue": calibration(opened.continues[is_predicted], opened.true_continues[is_predicted]),
+        "value": calibration(seen.values[weight > 0], returns[weight > 0], weight[weight > 0]),
+    }
+
+
 # ---- the verdict ----
 
 
@@ -270,81 +350,85 @@ def no_knowledge_error(space: spaces.Space, truth: np.ndarray) -> float:
     return float(np.mean([1.0 - np.unique(column, return_counts=True)[1].max() / len(column) for column in columns]))
 
 
+def steps_until(is_wrong: np.ndarray, values: np.ndarray) -> int:
+    """
+    :param is_wrong: by horizon step (H,)
+    :param values: NaN where nothing was measured (H,)
+    :return: the last measured step before the first wrong one, counted from 1; 0 if there is none
+    """
+    end = int(is_wrong.argmax()) if is_wrong.any() else len(values)
+    return int(np.flatnonzero(np.isfinite(values[:end])).max(initial=-1) + 1)
+
+
 def steps_foreseen(ends: np.ndarray) -> int:
-    """:return: number of steps that an end is foreseen with a probability of at least 1/2, up to the last step with an end"""
-    is_missed = ends < 0.5  # False where NaN
-    return int(is_missed.argmax()) if is_missed.any() else int(np.flatnonzero(np.isfinite(ends)).max(initial=-1) + 1)
+    """:return: number of steps that an end is foreseen with a probability of at least 1/2"""
+    return steps_until(ends < 0.5, ends)
 
 
-def bias_finding(part: str, what: str, errors: StepErrors, high: str, low: str) -> Finding:
-    """
-    :param part: of the model
-    :param what: beginning of the sentence
-    :param errors: of this prediction
-    :param high: what a bias above 0 is called
-    :param low: what a bias below 0 is called
-    :return: whether the bias is a fault, and its size
-    """
-    if not errors.is_fault:
-        return Finding(part, False, f"{what}: no bias above {LARGEST_BIAS:.0%}.")
-    word = high if errors.later_bias > 0 else low
-    return Finding(part, True, f"{what}: {abs(errors.later_bias) / errors.scale:.0%} too {word} from step {errors.step} on.")
+def in_steps(n: int) -> str:
+    """:return: the number with its unit"""
+    return f"{n} step" if n == 1 else f"{n} steps"
+
+
+def bias_finding(part: str, what: str, errors: StepErrors) -> Finding:
+    """:return: how large the bias is, and whether it is a fault"""
+    size = f"{what}: {abs(errors.later_bias) / errors.scale:.0%} too {'high' if errors.later_bias > 0 else 'low'}"
+    if errors.is_fault:
+        return Finding(part, True, f"{size} from step {errors.step} on.")
+    return Finding(part, False, f"{size} on average ({errors.significance:.1f} standard errors).")
 
 
 def observation_findings(policy: DreamerPolicy, audit: Audit, seen: OpenLoop) -> list[Finding]:
     """:return: decoder and prior, from the errors of observations"""
     findings = []
     truth = as_array_dict(seen.observations)
-    for name, error in audit.reconstructions.items():
-        key = name.removeprefix("obs/")
-        space = as_space_dict(policy.observation_space)[key]
-        limit = LARGEST_ERROR * no_knowledge_error(space, truth[key])
+    for name, errors in audit.observations.items():
+        key, error = name.removeprefix("obs/"), audit.reconstructions[name]
+        known = "mean" if isinstance(as_space_dict(policy.observation_space)[key], spaces.Box) else "most frequent class"
+        limit = LARGEST_ERROR * no_knowledge_error(as_space_dict(policy.observation_space)[key], truth[key])
         is_fault = error >= limit > 0.0
         if limit == 0.0 or math.isnan(error):
             text = f"{name} does not change."
         elif is_fault:
-            text = f"{name} is reconstructed no better than by its mean (error {error:.2f})."
+            text = f"{name} is reconstructed no better than by its {known} (error {error:.2f})."
         else:
-            better = np.flatnonzero(~(audit.observations[name] < limit))
-            n_steps = int(better[0]) if len(better) else len(audit.observations[name])
-            text = f"{name}: error {error:.2f} where observed. Predicted better than by its mean for {n_steps} steps."
+            n_steps = in_steps(steps_until(errors >= limit, errors))
+            text = f"{name}: error {error:.2f} where observed. Predicted better than by its {known} for {n_steps}."
         findings.append(Finding("decoder", is_fault, text))
-    share = audit.prior_share
-    text = (
-        "The posterior is always the same."
-        if math.isnan(share)
-        else f"It knows {max(share, 0.0):.0%} of what the posterior knows."
-    )
+    share, is_constant = audit.prior_share, all(one.text.endswith("does not change.") for one in findings)
+    if math.isnan(share):
+        return [*findings, Finding("prior", not is_constant, "The posterior is always the same.")]
+    text = f"The prior knows {max(share, 0.0):.0%} of what the posterior knows."
     return [*findings, Finding("prior", share < LEAST_PRIOR_SHARE, text)]
 
 
 def head_findings(audit: Audit) -> list[Finding]:
     """:return: reward head, continue head and critic"""
-    heads = audit.heads
-    ends = heads["continue"]._replace(later_bias=-heads["continue"].later_bias)
-    ends_seen, n_steps = audit.ends[np.isfinite(audit.ends)], steps_foreseen(audit.ends)
-    if not len(ends_seen):
-        foreseen = "No episode terminated."
-    elif n_steps:
-        foreseen = f"The end of an episode is foreseen {n_steps} steps ahead."
-    else:
-        foreseen = f"The end of an episode is not foreseen: probability {ends_seen[0]:.2f} where it came."
+    findings = []
+    for part, what in (("reward", "Rewards"), ("continue", "Ends of episodes")):
+        error = audit.reconstructions[part]
+        is_fault = error >= LARGEST_ERROR  # False if NaN
+        text = f"{what} do not differ." if math.isnan(error) else f"{what}: error {error:.2f} where observed."
+        text = f"{what} are known no better than by their mean where observed (error {error:.2f})." if is_fault else text
+        findings.append(Finding(part, is_fault, text))
+    reward, ends = audit.heads["reward"], audit.heads["continue"]
+    findings.insert(1, bias_finding("reward", "Predicted rewards", reward))
+    frequency = (
+        f"Ends predicted in {ends.seen - ends.later_bias:.1%} of the rows from step {ends.step} on, seen in {ends.seen:.1%}."
+    )
+    findings.append(Finding("continue", ends.is_fault, frequency))
+    if np.isfinite(audit.ends).any():
+        n_steps, first = steps_foreseen(audit.ends), audit.ends[np.isfinite(audit.ends)][0]
+        foreseen = f"The end of an episode is foreseen {in_steps(n_steps)} ahead" if n_steps else "No end is foreseen"
+        findings.append(Finding("continue", False, f"{foreseen} (probability {first:.2f} at the first step)."))
+    findings.append(bias_finding("critic", "Values of predicted states", audit.heads["value"]))
     value = audit.calibrations["value"]
-    return [
-        bias_finding("reward", "Predicted rewards", heads["reward"], "high", "low"),
-        bias_finding("continue", "Predicted frequency of ends", ends, "high", "low"),
-        Finding("continue", False, foreseen),
-        bias_finding("critic", "Values of predicted states", heads["value"], "high", "low"),
-        Finding(
-            "critic",
-            False,
-            f"Mean value {value.predicted.mean():.3g}, mean return of the replay buffer {value.seen.mean():.3g}.",
-        ),
-    ]
+    text = f"Mean value {value.predicted.mean():.3g}, mean return of the replay buffer {value.seen.mean():.3g}."
+    return [*findings, Finding("critic", False, text)]
 
 
 @th.no_grad()
-def audit_world_model(model: "DreamerV3", n_sequences: int = 256, burn_in: int = 5, horizon: int = 15, seed: int = 0) -> Audit:
+def audit_world_model(model: "DreamerV3", n_sequences: int = 128, burn_in: int = 5, horizon: int = 15, seed: int = 0) -> Audit:
     """
     Compare what the model predicts without observations with what was seen. Sequences are drawn from the replay buffer; the
     first rows are observed, the others are predicted from the true actions. The model and its random numbers do not change.
@@ -355,37 +439,28 @@ def audit_world_model(model: "DreamerV3", n_sequences: int = 256, burn_in: int =
     :param horizon: number of rows that are predicted
     :param seed: seed of the sequences and samples
     :return: errors by horizon step, calibration, and a verdict; ``print`` it
-    :raises ValueError: if a number is below 1, or the replay buffer has no sequence of this length
+    :raises ValueError: if a number is below 1, the replay buffer has no sequence of this length, or the model reconstructs no
+        observation
     """
     if horizon < 1:
         raise ValueError(f"`horizon` must be at least 1, got {horizon}")
     policy, n_rows = model.policy, burn_in + horizon
     arguments: Any = dict(n_sequences=n_sequences, seed=seed)
     opened = model.predict_open_loop(burn_in=burn_in, horizon=horizon, **arguments)
+    # The same seed draws the same sequences.
     seen = model.predict_open_loop(burn_in=n_rows, horizon=0, **arguments)
-    batch = model.replay_buffer.sample_sequences(
-        n_sequences, n_rows, np.random.default_rng(seed), model._vec_normalize_env
-    )  # the same sequences again
+    generator = np.random.default_rng(seed)
+    batch = model.replay_buffer.sample_sequences(n_sequences, n_rows, generator, model._vec_normalize_env)
     assert opened.true_rewards is not None and opened.true_continues is not None
-    is_valid = opened.is_valid[:, burn_in:]  # (B, H)
-    rewards, continues = (part[:, burn_in:] for part in (opened.true_rewards, opened.true_continues))  # (B, H)
-    pairs = {
-        "reward": (opened.rewards[:, burn_in:], rewards, np.abs(rewards)),
-        "continue": (opened.continues[:, burn_in:], continues, 1.0 - continues),
-        "value": (opened.values[:, burn_in:], seen.values[:, burn_in:], np.abs(seen.values[:, burn_in:])),
-    }  # predicted (B, H), seen (B, H), sizes (B, H)
-    calibrations = {name: calibration(pairs[name][0][is_valid], pairs[name][1][is_valid]) for name in ("reward", "continue")}
-    returns = seen_returns(batch, seen.values, model.gamma)  # (B, T)
-    calibrations["value"] = calibration(seen.values.ravel(), returns.ravel())
-    reconstructions = observation_errors(policy, seen._replace(burn_in=0))
     with policy.autocast():
         prior_share = share_known_by_prior(policy, batch, seed)
+    ends = opened.is_valid & (opened.true_continues == 0.0)  # (B, T)
     audit = Audit(
         observation_errors(policy, opened),
-        {name: finite_mean(errors) for name, errors in reconstructions.items()},
-        {name: step_errors(a, b, is_valid, sizes, FALLBACK_SCALE[name]) for name, (a, b, sizes) in pairs.items()},
-        calibrations,
-        mean_where(1.0 - opened.continues[:, burn_in:], is_valid & (continues < 1.0)),
+        errors_where_observed(policy, seen),
+        errors_of_heads(opened, seen, groups_of(batch)),
+        calibrations_of_heads(opened, seen, *seen_returns(batch, seen.values, model.gamma)),
+        mean_where(1.0 - opened.continues, ends)[burn_in:],
         prior_share,
         [],
     )

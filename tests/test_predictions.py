@@ -220,6 +220,8 @@ def test_wrong_arguments():
         (lambda: model.predict_open_loop(observations, actions, np.zeros(5)), r"`episode_starts` must have shape \(2, 5\)"),
         (lambda: model.predict_open_loop(observations[0, :, 0], actions), "`observations` must have leading axes"),
         (lambda: model.imagine(observations[:, 0], actions=10 * actions), r"`actions` must lie in Box\(.*got "),
+        (lambda: model.predict_open_loop(horizon=-1), "`burn_in` must be between 1 and the 4 rows"),
+        (lambda: model.predict_open_loop(horizon=-1, burn_in=1), "`burn_in` must be between 1 and the 0 rows"),
         (lambda: model.predict_open_loop(n_sequences=0), "`n_sequences` must be at least 1 and `horizon` at least 0"),
         (lambda: model.imagine(state=(np.zeros((2, 8)),)), "Latents must hold deter and stoch, got 1 array"),
         (lambda: model.imagine(observations[:, 0], actions=np.zeros((2, 0, 2))), "`horizon` must be at least 1, got 0"),

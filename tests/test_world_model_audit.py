@@ -12,7 +12,16 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_dreamer import DreamerV3, audit_world_model, preset
 from sb3_dreamer.common.envs.counter import CounterEnv
-from sb3_dreamer.world_model_audit import calibration, no_knowledge_error, seen_returns, step_errors, steps_foreseen
+from sb3_dreamer.common.type_aliases import SequenceIndices
+from sb3_dreamer.world_model_audit import (
+    calibration,
+    groups_of,
+    no_knowledge_error,
+    seen_returns,
+    share_known_by_prior,
+    step_errors,
+    steps_foreseen,
+)
 from tests.support.helpers import TINY, counter_envs
 
 
@@ -35,11 +44,13 @@ def model():
 
 
 def faults(model):
-    return {one.part: one.text for one in audit_world_model(model, 64, 3, 6).findings if one.is_fault}
+    found = [one for one in audit_world_model(model, 128, 3, 6).findings if one.is_fault]
+    return {part: "\n".join(one.text for one in found if one.part == part) for part, *_ in found}
 
 
-def errors_of(predicted, seen, is_valid):
-    return step_errors(predicted, seen, is_valid, np.ones_like(predicted), 1.0)
+def errors_of(predicted, seen, is_valid, sizes=None, groups=None, least_scale=0.0):
+    sizes = np.ones_like(predicted) if sizes is None else sizes
+    return step_errors(predicted, seen, is_valid, np.arange(len(seen)) if groups is None else groups, sizes, least_scale)
 
 
 def test_bias_from_a_step_on():
@@ -57,10 +68,35 @@ def test_bias_from_a_step_on():
     assert not errors.is_fault and np.isnan(errors.bias[5:]).all()
     assert not errors_of(seen + 0.15, seen, is_valid).is_fault  # certain, but small
     sizes = np.tile(np.arange(10.0), (200, 1))
-    errors = step_errors(seen + 0.4 * sizes, seen, np.ones_like(is_valid), sizes, 1.0)
+    errors = errors_of(seen + 0.4 * sizes, seen, np.ones_like(is_valid), sizes)
     assert errors.is_fault and errors.later_bias / errors.scale == pytest.approx(0.4)
-    nothing = step_errors(seen + 1.0, seen, is_valid, np.zeros_like(seen), 2.0)
-    assert nothing.is_fault and nothing.step == 1 and nothing.scale == 2.0
+    nothing = errors_of(seen + 0.3, seen, is_valid, np.zeros_like(seen))
+    assert nothing.is_fault and nothing.step == 1 and nothing.scale == 1.0 and nothing.seen == 0.0
+    assert not errors_of(seen + 0.3, seen, is_valid, np.zeros_like(seen), least_scale=2.0).is_fault
+
+
+def test_a_larger_bias_is_not_hidden_by_a_more_certain_one():
+    rng = np.random.default_rng(0)
+    difference = -0.01 + 0.001 * rng.normal(size=(200, 10))
+    difference[:, 8:] += -0.5 + 0.5 * rng.normal(size=(200, 2))
+    errors = errors_of(difference, np.zeros_like(difference), np.ones_like(difference, dtype=bool))
+    assert errors.is_fault and errors.step == 9 and errors.later_bias == pytest.approx(-0.5, abs=0.1)
+
+
+def test_few_or_overlapping_sequences_are_no_evidence():
+    is_valid = np.zeros((256, 15), dtype=bool)
+    is_valid[:, :14], is_valid[0, 14] = True, True
+    for seed in range(20):
+        difference = np.random.default_rng(seed).normal(size=(256, 15))
+        assert not errors_of(difference, np.zeros_like(difference), is_valid).is_fault
+    biased, everywhere = np.full((60, 5), 0.5), np.ones((60, 5), dtype=bool)
+    assert errors_of(biased, 0 * biased, everywhere).is_fault
+    assert not errors_of(biased, 0 * biased, everywhere, groups=np.arange(60) % 9).is_fault  # nine places in the buffer
+
+
+def test_groups_are_places_in_the_buffer():
+    steps, envs = np.array([[0], [7], [8], [7], [0]]) + np.arange(8), np.array([0, 0, 0, 1, 0])
+    assert groups_of(SimpleNamespace(indices=SequenceIndices(steps, envs))).tolist() == [0, 0, 1, 2, 0]
 
 
 def test_one_deviating_sequence_is_no_fault():
@@ -85,8 +121,20 @@ def test_returns_of_the_replay_buffer():
         is_terminal=th.tensor([[0, 0, 1, 0, 0, 0, 0]]).bool(),
     )
     values = np.array([[9.0, 9.0, 9.0, 9.0, 5.0, 9.0, 6.0]])
-    expected = [1.0 + 0.5 * 2.0, 2.0, 0.0, 4.0 + 0.5 * 5.0, 5.0, 8.0 + 0.5 * 6.0, 6.0]
-    assert seen_returns(batch, values, 0.5)[0].tolist() == expected
+    returns, weight = seen_returns(batch, values, 0.5)
+    assert returns[0].tolist() == [1.0 + 0.5 * 2.0, 2.0, 9.0, 4.0 + 0.5 * 5.0, 5.0, 8.0 + 0.5 * 6.0, 6.0]
+    assert weight[0].tolist() == [1.0, 1.0, 0.0, 0.5, 0.0, 0.5, 0.0]
+
+
+def test_a_critic_that_is_wrong_everywhere():
+    """A reward of 1 forever: the return is 100 with gamma 0.99. The values are 200, also where a window ends."""
+    zeros = th.zeros(30, 20, dtype=th.bool)
+    batch = SimpleNamespace(rewards=th.ones(30, 20), is_last=zeros, is_terminal=zeros)
+    values = np.full((30, 20), 200.0) + np.random.default_rng(0).normal(0, 1e-3, (30, 20))
+    returns, weight = seen_returns(batch, values, 0.99)
+    result = calibration(values.ravel(), returns.ravel(), weight.ravel())
+    assert result.predicted == pytest.approx(np.full(10, 200.0), abs=0.1)
+    assert result.seen == pytest.approx(np.full(10, 100.0), abs=1.0)
 
 
 def test_steps_that_an_end_is_foreseen():
@@ -94,6 +142,7 @@ def test_steps_that_an_end_is_foreseen():
     assert steps_foreseen(np.array([0.9, 0.6, 0.4, 0.9])) == 2
     assert steps_foreseen(np.array([nan, 0.6, nan, nan])) == 2
     assert steps_foreseen(np.array([nan, nan])) == 0 == steps_foreseen(np.array([0.1, 0.9]))
+    assert steps_foreseen(np.array([nan, nan, nan, 0.1])) == 0 and steps_foreseen(np.array([0.9, nan, 0.1])) == 1
 
 
 def test_error_of_the_most_frequent_class():
@@ -103,13 +152,13 @@ def test_error_of_the_most_frequent_class():
 
 
 def test_honest_model_passes(model):
-    audit = audit_world_model(model, 64, 3, 6)
+    audit = audit_world_model(model, 128, 3, 6)
     assert audit.is_passed, f"\n{audit}"
     assert audit.heads["reward"].error[0] < 0.5
     # Rows 0 to 7 of an episode: from row 2 on, the end is at most 5 rows away.
     assert steps_foreseen(audit.ends) >= 4
-    assert audit.prior_share > 0.5 and audit.reconstructions["obs"] < 0.5
-    assert "FAULT" not in str(audit) and len(str(audit).splitlines()) == 7
+    assert audit.prior_share > 0.5 and max(audit.reconstructions.values()) < 0.5
+    assert "FAULT" not in str(audit) and len(str(audit).splitlines()) == 9
     axes = audit.figure().axes
     assert [axis.get_title() for axis in axes[:3]] == ["reward", "continue", "value"]
     assert len(axes[0].lines[0].get_xdata()) == 6
@@ -125,10 +174,12 @@ def spoil(model, monkeypatch, kind):
     elif kind == "prior":  # frozen: the same distribution after every state
         logits = world_model.rssm.prior_net.logits
         monkeypatch.setattr(logits, "forward", lambda x: x.new_zeros(*x.shape[:-1], logits.out_features))
-    else:  # 40 % more reward, or ends where there are none
+    else:  # 40 % more reward, the same reward for every state, ends where there are none, larger values without observation
         head, change = {
             "reward": (world_model.reward_head, lambda mean: mean + 0.4 * mean.abs()),
+            "blind reward": (world_model.reward_head, lambda mean: 0 * mean + mean.mean()),
             "continue": (world_model.continue_head, lambda mean: 0.8 * mean),
+            "blind continue": (world_model.continue_head, lambda mean: 0 * mean + mean.mean()),
         }[kind]
         forward = type(head).forward
         spoilt = lambda features: SimpleNamespace(mean=lambda: change(forward(head, features).mean()))  # noqa: E731
@@ -139,7 +190,9 @@ WORDS = {
     "decoder": "is reconstructed no better than by its mean",
     "prior": "of what the posterior knows",
     "reward": "too high from step 1 on.",
-    "continue": "Predicted frequency of ends",
+    "blind reward": "Rewards are known no better than by their mean",
+    "continue": "Ends predicted in",
+    "blind continue": "Ends of episodes are known no better than by their mean",
 }
 
 
@@ -147,12 +200,30 @@ WORDS = {
 def test_a_known_fault_is_named(model, kind, monkeypatch):
     spoil(model, monkeypatch, kind)
     found = faults(model)
-    assert kind in found and WORDS[kind] in found[kind]
+    part = kind.removeprefix("blind ")
+    assert WORDS[kind] in found[part]
     if kind != "prior":  # whose fault spoils the predictions of all heads
-        assert set(found) == {kind}
+        assert set(found) == {part}
     if kind == "reward":
         percent = int(found["reward"].split(": ")[1].split("%")[0])
         assert 30 <= percent <= 50
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_share_known_by_the_prior(model, weight, monkeypatch):
+    """The prior is a mixture of the posterior (share 1) and of the mean posterior (share 0)."""
+    batch, rssm = model.replay_buffer.sample_sequences(32, 9, np.random.default_rng(0)), model.policy.world_model.rssm
+    generator = th.Generator().manual_seed(0)
+    with th.no_grad():
+        _, posterior = model.policy.world_model.observe(batch, th.rand(32, 9, rssm.size.stoch, generator=generator))
+        mean = posterior.probs.mean((0, 1))
+        mixed = (weight * posterior.probs + (1 - weight) * mean).log()
+        monkeypatch.setattr(rssm, "prior", lambda deter: SimpleNamespace(log_probs=mixed))
+        to_mean = (posterior.probs * (posterior.log_probs - mean.log())).sum((-2, -1)).mean()
+        to_mixed = (posterior.probs * (posterior.log_probs - mixed)).sum((-2, -1)).mean()
+        share = share_known_by_prior(model.policy, batch, seed=0)
+    assert share == pytest.approx({0.0: 0.0, 0.5: float(1 - to_mixed / to_mean), 1.0: 1.0}[weight], abs=1e-4)
+    assert 0.3 < share < 0.99 or weight != 0.5
 
 
 def test_audit_changes_nothing(model):

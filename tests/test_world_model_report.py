@@ -114,7 +114,7 @@ def test_files_and_events_of_a_run(tmp_path):
     assert {"open_loop/audit", "open_loop/errors"} <= set(found["images"])
     assert "open_loop/verdict/text_summary" in found["tensors"] and "open_loop/n_faults" in found["scalars"]
     verdict = (folder / "audit_120.txt").read_text()
-    assert len(verdict.splitlines()) == 9 and "obs/camera" in verdict  # three observations, six further lines
+    assert len(verdict.splitlines()) == 11 and "obs/camera" in verdict  # three observations, eight further lines
     written = events(tmp_path / "DreamerV3_1")
     assert verdict.strip() in written.Tensors("open_loop/verdict/text_summary")[1].tensor_proto.string_val[0].decode()
     assert [scalar.step for scalar in written.Scalars("open_loop/reward")] == [60, 120, 150]

@@ -70,6 +70,7 @@ def load(folder: Path = RESULTS) -> list[Result]:
         head, *lines = map(json.loads, path.read_text().splitlines())
         if lines:
             names = {name: head[name] for name in ("task", "algorithm", "seed")}
+            # A file is renamed when its settings cease to be the preset; its first line stays as it was written.
             names["trial"] = path.stem.removeprefix(head["algorithm"]).removesuffix(f"-seed{head['seed']}").removeprefix("-")
             differences = find_differences(TASKS[head["task"]], head) + OLD_RULES.get(names["trial"], [])
             results.append(Result(**names, differences=differences, lines=lines))

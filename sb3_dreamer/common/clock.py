@@ -74,13 +74,16 @@ class TrainingClock(UpdateClock):
     """
     Also measures what happened since the last log line: steps and updates per second, the training ratio that was reached,
     shares of time, and the age of the sampled windows. On CUDA, updates run while the host goes on, and their time appears
-    where the host waits for them.
+    where the host waits for them. A clock is made for each ``learn``; sums over windows go on, as means of metrics do.
+
+    :param windows: sums over the windows since the last line, of the clock before
     """
 
     PARTS = ("environment", "acting", "update")
 
-    def __init__(self) -> None:
+    def __init__(self, windows: dict[str, int] | None = None) -> None:
         super().__init__()
+        self.windows = dict(n=0, n_new=0, age=0) if windows is None else windows
         self.begin(0)
 
     def begin(self, n_steps: int) -> None:
@@ -88,7 +91,6 @@ class TrainingClock(UpdateClock):
         self.seconds = dict.fromkeys(self.PARTS, 0.0)
         self.part, self.since = "environment", time.perf_counter()
         self.n_steps, self.n_trained, self.n_made = n_steps, 0, 0  # steps at the last line; time steps and updates since
-        self.n_windows, self.n_new, self.age = 0, 0, 0
 
     def enter(self, part: str) -> None:
         """:param part: what is done from now on: acting, update, or environment (callbacks and storing included)"""
@@ -105,9 +107,9 @@ class TrainingClock(UpdateClock):
         """
         self.n_made += 1
         self.n_trained += n_ranks * indices.steps.size
-        self.n_windows += len(indices.steps)
-        self.n_new += n_new
-        self.age += int((counts[indices.envs] - indices.steps[:, 0]).sum())
+        self.windows["n"] += len(indices.steps)
+        self.windows["n_new"] += n_new
+        self.windows["age"] += int((counts[indices.envs] - indices.steps[:, 0]).sum())
 
     def record(self, logger: Logger, n_steps: int) -> None:
         """
@@ -125,8 +127,9 @@ class TrainingClock(UpdateClock):
         logger.record("time/updates_per_second", self.n_made / total)
         for name, seconds in self.seconds.items():
             logger.record(f"time/share_{name}", seconds / total)
-        if self.n_windows:
-            logger.record("replay/age", self.age / self.n_windows)
-            logger.record("replay/share_new", self.n_new / self.n_windows)
+        if n_windows := self.windows["n"]:
+            logger.record("replay/age", self.windows["age"] / n_windows)
+            logger.record("replay/share_new", self.windows["n_new"] / n_windows)
+        self.windows = dict.fromkeys(self.windows, 0)
         self.begin(n_steps)
         self.part = part

@@ -265,7 +265,7 @@ class DreamerV3(WorldModelPredictions, ResumableAlgorithm):
         """As SB3's; first apply changed settings, then make the updates that an interrupted ``learn`` left undone."""
         if reset_num_timesteps or self._last_obs is None:
             self._last_state = None  # because SB3 resets the environments below
-        self._clock = TrainingClock()
+        self._clock = TrainingClock(self._clock.windows)
         self._vec_normalize_env = in_model_layout(self.get_vec_normalize_env(), self.observation_space)
         self._apply_settings()
         self._setup_update()

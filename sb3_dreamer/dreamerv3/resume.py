@@ -15,6 +15,7 @@ from stable_baselines3.common.utils import set_random_seed
 
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from sb3_dreamer.common.checkpoint import Checkpoint, CheckpointError, CheckpointWriter, checkpoint_folder, open_checkpoint
+from sb3_dreamer.common.clock import TrainingClock
 from sb3_dreamer.common.distributed.algorithm import DistributedOffPolicyAlgorithm
 from sb3_dreamer.common.distributed.ranks import Ranks
 from sb3_dreamer.common.env_state import (
@@ -52,6 +53,7 @@ class ResumableAlgorithm(DistributedOffPolicyAlgorithm):
     replay_buffer: SequenceReplayBuffer
     _last_state: PolicyState | None
     _train_ratio: TrainRatio
+    _clock: TrainingClock
     _metrics: MetricAverager
 
     def __init__(self, *args: Any, **kwargs: Any):

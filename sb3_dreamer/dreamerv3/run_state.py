@@ -15,7 +15,8 @@ from sb3_dreamer.common.env_state import set_states
 from sb3_dreamer.common.plain_data import is_plain
 from sb3_dreamer.common.type_aliases import PolicyState
 
-# Counters and observations of a run. The attributes of the training ratio and of the metrics follow below.
+# Counters and observations of a run. The attributes of the training ratio and of the metrics follow below; `run_state` adds
+# the sums of the clock.
 OF_RUN = (
     "num_timesteps",
     "_total_timesteps",
@@ -49,6 +50,7 @@ class Run(Protocol):
     train_freq: Any
     _last_obs: Any
     _last_state: Any
+    _clock: Any
     _logger: Any
     _metrics: Any
     _pending_log: Any
@@ -115,6 +117,7 @@ def run_state(model: Run) -> dict[str, Any]:
     state: dict[str, Any] = {name: getattr(model, name) for name in OF_RUN}
     state["training_ratio"] = {name: getattr(model._train_ratio, name) for name in OF_RATIO}
     state["metrics"] = {name: getattr(model._metrics, name) for name in OF_METRICS}
+    state["windows"] = dict(model._clock.windows)
     state["last_state"] = None if model._last_state is None else tuple(model._last_state)
     if getattr(model, "_logger", None) is not None:  # SB3 sets it in `learn`
         names = "name_to_value", "name_to_count"
@@ -139,6 +142,7 @@ def restore_run(model: Run, run: dict[str, Any]) -> None:
     vars(model._metrics).update(
         {name: value.to(model.device) if isinstance(value, th.Tensor) else value for name, value in metrics}
     )
+    model._clock.windows.update(run.get("windows", {}))  # files of older versions do not have it
     model._pending_log = run.get("logger", {})
 
 
