@@ -81,8 +81,32 @@ def test_agc_clips_each_tensor_to_its_own_norm():
     grads = [th.full((4,), 10.0), th.full((4,), 1.0), th.full((4,), 0.1)]
     for p, g in zip(params, grads, strict=True):
         p.grad = g.clone()
-    norm = clip_grad_agc_([*params, th.nn.Parameter(th.ones(1))], 0.3)
-    assert norm.item() == pytest.approx((400 + 4 + 0.04) ** 0.5)
+    norms, is_clipped = clip_grad_agc_([*params, th.nn.Parameter(th.ones(1))], 0.3)
+    assert norms.tolist() == pytest.approx([20.0, 2.0, 0.2]) and is_clipped.tolist() == [True, True, False]
     assert params[0].grad.norm().item() == pytest.approx(0.3 * 4.0)  # to 0.3 times the parameter's norm
     assert params[1].grad.norm().item() == pytest.approx(0.3 * 1e-3)  # a zero parameter counts as 1e-3 long
     assert th.equal(params[2].grad, grads[2])  # short enough
+
+
+@pytest.mark.parametrize("is_capturable", [False, True])
+def test_step_norms_are_the_changes_of_the_parameters(is_capturable):
+    """With a learning rate of its own for each group; a parameter without gradient is left out."""
+    first, second, unused = (th.nn.Parameter(th.randn(3, 2)) for _ in range(3))
+    optimizer = LaProp([dict(params=[first, unused], lr=0.1), dict(params=[second], lr=0.01)])
+    if is_capturable:
+        optimizer.make_capturable()
+    for _ in range(3):
+        before = [p.detach().clone() for p in (first, second)]
+        for p in (first, second):
+            p.grad = th.randn(3, 2)
+        optimizer.step()
+        changes = [(p.detach() - old).norm().item() for p, old in zip((first, second), before, strict=True)]
+        norms = optimizer.step_norms()
+        assert set(norms) == {first, second}
+        assert [norms[p].item() for p in (first, second)] == pytest.approx(changes, rel=1e-4)
+
+
+def test_step_norms_before_the_first_step_are_zero():
+    p = th.nn.Parameter(th.ones(2))
+    p.grad = th.ones(2)
+    assert LaProp([p]).step_norms()[p].item() == 0.0

@@ -339,3 +339,37 @@ def test_a_captured_step_equals_the_policy(space):
 def test_acting_on_a_cpu_is_not_captured():
     policy = make_policy(VECTOR, spaces.Discrete(2))
     assert make_acting(policy, True) == policy.step
+
+
+@pytest.mark.parametrize("is_captured", [False, True], ids=["eager", "captured"])
+def test_gradients_and_changes_by_part(is_captured):
+    """Norms by part; the decoder is frozen, as a user may do, and counts nowhere."""
+    plain = make()
+    policy = plain.policy
+    policy.world_model.decoder.requires_grad_(False)
+    update = CapturedUpdate(plain, PythonGraph) if is_captured else plain
+    parts = {name: getattr(policy, name) for name in ("world_model", "actor", "critic")}
+    trained = {name: [p for p in part.parameters() if p.requires_grad] for name, part in parts.items()}
+    for seed in range(2):
+        before = {name: [p.detach().clone() for p in params] for name, params in trained.items()}
+        result = update(double(random_batch(policy, seed=seed)))
+        metrics = dict(zip(plain.metric_names, result.metrics.tolist(), strict=True))
+        for name, params in trained.items():
+            changes = [(p.detach() - old).norm() for p, old in zip(params, before[name], strict=True)]
+            assert metrics[f"train/update_norm/{name}"] == pytest.approx(th.stack(changes).norm().item(), rel=1e-5)
+    norms = [metrics[f"train/grad_norm/{name}"] for name in parts]
+    assert metrics["train/grad_norm"] == pytest.approx(sum(norm**2 for norm in norms) ** 0.5, rel=1e-5)
+    assert {name for name in metrics if name.startswith("train/clip_share")} == {f"train/clip_share/{name}" for name in parts}
+
+
+@pytest.mark.parametrize(("agc_clip", "share"), [(1e-9, 1.0), (1e9, 0.0)])
+def test_share_of_clipped_tensors(agc_clip, share):
+    update = make()
+    update.agc_clip = agc_clip
+    result = update(double(random_batch(update.policy)))
+    metrics = dict(zip(update.metric_names, result.metrics.tolist(), strict=True))
+    # At first, gradients behind an output layer of zeros are zero, and cannot be clipped.
+    assert metrics["train/clip_share/critic"] == (
+        0.0 if share == 0.0 else pytest.approx(2 / len(list(update.policy.critic.parameters())))
+    )
+    assert metrics["train/clip_share/world_model"] == pytest.approx(share, abs=0.4 * share)

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 
 @th.no_grad()
-def clip_grad_agc_(parameters: Iterable[th.Tensor], clip: float, min_norm: float = 1e-3) -> th.Tensor:
+def clip_grad_agc_(parameters: Iterable[th.Tensor], clip: float, min_norm: float = 1e-3) -> tuple[th.Tensor, th.Tensor]:
     """
     Adaptive gradient clipping per tensor: the norm of a gradient is limited to ``clip`` times the norm of its parameter, but
     not below ``clip * min_norm``. All tensors are clipped, including biases and norm scales.
@@ -16,7 +16,7 @@ def clip_grad_agc_(parameters: Iterable[th.Tensor], clip: float, min_norm: float
     :param parameters: parameters; those without gradient are skipped
     :param clip: maximum ratio of gradient norm to parameter norm
     :param min_norm: lower limit for the norm of a parameter
-    :return: global gradient norm before clipping, a scalar on the device
+    :return: norms of the gradients before clipping, and whether they were clipped, both on the device (P,)
     """
     with_grad = [p for p in parameters if p.grad is not None]
     grads = [p.grad for p in with_grad if p.grad is not None]
@@ -27,7 +27,7 @@ def clip_grad_agc_(parameters: Iterable[th.Tensor], clip: float, min_norm: float
     ratios = th._foreach_div(grad_norms, limits)
     th._foreach_clamp_min_(ratios, 1.0)
     th._foreach_div_(grads, ratios)
-    return th.stack(grad_norms).norm()
+    return th.stack(grad_norms), th.stack(ratios) > 1.0
 
 
 # Integers as wide as a float, by bytes.
@@ -150,6 +150,24 @@ class LaProp(Optimizer):
         super().load_state_dict(state_dict)
         if self.is_capturable:
             self.make_capturable()
+
+    @th.no_grad()
+    def step_norms(self) -> dict[th.Tensor, th.Tensor]:
+        """:return: norm of the last change of each parameter that has a gradient, by parameter, scalars on the device"""
+        norms: dict[th.Tensor, th.Tensor] = {}
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            # A parameter has no state yet if the first step was skipped.
+            lengths = th._foreach_norm([self.state[p]["exp_avg"] if self.state.get(p) else th.zeros_like(p) for p in params])
+            if self.is_capturable:
+                debias = 1.0 - group["betas"][0] ** group["step"].clamp_min(1)
+                th._foreach_mul_(lengths, scalar_like(group["lr_tensor"] / debias, list(lengths)))
+            else:
+                th._foreach_mul_(lengths, float(group["lr"]) / (1.0 - group["betas"][0] ** max(group["step"], 1)))
+            norms |= zip(params, lengths, strict=True)
+        return norms
 
     def sync_lr(self) -> None:
         """Copy the learning rates of ``param_groups`` to the tensors."""

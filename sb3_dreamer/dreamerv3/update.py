@@ -1,5 +1,7 @@
 """One training update as a function of a batch: loss, gradient, clipping, optimizer step, critic target."""
 
+from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch as th
@@ -18,6 +20,11 @@ class UpdateResult(NamedTuple):
     posterior: LatentState
     metrics: th.Tensor
     is_finite: th.Tensor
+
+
+def as_vector(metrics: dict[str, th.Tensor]) -> th.Tensor:
+    """:return: values of scalar metrics, detached (M,)"""
+    return th.stack([value.detach().float() for value in metrics.values()])
 
 
 class TrainingUpdate:
@@ -64,13 +71,38 @@ class TrainingUpdate:
         with self.policy.autocast():
             output = self.evaluate(batch, noise)
         self.compute_gradients(output.loss)
-        grad_norm = clip_grad_agc_(self.policy.parameters(), self.agc_clip)
-        metrics = {**output.metrics, "train/grad_norm": grad_norm}
-        self.metric_names = tuple(metrics)
-        values = self.mean_over_ranks(th.stack([value.detach().float() for value in metrics.values()]))  # (M,)
+        grad_norms, is_clipped = clip_grad_agc_(self.policy.parameters(), self.agc_clip)  # 2 x (P,)
+        metrics = {**output.metrics, "train/grad_norm": grad_norms.norm()}
+        metrics |= self.by_part("train/grad_norm", grad_norms, th.norm)
+        metrics |= self.by_part("train/clip_share", is_clipped.float(), th.mean)
+        values = self.mean_over_ranks(as_vector(metrics))  # (M,)
         is_finite = values.isfinite().all()
         self.step_if(is_finite, kept)
+        step_norms = self.step_norms()
+        self.metric_names = (*metrics, *step_norms)
+        if step_norms:
+            values = th.cat([values, as_vector(step_norms)])  # (M,)
         return UpdateResult(LatentState(*(part.detach() for part in output.states)), values, is_finite)
+
+    def by_part(self, name: str, values: th.Tensor, reduce: Callable[[th.Tensor], th.Tensor]) -> dict[str, th.Tensor]:
+        """
+        :param name: name of a metric
+        :param values: one value for each parameter with a gradient (P,)
+        :param reduce: norm or mean
+        :return: the metric for each part of the policy (world model, actor, critic), scalars
+        """
+        owners = [key.split(".")[0] for key, parameter in self.policy.named_parameters() if parameter.grad is not None]
+        counts = Counter(owners)  # in the order of the parameters, which lie part by part
+        return {f"{name}/{part}": reduce(own) for part, own in zip(counts, values.split(list(counts.values())), strict=True)}
+
+    @th.no_grad()
+    def step_norms(self) -> dict[str, th.Tensor]:
+        """:return: norm of the last change of each part's parameters, scalars; empty with another optimizer than LaProp"""
+        if not isinstance(self.policy.optimizer, LaProp):
+            return {}
+        norms = self.policy.optimizer.step_norms()
+        ordered = [norms[parameter] for parameter in self.policy.parameters() if parameter.grad is not None]
+        return self.by_part("train/update_norm", th.stack(ordered), th.norm)
 
     @th.no_grad()
     def step_if(self, is_finite: th.Tensor, kept: list[th.Tensor]) -> None:
