@@ -8,6 +8,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import TensorBoardOutputFormat
 
 from sb3_dreamer.common.checkpoint import find_checkpoints, remove_old, set_aside, step_of
 from sb3_dreamer.common.env_state import check_states
@@ -16,7 +17,7 @@ from sb3_dreamer.world_model_report import DreamCallback, WorldModelReportCallba
 if TYPE_CHECKING:
     from sb3_dreamer.dreamerv3 import DreamerV3
 
-__all__ = ["DreamCallback", "DreamerCheckpointCallback", "WorldModelReportCallback"]
+__all__ = ["DreamCallback", "DreamerCheckpointCallback", "HistogramCallback", "WorldModelReportCallback"]
 
 
 class StopSignals:
@@ -152,3 +153,44 @@ class DreamerCheckpointCallback(BaseCallback):
         remove_old(self.path, self.keep_last)
         if self.verbose >= 1:
             print(f"Saved {folder}")
+
+
+class HistogramCallback(BaseCallback):
+    """
+    Histograms of all parameters and of their last gradients, after clipping, in TensorBoard. Other outputs of the logger
+    leave them out.
+
+    :param every: environment steps between two sets of histograms, counted over all environments; they are written with the
+        next line of the log
+    :raises ValueError: if ``every`` is below 1; at the start of ``learn`` if the model does not log to TensorBoard
+    """
+
+    model: "DreamerV3"
+
+    def __init__(self, every: int):
+        super().__init__()
+        if every < 1:
+            raise ValueError(f"`every` must be at least 1, got {every}")
+        self.every = every
+        self._recorded_at = 0
+
+    def _on_training_start(self) -> None:
+        if not any(isinstance(output, TensorBoardOutputFormat) for output in self.logger.output_formats):
+            raise ValueError("`HistogramCallback` needs TensorBoard: pass `tensorboard_log` to the model")
+        self._recorded_at = self.num_timesteps
+
+    def _on_rollout_start(self) -> None:
+        if self.num_timesteps - self._recorded_at >= self.every:
+            self._recorded_at = self.num_timesteps
+            self.record()
+
+    def record(self) -> None:
+        """Record histograms for the next line of the log."""
+        for name, parameter in self.model.policy.named_parameters():
+            for kind, values in (("parameters", parameter), ("gradients", parameter.grad)):
+                if values is not None:
+                    others = ("stdout", "log", "json", "csv")
+                    self.logger.record(f"{kind}/{name}", values.detach().float().cpu(), exclude=others)
+
+    def _on_step(self) -> bool:
+        return True

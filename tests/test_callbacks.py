@@ -18,8 +18,10 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecNormalize
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sb3_dreamer import DreamerV3
+from sb3_dreamer.callbacks import HistogramCallback
 from sb3_dreamer.common.envs import CounterEnv
 from tests.support.callbacks import StopAt
 from tests.support.helpers import TINY, counter_model
@@ -220,3 +222,29 @@ def test_subprocesses():
     model = DreamerV3("MlpPolicy", env, seed=0, **TINY)
     assert model.learn(60)._n_updates > 0
     env.close()
+
+
+def test_histograms(tmp_path):
+    """TensorBoard's reader finds parameters and gradients, and the other outputs have no lines for them."""
+    model = counter_model(tensorboard_log=str(tmp_path))
+    model.learn(120, callback=HistogramCallback(every=45), log_interval=1)
+    events = EventAccumulator(str(tmp_path / "DreamerV3_1"), size_guidance={"histograms": 0})
+    events.Reload()
+    tags = set(events.Tags()["histograms"])
+    policy = model.policy
+    assert {tag for tag in tags if tag.startswith("parameters/")} == {
+        f"parameters/{name}" for name, _ in policy.named_parameters()
+    }
+    trained = {f"gradients/{name}" for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    assert {tag for tag in tags if tag.startswith("gradients/")} <= trained and "gradients/actor.output.weight" in tags
+    steps = [event.step for event in events.Histograms("parameters/actor.output.weight")]
+    assert len(steps) == 2 and 45 <= steps[0] < 90 <= steps[1]
+    last = events.Histograms("parameters/actor.output.weight")[-1].histogram_value
+    assert last.num == policy.actor.output.weight.numel() and last.max <= policy.actor.output.weight.abs().max() * 1.5
+
+
+def test_histograms_need_tensorboard():
+    with pytest.raises(ValueError, match="`HistogramCallback` needs TensorBoard"):
+        counter_model().learn(30, callback=HistogramCallback(every=9))
+    with pytest.raises(ValueError, match="`every` must be at least 1, got 0"):
+        HistogramCallback(every=0)

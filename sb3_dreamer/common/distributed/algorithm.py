@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, TrainFreq
@@ -18,6 +18,8 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from sb3_dreamer.common.distributed.launch import join_ranks
 from sb3_dreamer.common.files import atomic_file, with_suffix
 from sb3_dreamer.common.functional import tensors_of
+from sb3_dreamer.common.memory import record_memory
+from sb3_dreamer.common.progress_bar import UpdateProgressBar
 
 SelfDistributed = TypeVar("SelfDistributed", bound="DistributedOffPolicyAlgorithm")
 
@@ -107,6 +109,19 @@ class DistributedOffPolicyAlgorithm(OffPolicyAlgorithm):
             self._merge_statistics()
             self._ranks.save_follower_buffers(self._ranks.shared_paths(), self.save_replay_buffer)
         return self
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        """As SB3's; the progress bar also shows the updates per second."""
+        if progress_bar:
+            if not isinstance(callback, list):
+                callback = [callback if isinstance(callback, BaseCallback) else ConvertCallback(callback)]
+            callback = [*callback, UpdateProgressBar(self.n_ranks)]
+        return super()._init_callback(callback)
+
+    def dump_logs(self) -> None:
+        """As SB3's; also record the memory that is used."""
+        record_memory(self.logger, self.device)
+        super().dump_logs()
 
     def at_end_of_learn(self, function: Callable[[], None]) -> None:
         """:param function: called once at the end of ``learn``, also if it ends by an exception"""

@@ -149,13 +149,13 @@ class ManyRanks(Ranks):
 
     def callback(self, callback: MaybeCallback, progress_bar: bool) -> tuple[MaybeCallback, bool]:
         """See :meth:`Ranks.callback`. Other ranks than the main rank only run callbacks with ``all_ranks = True``."""
-        callbacks = flatten(callback) + ([ProgressBarCallback()] if progress_bar and self.is_main else [])
+        callbacks = flatten(callback)
         if not self.is_main:
             callbacks = [one for one in callbacks if getattr(one, "all_ranks", False)]
         for one in callbacks:
             if isinstance(one, ProgressBarCallback):
                 one._on_step = partial(draw_all_ranks_steps, one, self.size)  # type: ignore[method-assign]
-        return callbacks, False
+        return callbacks, progress_bar and self.is_main
 
     def main_saves(self, save: Callable[[Any], None], path: Any, progress: tuple[int, int]) -> None:
         """
