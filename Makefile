@@ -12,7 +12,10 @@ SOURCES := sb3_dreamer tests examples benchmarks setup.py
 # Two workers for two cores, one torch thread each: faster than one worker with two threads on tiny models.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-slow format lint type commit-checks clean
+# mkdocs-material prints a notice about another project otherwise.
+export NO_MKDOCS_2_WARNING := 1
+
+.PHONY: demo test test-slow docs format lint type commit-checks clean
 
 $(VENV)/.installed: setup.py $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +41,11 @@ $(VENV)/.installed-envs: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed-envs
 	MUJOCO_GL=egl SDL_VIDEODRIVER=dummy SDL_AUDIODRIVER=dummy $(PYTEST) -m slow
+
+# The manual, in build/docs. Warnings are errors.
+docs: $(VENV)/.installed
+	$(BIN)/mkdocs build --quiet
+	@echo "Open build/docs/index.html"
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --select I --fix $(SOURCES)

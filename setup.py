@@ -38,6 +38,7 @@ class BuildWithZoo(build_py):
         return [*super().get_source_files(), *(str(path.relative_to(ROOT)) for path in STARTUP + PRESETS)]
 
 
+DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 EXTRAS = {
     # The stock ``rl_zoo3`` command imports its plotting modules and ``requests``, which nothing else installs; ``enjoy``
     # draws classic control with pygame, ``record_video`` writes with moviepy.
@@ -60,7 +61,9 @@ EXTRAS = {
         "gymnasium-robotics>=1.4",
         "popgym",
     ],
+    "docs": DOCS,
     "tests": [
+        *DOCS,
         "pytest>=8",
         "pytest-xdist",
         "ruff>=0.5.6",

@@ -155,7 +155,8 @@ def bar_row(name: str, task: Task, bar: Bar, results: list[Result]) -> list[Any]
     steps = f"{bar.steps or task.steps:,}"
     target = " ".join([bar.measure, ", ".join(demand)]).strip()
     best = best_of_sb3(name, bar, results)
-    cells: list[Any] = [f"[{name}](learning_curves.md#{name})", task.claim, steps, number(task.references["random"]), best]
+    link = f"[{name}](learning_curves.md#{name})" if any(result.task == name for result in results) else name
+    cells: list[Any] = [link, task.claim, steps, number(task.references["random"]), best]
     if not group:
         return [*cells, "", target, "not run with today's preset", 0, ""]
     scores = scores_by_seed(bar, group)
