@@ -87,7 +87,7 @@ setup(
     keywords="reinforcement-learning model-based world-model dreamer dreamerv3 stable-baselines3 gymnasium pytorch",
     python_requires=">=3.10",
     packages=find_packages(include=["sb3_dreamer", "sb3_dreamer.*"]),
-    package_data={"sb3_dreamer": ["py.typed", "version.txt"]},
+    package_data={"sb3_dreamer": ["py.typed", "version.txt", "published_curves.csv"]},
     install_requires=[
         "stable-baselines3>=2.9,<3",
         "gymnasium>=1.0,<2",

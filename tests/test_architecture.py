@@ -80,7 +80,7 @@ FAST = [
 ]
 ALGORITHM = [{"dreamerv3.dreamerv3"}, {"dreamerv3"}]
 PACKAGE_AND_ZOO = [
-    {"world_model_audit", "presets", "zoo", "zoo.startup._sb3_dreamer_zoo_hook", "zoo.ranks", "zoo.sampler"},
+    {"world_model_audit", "plots", "presets", "zoo", "zoo.startup._sb3_dreamer_zoo_hook", "zoo.ranks", "zoo.sampler"},
     {"world_model_report"},
     {"callbacks"},
     {"", "zoo.presets", "zoo.resume"},

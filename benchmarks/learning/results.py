@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks.learning.harness import RESULTS
 from benchmarks.learning.presets import find_differences
 from benchmarks.learning.tasks import TASKS, Task
+from sb3_dreamer.plots import read_published
 
 HERE = Path(__file__).parent
 MEASURES: dict[str, Callable[[list[float]], float]] = {
@@ -121,8 +122,7 @@ class Point(NamedTuple):
 
 def published_points(task: Task) -> list[dict[str, str]]:
     """:return: the published curve of a task, empty if it has none"""
-    points = csv.DictReader((HERE / "published.csv").open())
-    return [point for point in points if f"{point['suite']}/{point['task']}" == task.published]
+    return [point for point in read_published() if f"{point['suite']}/{point['task']}" == task.published]
 
 
 def compare_with_published(task: Task, group: list[Result]) -> list[Point]:
