@@ -47,6 +47,8 @@ class TrainingUpdate:
         self.agc_clip = agc_clip
         self.tau = tau
         self.metric_names: tuple[str, ...] = ()
+        # Collected once, because walking through all modules takes as long as a percent of a small update.
+        self.parameters = [(name.split(".")[0], parameter) for name, parameter in self.policy.named_parameters()]
 
     def __call__(self, batch: SequenceBatch, noise: UpdateNoise | None = None) -> UpdateResult:
         """
@@ -71,7 +73,7 @@ class TrainingUpdate:
         with self.policy.autocast():
             output = self.evaluate(batch, noise)
         self.compute_gradients(output.loss)
-        grad_norms, is_clipped = clip_grad_agc_(self.policy.parameters(), self.agc_clip)  # 2 x (P,)
+        grad_norms, is_clipped = clip_grad_agc_([parameter for _, parameter in self.parameters], self.agc_clip)  # 2 x (P,)
         metrics = {**output.metrics, "train/grad_norm": grad_norms.norm()}
         metrics |= self.by_part("train/grad_norm", grad_norms, th.norm)
         metrics |= self.by_part("train/clip_share", is_clipped.float(), th.mean)
@@ -91,8 +93,8 @@ class TrainingUpdate:
         :param reduce: norm or mean
         :return: the metric for each part of the policy (world model, actor, critic), scalars
         """
-        owners = [key.split(".")[0] for key, parameter in self.policy.named_parameters() if parameter.grad is not None]
-        counts = Counter(owners)  # in the order of the parameters, which lie part by part
+        # In the order of the parameters, which lie part by part.
+        counts = Counter(part for part, parameter in self.parameters if parameter.grad is not None)
         return {f"{name}/{part}": reduce(own) for part, own in zip(counts, values.split(list(counts.values())), strict=True)}
 
     @th.no_grad()
@@ -101,7 +103,7 @@ class TrainingUpdate:
         if not isinstance(self.policy.optimizer, LaProp):
             return {}
         norms = self.policy.optimizer.step_norms()
-        ordered = [norms[parameter] for parameter in self.policy.parameters() if parameter.grad is not None]
+        ordered = [norms[parameter] for _, parameter in self.parameters if parameter.grad is not None]
         return self.by_part("train/update_norm", th.stack(ordered), th.norm)
 
     @th.no_grad()
