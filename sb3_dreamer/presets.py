@@ -52,6 +52,8 @@ def read_preset(name: str) -> dict[str, Any]:
     if file.is_file() and file.name != DEFAULT:
         return yaml.safe_load(file.read_text())["default"]
     presets = {key: value for key, value in yaml.safe_load((folder / DEFAULT).read_text()).items() if key[0] != "."}
+    if name.startswith("ALE/") and name not in presets:
+        name = "atari"  # as RL Zoo does
     if name not in presets:
         files = [str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yml") if path.name != DEFAULT]
         close = difflib.get_close_matches(name, [*files, *presets], n=3, cutoff=0.4)
@@ -75,7 +77,7 @@ def preset(name: str) -> Preset:
     the environment must be wrapped, a warning says how.
 
     :param name: of a file (``"small"``, ``"sizes/12m"``), or of a preset in ``dreamerv3.yml``: the id of an environment, or
-        ``"atari"``
+        ``"atari"``, which all ids ``"ALE/..."`` have
     :return: keyword arguments of the algorithm
     :raises ValueError: if there is no such preset
     """

@@ -63,6 +63,7 @@ def test_pages_with_code():
 def test_code_runs(name, monkeypatch, tmp_path):
     """Unchanged code, with fewer steps. The later blocks use the imports and the model of the earlier ones."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MUJOCO_GL", "egl")  # no screen
     right = DreamerV3.learn
     monkeypatch.setattr(DreamerV3, "learn", lambda self, _, **kw: right(self, 40, **kw))
     names = {"__name__": name}

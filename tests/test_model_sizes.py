@@ -1,5 +1,7 @@
 """Parameter counts: equal to the official model, and fixed for the letter sizes."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch as th
@@ -73,3 +75,15 @@ def test_names():
 def test_bad_dimensions(field, value):
     with pytest.raises(ValueError, match=f"`{field}`"):
         ModelSize(**{field: value})
+
+
+def test_a_size_that_changes_little_is_warned_of():
+    dimensions = dict(deter=16, hidden=8, stoch=2, classes=4, units=8, blocks=4)
+    with pytest.warns(
+        UserWarning, match="`model_size`='XS' changes little: `policy_kwargs` sets classes, deter, hidden, stoch"
+    ):
+        resolve_model_size("XS", **dimensions)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resolve_model_size("auto", **dimensions)
+        resolve_model_size("XS", units=8)

@@ -237,3 +237,8 @@ def test_heavy_presets(env_id, tmp_path):
 def test_dm_control_vision(tmp_path):
     model = run_preset("dm_control/walker-walk-v0", tmp_path, config="dm_control_vision.yml")
     assert model.observation_space.shape == (3, 64, 64)
+
+
+@pytest.mark.filterwarnings("ignore:The preset")
+def test_every_atari_game_has_the_preset_of_rl_zoo():
+    assert preset("ALE/Pong-v5") == preset("atari") and preset("ALE/Pong-v5").zoo == preset("atari").zoo

@@ -23,7 +23,8 @@ def check_space(space: spaces.Space) -> None:
     for key, part in as_space_dict(space).items():
         if not isinstance(part, (*OBSERVATION_SPACES, *nested)):
             allowed = ", ".join(kind.__name__ for kind in OBSERVATION_SPACES)
-            advice = ": leave it out by a wrapper, such as gymnasium.wrappers.FilterObservation" if is_dict else ""
+            wrappers = "gymnasium.wrappers.FilterObservation (MiniGrid: minigrid.wrappers.ImgObsWrapper)"
+            advice = f": leave it out by a wrapper, such as {wrappers}" if is_dict else ""
             raise ValueError(f"Observations must be {allowed} or a Dict of these, `{key}` is {part}{advice}")
 
 

@@ -1,5 +1,6 @@
 """Model sizes. Sizes named by numbers are those of the official code (2025), sizes named by letters are those of RLlib."""
 
+import warnings
 from dataclasses import dataclass, fields, replace
 from numbers import Integral
 from typing import Any
@@ -106,6 +107,7 @@ MODEL_SIZES: dict[str, ModelSize] = {
 }
 
 SIZE_FIELDS = frozenset(field.name for field in fields(ModelSize))
+MAIN_FIELDS = frozenset({"deter", "hidden", "stoch", "classes", "units"})  # what a size is, apart from convolutions
 
 
 def resolve_model_size(name: str, has_images: bool = False, **overrides: Any) -> ModelSize:
@@ -117,6 +119,7 @@ def resolve_model_size(name: str, has_images: bool = False, **overrides: Any) ->
     :return: the dimensions
     :raises ValueError: if the name is unknown or a dimension is out of range
     """
+    requested = name
     if name == "auto":
         name = "12m" if has_images else "1m"
     key = name.removeprefix("size") if isinstance(name, str) else name
@@ -124,4 +127,6 @@ def resolve_model_size(name: str, has_images: bool = False, **overrides: Any) ->
         raise ValueError(f"`model_size` must be 'auto' or one of {', '.join(MODEL_SIZES)}, got {name!r}")
     if not isinstance(overrides.get("cnn_multipliers"), (str, type(None))):
         overrides["cnn_multipliers"] = tuple(overrides["cnn_multipliers"])
+    if requested != "auto" and MAIN_FIELDS <= overrides.keys():
+        warnings.warn(f"`model_size`={name!r} changes little: `policy_kwargs` sets {', '.join(sorted(MAIN_FIELDS))} itself")
     return replace(MODEL_SIZES[key], **overrides)
