@@ -17,7 +17,7 @@ EXAMPLES = {
     "dream_viewer": ([], 200, None),
     "atari100k": (TINY, 120, "ale_py"),
     "flappy_bird": ([*TINY, "--n-envs", "1"], 120, "flappy_bird_gymnasium"),
-    "dm_control_vision": ([*TINY, "--n-envs", "1"], 120, "shimmy"),
+    "dm_control_vision": ([*TINY, "--n-envs", "1"], 120, "dm_control"),
 }
 
 

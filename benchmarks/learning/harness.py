@@ -323,7 +323,7 @@ class Recorder(BaseCallback):
         return {
             name: float(f"{value:.4g}")
             for name, value in values.values.items()
-            if isinstance(value, int | float | np.number) and not name.startswith("time/")
+            if isinstance(value, int | float | np.number) and not name.startswith(("time/", "memory/"))
         }
 
 

@@ -1,6 +1,5 @@
 """One training update as a function of a batch: loss, gradient, clipping, optimizer step, critic target."""
 
-from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -48,7 +47,10 @@ class TrainingUpdate:
         self.tau = tau
         self.metric_names: tuple[str, ...] = ()
         # Collected once, because walking through all modules takes as long as a percent of a small update.
-        self.parameters = [(name.split(".")[0], parameter) for name, parameter in self.policy.named_parameters()]
+        trained = {id(parameter) for group in self.policy.optimizer.param_groups for parameter in group["params"]}
+        # `th.compile(policy)` puts a prefix before the names.
+        named = [(name.removeprefix("_orig_mod.").split(".")[0], p) for name, p in self.policy.named_parameters()]
+        self.parameters = [(part, parameter) for part, parameter in named if id(parameter) in trained]
 
     def __call__(self, batch: SequenceBatch, noise: UpdateNoise | None = None) -> UpdateResult:
         """
@@ -76,7 +78,7 @@ class TrainingUpdate:
         grad_norms, is_clipped = clip_grad_agc_([parameter for _, parameter in self.parameters], self.agc_clip)  # 2 x (P,)
         metrics = {**output.metrics, "train/grad_norm": grad_norms.norm()}
         metrics |= self.by_part("train/grad_norm", grad_norms, th.norm)
-        metrics |= self.by_part("train/clip_share", is_clipped.float(), th.mean)
+        metrics |= self.by_part("train/clip_share", is_clipped.float(), lambda own: own.sum() / max(len(own), 1))
         values = self.mean_over_ranks(as_vector(metrics))  # (M,)
         is_finite = values.isfinite().all()
         self.step_if(is_finite, kept)
@@ -93,8 +95,10 @@ class TrainingUpdate:
         :param reduce: norm or mean
         :return: the metric for each part of the policy (world model, actor, critic), scalars
         """
-        # In the order of the parameters, which lie part by part.
-        counts = Counter(part for part, parameter in self.parameters if parameter.grad is not None)
+        # In the order of the parameters, which lie part by part. A part that is frozen counts 0, so that its metrics stay.
+        counts = dict.fromkeys((part for part, _ in self.parameters), 0)
+        for part, parameter in self.parameters:
+            counts[part] += parameter.grad is not None
         return {f"{name}/{part}": reduce(own) for part, own in zip(counts, values.split(list(counts.values())), strict=True)}
 
     @th.no_grad()
