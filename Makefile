@@ -8,7 +8,7 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 PIP_CONSTRAINTS := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 TORCH := $(or $(if $(CONSTRAINTS),$(shell grep -s '^torch==' $(CONSTRAINTS))),torch)
-SOURCES := sb3_dreamer tests examples benchmarks setup.py
+SOURCES := sb3_dreamer tests examples benchmarks docs/site setup.py
 # Two workers for two cores, one torch thread each: faster than one worker with two threads on tiny models.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 

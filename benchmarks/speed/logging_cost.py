@@ -22,7 +22,7 @@ from benchmarks.speed.workloads import interleave
 from sb3_dreamer import DreamerV3, preset
 from sb3_dreamer.common.clock import TrainingClock
 from sb3_dreamer.common.metrics import MetricAverager
-from sb3_dreamer.dreamerv3.update import TrainingUpdate
+from sb3_dreamer.dreamerv3 import update
 
 LOG_EVERY = 20  # updates; `learn` writes a line every 500 updates or four episodes
 SETTINGS: dict[str, dict[str, Any]] = {"small": preset("small"), "1m": dict(model_size="1m", learning_starts=0)}
@@ -46,8 +46,8 @@ def without_log(model: DreamerV3) -> None:
     """Make as many updates without the metrics that only the log needs."""
     with ExitStack() as patches:
         for owner, name, result in (
-            (TrainingUpdate, "by_part", {}),
-            (TrainingUpdate, "step_norms", {}),
+            (update, "by_part", {}),
+            (update.TrainingUpdate, "step_norms", {}),
             (MetricAverager, "add", None),
             (MetricAverager, "record", {}),
             (TrainingClock, "add_update", None),

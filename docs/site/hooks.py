@@ -44,6 +44,6 @@ def on_files(files, config):
     return files
 
 
-def on_page_markdown(markdown, **kwargs):
+def on_page_markdown(markdown, **_):
     """Replace links that only work in the repository, and name the lines of code."""
     return CODE.sub(with_line, OUTSIDE.sub(as_name, markdown))

@@ -127,6 +127,7 @@ def resolve_model_size(name: str, has_images: bool = False, **overrides: Any) ->
         raise ValueError(f"`model_size` must be 'auto' or one of {', '.join(MODEL_SIZES)}, got {name!r}")
     if not isinstance(overrides.get("cnn_multipliers"), (str, type(None))):
         overrides["cnn_multipliers"] = tuple(overrides["cnn_multipliers"])
+    # `debug` is for tests, which set dimensions as they need them.
     if requested not in ("auto", "debug") and MAIN_FIELDS <= overrides.keys():
         warnings.warn(f"`model_size`={name!r} changes little: `policy_kwargs` sets {', '.join(sorted(MAIN_FIELDS))} itself")
     return replace(MODEL_SIZES[key], **overrides)

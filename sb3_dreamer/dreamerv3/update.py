@@ -1,9 +1,11 @@
 """One training update as a function of a batch: loss, gradient, clipping, optimizer step, critic target."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch as th
+from torch import nn
 
 from sb3_dreamer.common.optimizers import LaProp, clip_grad_agc_
 from sb3_dreamer.common.type_aliases import LatentState, SequenceBatch, UpdateNoise
@@ -26,6 +28,24 @@ def as_vector(metrics: dict[str, th.Tensor]) -> th.Tensor:
     return th.stack([value.detach().float() for value in metrics.values()])
 
 
+def part_of(name: str) -> str:
+    """:return: part of the policy to which a parameter belongs; ``th.compile(policy)`` puts a prefix before the names"""
+    return name.removeprefix("_orig_mod.").split(".")[0]
+
+
+def by_part(
+    name: str, values: th.Tensor, counts: dict[str, int], reduce: Callable[[th.Tensor], th.Tensor]
+) -> dict[str, th.Tensor]:
+    """
+    :param name: name of a metric
+    :param values: one value for each parameter with a gradient, part by part (P,)
+    :param counts: number of these parameters in each part
+    :param reduce: norm or mean
+    :return: the metric of each part, scalars
+    """
+    return {f"{name}/{part}": reduce(own) for part, own in zip(counts, values.split(list(counts.values())), strict=True)}
+
+
 class TrainingUpdate:
     """
     Loss, gradient, clipping, optimizer step and critic target. Nothing is copied to the host, and the shapes of the batch
@@ -46,11 +66,10 @@ class TrainingUpdate:
         self.agc_clip = agc_clip
         self.tau = tau
         self.metric_names: tuple[str, ...] = ()
-        # Collected once, because walking through all modules takes as long as a percent of a small update.
         trained = {id(parameter) for group in self.policy.optimizer.param_groups for parameter in group["params"]}
-        # `th.compile(policy)` puts a prefix before the names.
-        named = [(name.removeprefix("_orig_mod.").split(".")[0], p) for name, p in self.policy.named_parameters()]
-        self.parameters = [(part, parameter) for part, parameter in named if id(parameter) in trained]
+        named = self.policy.named_parameters()
+        # World model, actor and critic. A part that is frozen later stays, with norms of 0.
+        self.parts = dict.fromkeys((part_of(name) for name, parameter in named if id(parameter) in trained), 0)
 
     def __call__(self, batch: SequenceBatch, noise: UpdateNoise | None = None) -> UpdateResult:
         """
@@ -75,40 +94,32 @@ class TrainingUpdate:
         with self.policy.autocast():
             output = self.evaluate(batch, noise)
         self.compute_gradients(output.loss)
-        grad_norms, is_clipped = clip_grad_agc_([parameter for _, parameter in self.parameters], self.agc_clip)  # 2 x (P,)
+        with_grad = [(part_of(name), p) for name, p in self.policy.named_parameters() if p.grad is not None]
+        counts = self.parts | Counter(part for part, _ in with_grad)
+        grad_norms, is_clipped = clip_grad_agc_([p for _, p in with_grad], self.agc_clip)  # 2 x (P,)
         metrics = {**output.metrics, "train/grad_norm": grad_norms.norm()}
-        metrics |= self.by_part("train/grad_norm", grad_norms, th.norm)
-        metrics |= self.by_part("train/clip_share", is_clipped.float(), lambda own: own.sum() / max(len(own), 1))
+        metrics |= by_part("train/grad_norm", grad_norms, counts, th.norm)
+        metrics |= by_part("train/clip_share", is_clipped.float(), counts, lambda own: own.sum() / max(len(own), 1))
         values = self.mean_over_ranks(as_vector(metrics))  # (M,)
         is_finite = values.isfinite().all()
         self.step_if(is_finite, kept)
-        step_norms = self.step_norms()
+        step_norms = self.step_norms([p for _, p in with_grad], counts)
         self.metric_names = (*metrics, *step_norms)
         if step_norms:
             values = th.cat([values, as_vector(step_norms)])  # (M,)
         return UpdateResult(LatentState(*(part.detach() for part in output.states)), values, is_finite)
 
-    def by_part(self, name: str, values: th.Tensor, reduce: Callable[[th.Tensor], th.Tensor]) -> dict[str, th.Tensor]:
-        """
-        :param name: name of a metric
-        :param values: one value for each parameter with a gradient (P,)
-        :param reduce: norm or mean
-        :return: the metric for each part of the policy (world model, actor, critic), scalars
-        """
-        # In the order of the parameters, which lie part by part. A part that is frozen counts 0, so that its metrics stay.
-        counts = dict.fromkeys((part for part, _ in self.parameters), 0)
-        for part, parameter in self.parameters:
-            counts[part] += parameter.grad is not None
-        return {f"{name}/{part}": reduce(own) for part, own in zip(counts, values.split(list(counts.values())), strict=True)}
-
     @th.no_grad()
-    def step_norms(self) -> dict[str, th.Tensor]:
-        """:return: norm of the last change of each part's parameters, scalars; empty with another optimizer than LaProp"""
+    def step_norms(self, parameters: list[nn.Parameter], counts: dict[str, int]) -> dict[str, th.Tensor]:
+        """
+        :param parameters: those with a gradient
+        :param counts: see :func:`by_part`
+        :return: norm of the last change of each part's parameters, scalars; empty with another optimizer than LaProp
+        """
         if not isinstance(self.policy.optimizer, LaProp):
             return {}
         norms = self.policy.optimizer.step_norms()
-        ordered = [norms[parameter] for _, parameter in self.parameters if parameter.grad is not None]
-        return self.by_part("train/update_norm", th.stack(ordered), th.norm)
+        return by_part("train/update_norm", th.stack([norms[parameter] for parameter in parameters]), counts, th.norm)
 
     @th.no_grad()
     def step_if(self, is_finite: th.Tensor, kept: list[th.Tensor]) -> None:
