@@ -26,7 +26,6 @@ from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from sb3_dreamer.common.distributed.ranks import Agreement, RankLostError, Ranks
-from sb3_dreamer.common.progress_bar import UpdateProgressBar
 from sb3_dreamer.common.random_states import get_random_states, set_random_states
 
 if TYPE_CHECKING:
@@ -153,8 +152,9 @@ class ManyRanks(Ranks):
         callbacks = flatten(callback)
         if not self.is_main:
             callbacks = [one for one in callbacks if getattr(one, "all_ranks", False)]
-        # SB3's bar counts only the steps of one rank.
-        callbacks = [UpdateProgressBar(self.size) if type(one) is ProgressBarCallback else one for one in callbacks]
+        for one in callbacks:
+            if isinstance(one, ProgressBarCallback):  # changed in place: RL Zoo keeps its bar and closes it
+                one._on_step = partial(draw_all_ranks_steps, one, self.size)  # type: ignore[method-assign]
         return callbacks, progress_bar and self.is_main
 
     def main_saves(self, save: Callable[[Any], None], path: Any, progress: tuple[int, int]) -> None:
@@ -318,6 +318,12 @@ def flatten(callback: MaybeCallback) -> list[BaseCallback]:
     converted = ConvertCallback(callback)
     converted.all_ranks = getattr(callback, "all_ranks", False)  # type: ignore[attr-defined]
     return [converted]
+
+
+def draw_all_ranks_steps(bar: ProgressBarCallback, n_ranks: int) -> bool:
+    """Replacement of the progress bar's ``_on_step``, because its total counts the steps of all ranks."""
+    bar.pbar.update(bar.training_env.num_envs * n_ranks)
+    return True
 
 
 def to_sums(statistics: RunningMeanStd) -> np.ndarray:
