@@ -24,8 +24,7 @@ def main() -> None:
     args = parser.parse_args()
     env = make_vec_env("CartPole-v1", n_envs=4, seed=0)
     if any(args.folder.glob("checkpoint_*")):
-        # A learning rate that is a function is not stored.
-        model = DreamerV3.resume(args.folder, env, learning_rate=preset("small")["learning_rate"])
+        model = DreamerV3.resume(args.folder, env)
         print(f"Going on from step {model.num_timesteps}")
     else:
         model = DreamerV3("MlpPolicy", env, seed=0, verbose=1, **preset("small"))

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch as th
+from rl_zoo3.utils import SimpleLinearSchedule
 from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Figure
+from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_dreamer import DreamerV3
@@ -171,6 +173,25 @@ def test_functions_must_be_passed_again(tmp_path):
     passed = dict(learning_rate=lambda progress: 1e-3 * progress, policy_kwargs=dict(optimizer_class=th.optim.Adam))
     resumed = DreamerV3.resume(folder, counter_envs(), **passed)
     assert resumed.num_timesteps == 30 and resumed.training_ratio == 8
+
+
+@pytest.mark.parametrize(
+    ("learning_rate", "expected"),
+    [
+        (LinearSchedule(1e-3, 1e-4, 0.5), LinearSchedule(1e-3, 1e-4, 0.5)),
+        (SimpleLinearSchedule(1e-3), LinearSchedule(1e-3, 0.0, 1.0)),
+        (ConstantSchedule(1e-3), 1e-3),
+        ([(0, 1e-3), (100, 1e-4)], [(0, 1e-3), (100, 1e-4)]),
+    ],
+    ids=["sb3", "zoo", "zoo constant", "points"],
+)
+def test_known_schedules_are_stored(learning_rate, expected, tmp_path):
+    model = vectors(learning_rate=learning_rate).learn(30)
+    model.save_checkpoint(tmp_path / "checkpoints")
+    resumed = DreamerV3.resume(tmp_path, counter_envs())  # RL Zoo's folder of a run
+    assert repr(resumed.learning_rate) == repr(expected)
+    rates = [one.learn(30, reset_num_timesteps=False).lr_schedule(0.25) for one in (model, resumed)]
+    assert rates[0] == pytest.approx(rates[1], rel=1e-12)
 
 
 def test_another_model_or_environment_is_refused_by_name(tmp_path):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_dreamer.common.plain_data import NotPlainError, from_plain, to_plain
 
@@ -73,3 +74,8 @@ def test_other_values_are_refused_by_name(value, name):
 def test_unknown_kind():
     with pytest.raises(ValueError, match="unknown kind 'code'"):
         from_plain({"code": "print()"}, [])
+
+
+def test_linear_schedule():
+    back = there_and_back({"learning_rate": LinearSchedule(1e-3, 0.0, 1.0)})["learning_rate"]
+    assert isinstance(back, LinearSchedule) and back(0.25) == pytest.approx(2.5e-4)

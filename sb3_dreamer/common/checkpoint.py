@@ -30,6 +30,8 @@ from sb3_dreamer.common.plain_data import from_plain, to_plain
 
 FORMAT = 1
 INDEX, ARRAYS = "checkpoint.json", "arrays.npz"
+# Folder of the checkpoints inside of the folder that RL Zoo makes for a run.
+CHECKPOINTS = "checkpoints"
 NAME = re.compile(r"checkpoint_(\d{9,})")
 
 
@@ -237,7 +239,7 @@ def step_of(folder: Path) -> int:
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """
-    :param path: a checkpoint, or the folder with several, of which the newest is opened
+    :param path: a checkpoint; the folder with several, of which the newest is opened; or RL Zoo's folder of a run
     :return: the checkpoint
     :raises FileNotFoundError: if there is none
     :raises CheckpointError: if it is damaged
@@ -245,7 +247,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if (path / INDEX).exists() or NAME.fullmatch(path.name):
         return Checkpoint(path)
-    found = find_checkpoints(path)
+    found = find_checkpoints(path) or find_checkpoints(path / CHECKPOINTS)
     if not found:
         raise FileNotFoundError(f"`path` must be a checkpoint or a folder with checkpoints, there is none in {path}")
     return Checkpoint(found[-1])

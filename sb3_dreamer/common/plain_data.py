@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.utils import LinearSchedule
 
 # Types that JSON holds as they are.
 SIMPLE = (bool, int, float, str, type(None))
-ALLOWED = "numbers, strings, arrays, tensors, and lists, tuples, dicts and deques of these"
+ALLOWED = "numbers, strings, arrays, tensors, linear schedules, and lists, tuples, dicts and deques of these"
 
 
 class NotPlainError(TypeError):
@@ -18,7 +19,7 @@ class NotPlainError(TypeError):
 
 def to_plain(value: Any, arrays: list[np.ndarray], name: str = "value") -> Any:
     """
-    :param value: numbers, strings, arrays, tensors, and lists, tuples, dicts and deques of these
+    :param value: numbers, strings, arrays, tensors, SB3's ``LinearSchedule``, and lists, tuples, dicts and deques of these
     :param arrays: the arrays of the value are appended
     :param name: of the value, for the error
     :return: the same for JSON, with ``{"array": i}`` in place of ``arrays[i]``
@@ -30,6 +31,8 @@ def to_plain(value: Any, arrays: list[np.ndarray], name: str = "value") -> Any:
         return _array_to_plain(value, arrays, name)
     if isinstance(value, Fraction):
         return {"fraction": str(value)}
+    if type(value) is LinearSchedule:
+        return {"linear_schedule": [value.start, value.end, value.end_fraction]}
     if isinstance(value, dict):
         return {
             "dict": [[to_plain(part, arrays, f"{name}[{key!r}]") for part in (key, entry)] for key, entry in value.items()]
@@ -83,6 +86,8 @@ def from_plain(plain: Any, arrays: list[np.ndarray]) -> Any:
             return th.from_numpy(arrays[content].copy())
         case "fraction":
             return Fraction(content)
+        case "linear_schedule":
+            return LinearSchedule(*content)
         case "dict":
             return {from_plain(key, arrays): from_plain(entry, arrays) for key, entry in content}
         case "deque":

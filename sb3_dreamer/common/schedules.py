@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from fractions import Fraction
 from numbers import Real
+from typing import Any
 
 import numpy as np
 from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.utils import FloatSchedule
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 
 SCALINGS = ("sqrt", "linear", "sqrt+priming", "linear+priming", None)
 # Priming: this share of the one-rank rate until here, then a line to the scaled rate.
@@ -53,6 +54,18 @@ def make_schedule(learning_rate: float | Schedule | list[tuple[float, float]]) -
             f"(environment step, value) pairs, got {learning_rate!r}"
         )
     return FloatSchedule(learning_rate)
+
+
+def without_function(learning_rate: Any) -> Any:
+    """
+    :param learning_rate: as a user, or RL Zoo, gives it
+    :return: the same rate as data that a checkpoint can hold, where it is one of the known functions; others unchanged
+    """
+    if type(learning_rate) is ConstantSchedule:
+        return learning_rate.val
+    if type(learning_rate).__name__ == "SimpleLinearSchedule":  # of RL Zoo, which is not imported here
+        return LinearSchedule(learning_rate.initial_value, 0.0, 1.0)
+    return learning_rate
 
 
 def warmup_factor(n_updates: int, warmup_steps: int) -> float:

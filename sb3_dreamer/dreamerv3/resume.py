@@ -116,7 +116,7 @@ class ResumableAlgorithm(DistributedOffPolicyAlgorithm):
         Continue the run of a checkpoint with this model, which has just been made with the same settings and has an
         environment. If this fails, the model must not be used. See :meth:`resume`.
 
-        :param path: a checkpoint, or the folder with several, of which the newest is read
+        :param path: a checkpoint; the folder with several, of which the newest is read; or RL Zoo's folder of a run
         :raises FileNotFoundError: if there is none
         :raises CheckpointError: if it is damaged; the message names an older one
         :raises ValueError: if it does not fit the model or its environment
@@ -139,11 +139,11 @@ class ResumableAlgorithm(DistributedOffPolicyAlgorithm):
         On a CPU, the run then has the same weights as without the interruption if the environments have the methods
         ``get_state`` and ``set_state``; otherwise they begin a new episode.
 
-        :param path: a checkpoint, or the folder with several, of which the newest is read
+        :param path: a checkpoint; the folder with several, of which the newest is read; or RL Zoo's folder of a run
         :param env: environment, wrapped as before
         :param device: where the model goes
         :param kwargs: arguments of the constructor, instead of those in the checkpoint. Functions and classes are not stored
-            and must be passed again, also ``tensorboard_log``, ``verbose`` and the ``storage_folder`` of the replay buffer,
+            and must be passed again (SB3's and RL Zoo's linear schedules are stored), also ``tensorboard_log``, ``verbose`` and the ``storage_folder`` of the replay buffer,
             which belong to the process.
         :return: the model
         :raises FileNotFoundError: if there is no checkpoint

@@ -13,6 +13,7 @@ from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from sb3_dreamer.common.distributed.algorithm import DistributedOffPolicyAlgorithm
 from sb3_dreamer.common.env_state import set_states
 from sb3_dreamer.common.plain_data import is_plain
+from sb3_dreamer.common.schedules import without_function
 from sb3_dreamer.common.type_aliases import PolicyState
 
 # Counters and observations of a run. The attributes of the training ratio and of the metrics follow below; `run_state` adds
@@ -63,12 +64,13 @@ class Run(Protocol):
 
 def stored_settings(model: Run) -> dict[str, Any]:
     """
-    :return: arguments of the constructor. Those that are not plain data, such as functions and classes, are named in
-        ``"missing"``.
+    :return: arguments of the constructor. Those that are not plain data, such as functions (other than linear and
+        constant schedules) and classes, are named in ``"missing"``.
     """
     names = [name for name in constructor_arguments(type(model)) if name not in NOT_STORED]
     unset = object()  # of a subclass that does not keep its argument
     values = {name: getattr(model, STORED_AS.get(name, name), unset) for name in names}
+    values["learning_rate"] = without_function(values["learning_rate"])
     if isinstance(model.train_freq, TrainFreq):  # SB3 has converted it
         values["train_freq"] = (model.train_freq.frequency, model.train_freq.unit.value)
     # A folder of another machine is no place to write to.

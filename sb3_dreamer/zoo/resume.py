@@ -9,12 +9,10 @@ from typing import Any
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dreamer.callbacks import DreamerCheckpointCallback
-from sb3_dreamer.common.checkpoint import INDEX, find_checkpoints
+from sb3_dreamer.common.checkpoint import CHECKPOINTS, INDEX, find_checkpoints
 from sb3_dreamer.common.distributed.launch import is_launched
 from sb3_dreamer.dreamerv3 import DreamerV3
 
-# Folder of the checkpoints inside of the folder that RL Zoo makes for a run.
-CHECKPOINTS = "checkpoints"
 OPTIONS = ("-i", "--trained-agent")
 # RL Zoo only takes a .zip for -i. An empty one stands for the folder: path of the file -> folder.
 stand_ins: dict[str, Path] = {}
