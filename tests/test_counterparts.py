@@ -1,6 +1,7 @@
 """Arguments of SB3 and sb3-contrib that DreamerV3 does not have are rejected, and the error names the counterpart."""
 
 import inspect
+import re
 
 import pytest
 import sb3_contrib
@@ -9,7 +10,7 @@ from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_dreamer import DreamerPolicy, DreamerV3
-from sb3_dreamer.dreamerv3.counterparts import ARGUMENTS, POLICIES, POLICY_KWARGS
+from sb3_dreamer.dreamerv3.counterparts import ARGUMENTS, OTHER_IMPLEMENTATIONS, POLICIES, POLICY_KWARGS
 from sb3_dreamer.dreamerv3.model_sizes import SIZE_FIELDS
 from tests.support.helpers import TINY, counter_envs, counter_model
 
@@ -126,3 +127,24 @@ def test_arguments_of_others_at_load(tmp_path):
         with pytest.raises(TypeError, match=f"`{next(iter(arguments))}` is no argument of DreamerV3"):
             DreamerV3.load(tmp_path / "model", **arguments)
     assert DreamerV3.load(tmp_path / "model", batch_size=3).batch_size == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("train_ratio", "`train_ratio` is no argument of DreamerV3, got train_ratio=3; its counterpart: `training_ratio`"),
+        ("batch_length_T", "its counterpart: `batch_length`"),
+        ("actor_lr", "its counterpart: `learning_rate`"),
+        ("trainng_ratio", "`trainng_ratio` is no argument of DreamerV3; did you mean `training_ratio`"),
+        ("free_nat", "did you mean `free_nats`"),
+        ("xyz", "`xyz` is no argument of DreamerV3; the arguments are policy, env, learning_rate"),
+    ],
+)
+def test_unknown_arguments(name, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        counter_model(**{name: 3})
+
+
+def test_names_of_other_implementations_are_not_ours():
+    ours = set(inspect.signature(DreamerV3.__init__).parameters) | set(SIZE_FIELDS)
+    assert not ours & set(OTHER_IMPLEMENTATIONS) and not set(ARGUMENTS) & set(OTHER_IMPLEMENTATIONS)

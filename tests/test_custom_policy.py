@@ -98,6 +98,18 @@ def test_custom_encoder_or_decoder_alone(own):
     assert token_model(**own).learn(40)._n_updates > 0
 
 
+def test_classes_by_name(tmp_path):
+    """As in a YAML file. A checkpoint holds the names, so a run is resumed without passing the classes again."""
+    own = {f"{part}_class": f"{__name__}.Token{part.capitalize()}" for part in ("encoder", "decoder")}
+    model = token_model(**own, encoder_kwargs=dict(width=12)).learn(40)
+    assert type(model.policy.world_model.decoder) is TokenDecoder
+    with pytest.warns(UserWarning, match="get_state"):
+        model.save_checkpoint(tmp_path)
+        resumed = DreamerV3.resume(tmp_path, make_vec_env(TokenEnv, 2, seed=0))
+    assert type(resumed.policy.world_model.encoder) is TokenEncoder
+    assert th.equal(resumed.policy.world_model.encoder.embedding.weight, model.policy.world_model.encoder.embedding.weight)
+
+
 class PositionDecoder(nn.Module):
     """Reconstructs one of two keys."""
 
@@ -153,6 +165,11 @@ class NoDistribution(TokenDecoder):
         (dict(encoder_class=NoWidth), "`encoder_class` NoWidth must have a positive integer `features_dim`, got None"),
         (dict(encoder_class=WrongWidth), r"`encoder_class` WrongWidth must return .* = \(2, 48\) .* got \(2, 3\)"),
         (dict(decoder_class=WrongKey), r"`decoder_class` WrongKey must return .* among \['obs'\], got \['token'\]"),
+        (
+            dict(encoder_class="tests.nowhere.Encoder"),
+            "`encoder_class` must be a class, or 'package.module.Class', got 'tests.nowhere.Encoder': .* no attribute",
+        ),
+        (dict(decoder_class="tests.test_custom_policy.Missing"), "got 'tests.test_custom_policy.Missing': .* no attribute"),
         (dict(decoder_class=NoDistribution), "`decoder_class` NoDistribution must return distributions .* `obs` has not"),
     ],
 )

@@ -1,6 +1,8 @@
-"""Arguments and policies of other algorithms in SB3 and sb3-contrib, and their counterparts in DreamerV3."""
+"""Arguments and policies of other algorithms in SB3, and settings of other implementations, with their counterparts here."""
 
+import difflib
 import functools
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -44,6 +46,20 @@ ARGUMENTS = by_name(
         "none, policies are trained by gradients, not by random search",
     ),
 )
+# Settings of RLlib, sheeprl and the official code that have another name here.
+OTHER_IMPLEMENTATIONS = by_name(
+    ("train_ratio", "`training_ratio`, the replayed time steps per environment step"),
+    ("replay_ratio", "`training_ratio` = replay_ratio * batch_size * batch_length"),
+    ("batch_size_B per_rank_batch_size", "`batch_size`"),
+    ("batch_length_T per_rank_sequence_length", "`batch_length`"),
+    ("horizon_H imag_length", "`imagination_horizon`"),
+    ("horizon", "`imagination_horizon` for imagined trajectories, `gamma` = 1 - 1 / horizon for the discount"),
+    ("lam", "`return_lambda`"),
+    ("entropy_scale actent", "`ent_coef`"),
+    ("imag_last", "`imagine_last`"),
+    ("world_model_lr actor_lr critic_lr", "`learning_rate`, and `lr_scale` in `optimizer_kwargs` in `policy_kwargs`"),
+    ("use_float16", "`precision`"),
+)
 # Keys of `policy_kwargs`.
 POLICY_KWARGS = by_name(
     ("net_arch", "`units`, `hidden` and the numbers of layers, such as `actor_layers`"),
@@ -74,13 +90,26 @@ POLICIES = {
 def refuse_arguments(arguments: dict[str, Any]) -> None:
     """
     :param arguments: arguments by name
-    :raises TypeError: if one belongs to another algorithm of SB3, as an argument or a key of ``policy_kwargs``. The message
-        names its counterpart.
+    :raises TypeError: if one belongs to another algorithm of SB3, or to another implementation, as an argument or a key of
+        ``policy_kwargs``. The message names its counterpart.
     """
     for name, value in arguments.items():
-        counterpart = ARGUMENTS.get(name, POLICY_KWARGS.get(name))
+        counterpart = (POLICY_KWARGS | OTHER_IMPLEMENTATIONS | ARGUMENTS).get(name)
         if counterpart:
             raise TypeError(f"`{name}` is no argument of DreamerV3, got {name}={value!r}; its counterpart: {counterpart}")
+
+
+def refuse_unknown(arguments: Iterable[str], known: list[str]) -> None:
+    """
+    :param arguments: names of arguments
+    :param known: names that are allowed
+    :raises TypeError: if one is not allowed. The message names similar ones.
+    """
+    for name in arguments:
+        if name not in known:
+            similar = [f"`{one}`" for one in difflib.get_close_matches(name, known, n=1, cutoff=0.6)]
+            end = f"; did you mean {similar[0]}?" if similar else f"; the arguments are {', '.join(known)}"
+            raise TypeError(f"`{name}` is no argument of DreamerV3{end}")
 
 
 def hints(names: Iterable[str]) -> str:
@@ -90,11 +119,14 @@ def hints(names: Iterable[str]) -> str:
 
 def name_counterparts(constructor: Callable[..., None]) -> Callable[..., None]:
     """
-    Decorate a constructor, so that arguments and policies of other algorithms raise an error that names their counterpart.
+    Decorate a constructor, so that arguments and policies of other algorithms raise an error that names their counterpart, and
+    unknown arguments one that names similar ones.
 
     :param constructor: an ``__init__`` whose first argument is the policy
     :return: the decorated constructor, with the same signature
     """
+
+    known = list(inspect.signature(constructor).parameters)[1:]
 
     @functools.wraps(constructor)
     def checked(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -102,6 +134,7 @@ def name_counterparts(constructor: Callable[..., None]) -> Callable[..., None]:
         if isinstance(policy, str) and policy in POLICIES:
             raise ValueError(f"`{policy}` is no policy of DreamerV3, its counterpart: {POLICIES[policy]}")
         refuse_arguments(kwargs)
+        refuse_unknown(kwargs, known)
         constructor(self, *args, **kwargs)
 
     return checked

@@ -143,8 +143,8 @@ class ResumableAlgorithm(DistributedOffPolicyAlgorithm):
         :param env: environment, wrapped as before
         :param device: where the model goes
         :param kwargs: arguments of the constructor, instead of those in the checkpoint. Functions and classes are not stored
-            and must be passed again (SB3's and RL Zoo's linear schedules are stored), also ``tensorboard_log``, ``verbose`` and the ``storage_folder`` of the replay buffer,
-            which belong to the process.
+            and must be passed again (the linear schedules of SB3 and RL Zoo are stored), also ``tensorboard_log``,
+            ``verbose`` and the ``storage_folder`` of the replay buffer, which belong to the process.
         :return: the model
         :raises FileNotFoundError: if there is no checkpoint
         :raises CheckpointError: if it is damaged; the message names an older one

@@ -1,5 +1,6 @@
 """The world model: encoder, RSSM, decoder, reward and continue heads, and the loss that trains them."""
 
+import pkgutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +28,21 @@ def flatten_time(observations: TensorObs) -> TensorObs:
     if isinstance(observations, dict):
         return {key: value.flatten(0, 1) for key, value in observations.items()}
     return observations.flatten(0, 1)
+
+
+def find_class(argument: str, value: type[nn.Module] | str) -> type[nn.Module]:
+    """
+    :param argument: its name, for the error
+    :param value: a class, or its name with its module (``"package.module.Class"``), as a YAML file can hold it
+    :return: the class
+    :raises ValueError: if there is no such class
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return pkgutil.resolve_name(value)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"`{argument}` must be a class, or 'package.module.Class', got {value!r}: {error}") from error
 
 
 @contextmanager
@@ -86,9 +102,10 @@ class WorldModel(nn.Module):
     :param action_space: action space of the environment
     :param size: model dimensions
     :param keys: keys to encode and to reconstruct, and their layouts; None: all keys
-    :param encoder_class: custom encoder, called as ``encoder_class(observation_space, **encoder_kwargs)``. A module with
-        ``features_dim`` and ``forward(obs) -> (N, features_dim)``, where ``obs`` is a tensor (N, ...) or a dict of tensors in
-        the dtype of the space (float64 is stored as float32 in the replay buffer)
+    :param encoder_class: custom encoder, called as ``encoder_class(observation_space, **encoder_kwargs)``; a class, or its
+        name ``"package.module.Class"``. A module with ``features_dim`` and ``forward(obs) -> (N, features_dim)``, where
+        ``obs`` is a tensor (N, ...) or a dict of tensors in the dtype of the space (float64 is stored as float32 in the
+        replay buffer)
     :param encoder_kwargs: keyword arguments of the encoder
     :param decoder_class: custom decoder, called as ``decoder_class(observation_space, deter, stoch, classes,
         **decoder_kwargs)``. A module with ``forward(deter (N, D), stoch (N, S, K)) -> {key: distribution}``, where a
@@ -96,7 +113,7 @@ class WorldModel(nn.Module):
         space. If the space is not a Dict, the key is ``"obs"``. Keys that are not returned are not reconstructed.
     :param decoder_kwargs: keyword arguments of the decoder
     :param symlog_inputs: if False, the default encoder and decoder use vectors without symlog
-    :raises ValueError: if a custom encoder or decoder returns something else
+    :raises ValueError: if a custom encoder or decoder returns something else, or there is no class of that name
     """
 
     def __init__(
@@ -105,9 +122,9 @@ class WorldModel(nn.Module):
         action_space: spaces.Space,
         size: ModelSize,
         keys: ObservationKeys | None = None,
-        encoder_class: type[nn.Module] | None = None,
+        encoder_class: type[nn.Module] | str | None = None,
         encoder_kwargs: dict[str, Any] | None = None,
-        decoder_class: type[nn.Module] | None = None,
+        decoder_class: type[nn.Module] | str | None = None,
         decoder_kwargs: dict[str, Any] | None = None,
         symlog_inputs: bool = True,
     ):
@@ -117,7 +134,7 @@ class WorldModel(nn.Module):
         if encoder_class is None:
             self.encoder = MultiEncoder(observation_space, size, keys, symlog_inputs)
         else:
-            self.encoder = encoder_class(observation_space, **(encoder_kwargs or {}))
+            self.encoder = find_class("encoder_class", encoder_class)(observation_space, **(encoder_kwargs or {}))
             check_encoder(self.encoder, observation_space)
         self.rssm = RSSM(int(self.encoder.features_dim), encoded_dim(action_space), size)  # type: ignore[arg-type]
         self.decoder: nn.Module
@@ -125,7 +142,8 @@ class WorldModel(nn.Module):
             self.decoder = MultiDecoder(observation_space, size, keys, symlog_inputs)
             self.decoded_keys = sorted([*self.decoder.vector_keys, *self.decoder.image_keys])
         else:
-            self.decoder = decoder_class(observation_space, *size.latent_shape, **(decoder_kwargs or {}))
+            make_decoder = find_class("decoder_class", decoder_class)
+            self.decoder = make_decoder(observation_space, *size.latent_shape, **(decoder_kwargs or {}))
             self.decoded_keys = check_decoder(self.decoder, observation_space, size)
         self.reward_head = TwoHotHead(size, size.reward_layers)
         self.continue_head = ContinueHead(size)
