@@ -447,10 +447,8 @@ def audit_world_model(model: "DreamerV3", n_sequences: int = 128, burn_in: int =
     policy, n_rows = model.policy, burn_in + horizon
     arguments: Any = dict(n_sequences=n_sequences, seed=seed)
     opened = model.predict_open_loop(burn_in=burn_in, horizon=horizon, **arguments)
-    # The same seed draws the same sequences.
     seen = model.predict_open_loop(burn_in=n_rows, horizon=0, **arguments)
-    generator = np.random.default_rng(seed)
-    batch = model.replay_buffer.sample_sequences(n_sequences, n_rows, generator, model._vec_normalize_env)
+    batch = model.replayed_sequences(n_sequences, n_rows, seed)
     assert opened.true_rewards is not None and opened.true_continues is not None
     with policy.autocast():
         prior_share = share_known_by_prior(policy, batch, seed)

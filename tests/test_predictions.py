@@ -8,7 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_dreamer import DreamerV3
+from sb3_dreamer import DreamerV3, audit_world_model
 from sb3_dreamer.common.images import named_layout
 from sb3_dreamer.common.preprocessing import encode_actions
 from sb3_dreamer.common.type_aliases import LatentState
@@ -208,6 +208,23 @@ def test_normalised_observations_are_shown_as_the_model_reads_them():
     assert np.abs(result.true_rewards).max() <= env.clip_reward
 
 
+def test_a_model_loaded_without_vec_normalize_is_not_asked_about_raw_sequences(tmp_path):
+    env = VecNormalize(counter_envs())
+    model = DreamerV3("MlpPolicy", env, seed=0, **TINY).learn(120)
+    model.save(tmp_path / "model.zip")
+    model.save_replay_buffer(tmp_path / "replay.pkl")
+    env.save(tmp_path / "statistics.pkl")
+    loaded = DreamerV3.load(tmp_path / "model.zip", counter_envs())
+    loaded.load_replay_buffer(tmp_path / "replay.pkl")
+    for ask in (loaded.predict_open_loop, lambda: audit_world_model(loaded)):
+        with pytest.raises(ValueError, match=r"trained with VecNormalize, and is without it.*`model.set_env"):
+            ask()
+    loaded.set_env(VecNormalize.load(tmp_path / "statistics.pkl", counter_envs()))
+    loops = [one.predict_open_loop(burn_in=2, horizon=4, seed=1) for one in (model, loaded)]
+    np.testing.assert_array_equal(loops[0].observations, loops[1].observations)
+    np.testing.assert_array_equal(loops[0].predicted, loops[1].predicted)
+
+
 def test_wrong_arguments():
     model = make_model(VECTOR)
     observations, actions = sample(VECTOR, 2, 5), sample(model.action_space, 2, 4)
@@ -226,6 +243,7 @@ def test_wrong_arguments():
         (lambda: model.imagine(state=(np.zeros((2, 8)),)), "Latents must hold deter and stoch, got 1 array"),
         (lambda: model.imagine(observations[:, 0], actions=np.zeros((2, 0, 2))), "`horizon` must be at least 1, got 0"),
         (lambda: model.reconstruct(observations[0, :, 0], actions), "`observations` must have leading axes"),
+        (lambda: model.imagine((observations[0, 0], {})), "passed a tuple to the predict.* function, or to one like it"),
         (lambda: model.imagine(), "`observation` or `state` must be given, got None for both"),
         (lambda: model.imagine(observations[:, 0], horizon=0), "`horizon` must be at least 1, got 0"),
         (lambda: model.decode((np.zeros((2, 3)), np.zeros((2, 2, 4)))), r"Latents must be deter \(..., 8\)"),

@@ -297,8 +297,16 @@ class DreamerPolicy(BasePolicy):
 
         :param observation: one observation or (n, ...)
         :return: tensors (n, ...) on the device, and whether the observation had a batch axis
-        :raises ValueError: if a key, a shape or a value does not belong to the observation space
+        :raises ValueError: if it is a Gym ``(obs, info)`` tuple, or a key, a shape or a value does not belong to the
+            observation space
         """
+        if isinstance(observation, tuple):
+            # Text as in SB3, because users search for it.
+            raise ValueError(
+                "You have passed a tuple to the predict() function, or to one like it, instead of a Numpy array or a Dict. "
+                "You are probably mixing Gym API with SB3 VecEnv API: `obs, info = env.reset()` (Gym) vs "
+                "`obs = vec_env.reset()` (SB3 VecEnv)"
+            )
         self.check_observation.check_numbers(observation)
         tensors, is_vectorized = super().obs_to_tensor(observation)
         n_rows = len(next(iter(tensors.values())) if isinstance(tensors, dict) else tensors)
@@ -341,14 +349,8 @@ class DreamerPolicy(BasePolicy):
             the wrong shape or invalid values, or the result is NaN or infinite
         """
         self.set_training_mode(False)
-        if isinstance(observation, tuple):
-            # The same text as in SB3, because users search for it.
-            raise ValueError(
-                "You have passed a tuple to the predict() function instead of a Numpy array or a Dict. You are probably "
-                "mixing Gym API with SB3 VecEnv API: `obs, info = env.reset()` (Gym) vs `obs = vec_env.reset()` (SB3 VecEnv)"
-            )
-        self._warn_if_stateless(is_stateless=state is None and episode_start is None)
         tensors, is_vectorized = self.obs_to_tensor(observation)
+        self._warn_if_stateless(is_stateless=state is None and episode_start is None)
         n = len(next(iter(tensors.values())) if isinstance(tensors, dict) else tensors)
         actions, next_state = self.step(
             tensors, self._state_to_tensor(state, n), self._starts_to_tensor(episode_start, n), deterministic

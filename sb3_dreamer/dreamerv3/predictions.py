@@ -17,7 +17,7 @@ from sb3_dreamer.common.preprocessing import (
     decode_actions,
     encode_actions,
 )
-from sb3_dreamer.common.type_aliases import LatentState, NumpyObs, TensorObs
+from sb3_dreamer.common.type_aliases import LatentState, NumpyObs, SequenceBatch, TensorObs
 from sb3_dreamer.dreamerv3.networks import MultiDecoder
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
 from sb3_dreamer.dreamerv3.rssm import stack_states
@@ -199,6 +199,24 @@ class WorldModelPredictions:
     action_space: spaces.Space
     gamma: float
     _vec_normalize_env: VecNormalize | None
+    _had_vec_normalize: bool
+
+    def replayed_sequences(self, n_sequences: int, n_rows: int, seed: int) -> SequenceBatch:
+        """
+        :param n_sequences: B
+        :param n_rows: T
+        :param seed: the same seed draws the same sequences
+        :return: sequences of the replay buffer (B, T, ...), normalised as for the model
+        :raises ValueError: if the replay buffer has no sequence of this length, or the model was trained with
+            ``VecNormalize`` and is without it
+        """
+        if self._had_vec_normalize and self._vec_normalize_env is None:
+            raise ValueError(
+                "The model was trained with VecNormalize, and is without it, so the sequences of the replay buffer cannot be "
+                "normalised. Give it the environment first: `model.set_env(VecNormalize.load(path, venv))`"
+            )
+        generator = np.random.default_rng(seed)
+        return self.replay_buffer.sample_sequences(n_sequences, n_rows, generator, self._vec_normalize_env)
 
     @th.no_grad()
     def decode(self, latents: tuple[Any, Any]) -> NumpyObs:
@@ -273,7 +291,7 @@ class WorldModelPredictions:
         :param deterministic: take modes instead of samples
         :param seed: seed of the drawn sequences and samples
         :return: see :class:`OpenLoop`
-        :raises ValueError: if a shape or a value is wrong, or the replay buffer has no sequence of this length
+        :raises ValueError: if a shape or a value is wrong, or as :meth:`replayed_sequences`
         """
         n_rows = burn_in + horizon if observations is None else self._lead(observations)[1]
         if not 1 <= burn_in <= n_rows:
@@ -285,9 +303,7 @@ class WorldModelPredictions:
                 raise ValueError("`observations` must be given together with `actions` and `episode_starts`, got None")
             if n_sequences < 1 or horizon < 0:
                 raise ValueError(f"`n_sequences` must be at least 1 and `horizon` at least 0, got {n_sequences} and {horizon}")
-            batch = self.replay_buffer.sample_sequences(
-                n_sequences, n_rows, np.random.default_rng(seed), self._vec_normalize_env
-            )
+            batch = self.replayed_sequences(n_sequences, n_rows, seed)
             sequences = Sequences(batch.observations, batch.prev_actions, batch.is_first, batch.initial)
             truth = to_numpy(batch.rewards), 1.0 - to_numpy(batch.is_terminal.float())
         else:
