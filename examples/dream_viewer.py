@@ -29,10 +29,9 @@ def main() -> None:
     else:
         model = DreamerV3.load(args.model, env=env)
         model.learning_rate = 0.0  # collect sequences to look at, and learn nothing
-    every = max(1, args.steps - args.steps // 20)
-    report = WorldModelReportCallback(every=every, burn_in=2, horizon=6, folder=args.folder)
-    dream = DreamCallback(every=every, n_trajectories=4, horizon=7, burn_in=2, folder=args.folder)
-    model.learn(args.steps, callback=[report, dream])
+    model.learn(args.steps)
+    WorldModelReportCallback(burn_in=2, horizon=6, folder=args.folder).report_on(model)
+    DreamCallback(n_trajectories=4, horizon=7, burn_in=2, folder=args.folder).report_on(model)
     print(audit_world_model(model, n_sequences=32, burn_in=2, horizon=5))
     print(*sorted(path.name for path in args.folder.rglob("*") if path.is_file()), sep="\n")
 

@@ -119,6 +119,7 @@ class DreamerCheckpointCallback(BaseCallback):
                 "or choose another folder"
             )
         if last is not None and last.parent == self.path and steps < step_of(last):
+            self.model.num_timesteps = self.model.steps_before_learn  # so that the advice can be followed
             raise ValueError(
                 f"`learn` starts at step {steps}, but `path` has a checkpoint of this run with {step_of(last)} steps: pass "
                 "`reset_num_timesteps=False` to continue, or choose another folder"

@@ -48,6 +48,7 @@ def read_preset(name: str) -> dict[str, Any]:
     import yaml  # not when the package is imported
 
     folder = hyperparams_dir()
+    name = name.removesuffix(".yml")
     file = folder / f"{name}.yml"
     if file.is_file() and file.name != DEFAULT:
         return yaml.safe_load(file.read_text())["default"]
@@ -58,7 +59,8 @@ def read_preset(name: str) -> dict[str, Any]:
         files = [str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yml") if path.name != DEFAULT]
         close = difflib.get_close_matches(name, [*files, *presets], n=3, cutoff=0.4)
         raise ValueError(
-            f"`name` must be a preset, got {name!r}; similar ones: {', '.join(close or sorted([*files, *presets]))}"
+            f"`name` must be a preset, got {name!r}; similar ones: {', '.join(close or sorted([*files, *presets]))}. For "
+            "other environments: 'small' (on a CPU) or 'default'"
         )
     return presets[name]
 

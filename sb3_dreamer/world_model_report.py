@@ -1,6 +1,7 @@
 """Callbacks that show what the world model predicts: open-loop predictions beside the truth, and imagined trajectories."""
 
 import math
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Figure, TensorBoardOutputFormat
+from stable_baselines3.common.logger import Figure, Logger, TensorBoardOutputFormat
 
 from sb3_dreamer.common.pictures import (
     CONTEXT,
@@ -77,7 +78,14 @@ class ReportCallback(BaseCallback):
             raise ValueError(
                 f"`{type(self).__name__}` shows observations, but the model reconstructs none, see `decoder_keys`"
             )
+        if not self.has_place:
+            warnings.warn(f"`{type(self).__name__}` writes no pictures: give it a `folder`, or the model a `tensorboard_log`")
         self._last = self.model.num_timesteps
+
+    @property
+    def has_place(self) -> bool:
+        """Whether pictures are written: without a log of the user, SB3's logger only has a temporary folder."""
+        return self.folder is not None or self.model.tensorboard_log is not None or self.model._custom_logger
 
     def _on_step(self) -> bool:
         if self.model.num_timesteps - self._last >= self.every:
@@ -95,6 +103,30 @@ class ReportCallback(BaseCallback):
             # With the next line of SB3 there may already be another report, and after the end of training there is no line.
             self.logger.dump(self.model.num_timesteps)
 
+    def report_on(self, model: "DreamerV3") -> None:
+        """
+        Write one report about a model that is not learning, such as a loaded one with its replay buffer.
+
+        :param model: is not changed
+        :raises ValueError: if this callback has no ``folder``, the replay buffer is too short, or as at the start of ``learn``
+        """
+        if self.folder is None:
+            raise ValueError("`folder` must be given for a report on a model that is not learning, got None")
+        loggers = {name: value for name, value in vars(model).items() if name == "_logger"}
+        model._logger = Logger(folder=None, output_formats=[])
+        try:
+            self.init_callback(model)
+            self._on_training_start()
+            rows = int(model.replay_buffer.filled.max())
+            if rows <= self.rows_needed:
+                raise ValueError(
+                    f"The replay buffer must have more than {self.rows_needed} rows of an environment, got {rows}"
+                )
+            self.report()
+        finally:
+            del model._logger
+            vars(model).update(loggers)
+
     @property
     def rows_needed(self) -> int:
         """Length of the sequences that are drawn from the replay buffer."""
@@ -107,9 +139,9 @@ class ReportCallback(BaseCallback):
     def _path(self, name: str) -> Path | None:
         """:return: path of a file of this step; None if there is no folder"""
         folder = self.folder
-        if folder is None and (self.model.tensorboard_log is not None or self.model._custom_logger):
-            folder = Path(self.logger.dir) / "world_model" if self.logger.dir else None
-        if folder is None:  # without a log of the user, SB3's logger has a temporary folder
+        if folder is None and self.has_place and self.logger.dir:
+            folder = Path(self.logger.dir) / "world_model"
+        if folder is None:
             return None
         path = Path(folder) / name.replace("/", "_").format(step=self.model.num_timesteps)
         path.parent.mkdir(parents=True, exist_ok=True)

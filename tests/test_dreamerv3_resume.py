@@ -250,6 +250,8 @@ def test_learn_from_step_0_in_the_folder_of_the_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="starts at step 0, but `path` has a checkpoint of this run with 60 steps"):
         resumed.learn(60, callback=DreamerCheckpointCallback(30, tmp_path))
     assert find_checkpoints(tmp_path) == before and len(list(tmp_path.iterdir())) == len(before)
+    resumed.learn(30, callback=DreamerCheckpointCallback(30, tmp_path), reset_num_timesteps=False)  # as the message says
+    assert resumed.num_timesteps == 90
 
 
 def test_a_checkpoint_of_another_run_is_not_replaced(tmp_path):

@@ -169,7 +169,8 @@ def test_no_files_without_a_log(monkeypatch, tmp_path):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     model = DreamerV3("MlpPolicy", "CartPole-v1", seed=0, **TINY)
-    model.learn(40, callback=WorldModelReportCallback(every=30, burn_in=1, horizon=3))
+    with pytest.warns(UserWarning, match="`WorldModelReportCallback` writes no pictures: give it a `folder`, or the model a"):
+        model.learn(40, callback=WorldModelReportCallback(every=30, burn_in=1, horizon=3))
     assert not list(tmp_path.rglob("*.png"))
 
 
@@ -188,3 +189,23 @@ def test_too_few_rows_are_waited_for(tmp_path):
     model = DreamerV3("MlpPolicy", "CartPole-v1", seed=0, **{**TINY, "learning_starts": 9})
     model.learn(12, callback=WorldModelReportCallback(every=4, folder=tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_report_on_a_loaded_model(tmp_path):
+    model = DreamerV3("MultiInputPolicy", NoiseEnv(SPACE, spaces.Discrete(2)), seed=0, **TINY).learn(60)
+    model.save(tmp_path / "model.zip")
+    model.save_replay_buffer(tmp_path / "replay.pkl")
+    loaded = DreamerV3.load(tmp_path / "model.zip", device="cpu")
+    dream = DreamCallback(horizon=3, n_trajectories=2, folder=tmp_path / "dreams")
+    with pytest.raises(ValueError, match="The replay buffer must have more than 6 rows of an environment, got 0"):
+        dream.report_on(loaded)
+    loaded.load_replay_buffer(tmp_path / "replay.pkl")
+    weights = {name: value.clone() for name, value in loaded.policy.state_dict().items()}
+    dream.report_on(loaded)
+    WorldModelReportCallback(n_sequences=2, burn_in=2, horizon=3, folder=tmp_path / "dreams").report_on(loaded)
+    names = {path.name for path in (tmp_path / "dreams").iterdir()}
+    assert {"imagination_60.gif", "open_loop_camera_60.gif", "audit_60.txt"} <= names
+    assert all(weights[name].equal(value) for name, value in loaded.policy.state_dict().items())
+    assert "_logger" not in vars(loaded)
+    with pytest.raises(ValueError, match="`folder` must be given for a report on a model that is not learning, got None"):
+        DreamCallback().report_on(loaded)

@@ -112,9 +112,27 @@ def refuse_unknown(arguments: Iterable[str], known: list[str]) -> None:
             raise TypeError(f"`{name}` is no argument of DreamerV3{end}")
 
 
-def hints(names: Iterable[str]) -> str:
-    """:return: one sentence for each of these keys of ``policy_kwargs`` that has a counterpart"""
-    return "".join(f"The counterpart of `{name}`: {POLICY_KWARGS[name]}. " for name in names if name in POLICY_KWARGS)
+def refuse_unknown_keys(given: Iterable[str], dimensions: Iterable[str], policy_class: type) -> None:
+    """
+    :param given: keys of ``policy_kwargs`` that are no arguments of the policy
+    :param dimensions: names of the dimensions of a model, which are allowed
+    :param policy_class: the policy
+    :raises TypeError: if a key is no dimension. The message names its counterpart, or a similar key.
+    """
+    names = inspect.signature(policy_class.__init__).parameters  # type: ignore[misc]
+    known = [name for name in names if name not in ("self", "observation_space", "action_space", "lr_schedule", "dimensions")]
+    unknown = sorted(set(given) - set(dimensions))
+    if not unknown:
+        return
+    hints = "".join(f"The counterpart of `{name}`: {POLICY_KWARGS[name]}. " for name in unknown if name in POLICY_KWARGS)
+    for name in unknown:
+        similar = difflib.get_close_matches(name, [*known, *dimensions], n=1, cutoff=0.6)
+        if similar and name not in POLICY_KWARGS:
+            hints += f"Did you mean `{similar[0]}`? "
+    raise TypeError(
+        f"`policy_kwargs` has no {', '.join(unknown)}. {hints}It has {', '.join(known)}. Dimensions are "
+        f"{', '.join(sorted(dimensions))}"
+    )
 
 
 def name_counterparts(constructor: Callable[..., None]) -> Callable[..., None]:

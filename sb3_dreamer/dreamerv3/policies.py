@@ -23,7 +23,7 @@ from sb3_dreamer.common.returns import ReturnNormalizer
 from sb3_dreamer.common.save_util import explain_newer_numpy
 from sb3_dreamer.common.type_aliases import LatentState, NumpyObs, PolicyState
 from sb3_dreamer.common.value_checks import ObservationCheck
-from sb3_dreamer.dreamerv3.counterparts import hints
+from sb3_dreamer.dreamerv3.counterparts import refuse_unknown_keys
 from sb3_dreamer.dreamerv3.heads import ActorHead, TwoHotHead
 from sb3_dreamer.dreamerv3.model_sizes import SIZE_FIELDS, resolve_model_size
 from sb3_dreamer.dreamerv3.world_model import WorldModel
@@ -132,10 +132,7 @@ class DreamerPolicy(BasePolicy):
             squash_output=isinstance(action_space, spaces.Box),
         )
         self.set_precision(precision)
-        unknown = sorted(set(dimensions) - SIZE_FIELDS)
-        if unknown:
-            known = ", ".join(sorted(SIZE_FIELDS))
-            raise TypeError(f"`policy_kwargs` has no {', '.join(unknown)}. {hints(unknown)}Dimensions are {known}")
+        refuse_unknown_keys(dimensions, SIZE_FIELDS, type(self))
         self.model_size = model_size
         self.dimensions = dimensions
         self.key_kwargs = dict(image_keys=image_keys, vector_keys=vector_keys, decoder_keys=decoder_keys)
@@ -215,7 +212,8 @@ class DreamerPolicy(BasePolicy):
             if name in state_dict and state_dict[name].shape != parameter.shape:
                 raise RuntimeError(
                     f"The parameters belong to a model of another size: `{name}` has shape {tuple(state_dict[name].shape)}, "
-                    f"that of model_size={self.model_size!r}, policy_kwargs={self.dimensions} has {tuple(parameter.shape)}"
+                    f"that of model_size={self.model_size!r} with {self.dimensions or 'no dimensions'} and "
+                    f"{self.network_kwargs} in `policy_kwargs` has {tuple(parameter.shape)}"
                 )
         return super().load_state_dict(state_dict, *args, **kwargs)
 

@@ -63,12 +63,14 @@ class ResumableAlgorithm(DistributedOffPolicyAlgorithm):
         self._pending_log: dict[str, Any] = {}
         self._saved_random_states: dict[str, Any] | None = None
         self._had_vec_normalize = False
+        self.steps_before_learn = 0
         self.save_if_workers_end: Callable[[], bool] = lambda: False
         super().__init__(*args, **kwargs)
 
     def learn(self: SelfResumable, *args: Any, **kwargs: Any) -> SelfResumable:
         """As SB3's; if Ctrl-C has also ended the processes of the environments, a checkpoint callback saves the run."""
         self.save_if_workers_end = lambda: False  # until a callback of this `learn` sets it
+        self.steps_before_learn = self.num_timesteps
         try:
             return super().learn(*args, **kwargs)
         except WorkerError:
