@@ -18,9 +18,9 @@ from tests.support.package import ROOT
 QUICK = "n_envs:2 batch_size:2 batch_length:8 training_ratio:2 learning_rate:'lin_1e-3' buffer_size:2000".split()
 
 
-def train(folder, *options):
+def train(folder, *options, params=()):
     command = [sys.executable, "-m", "sb3_dreamer.zoo", "train", "--algo", "dreamerv3", "--env", "CartPole-v1", "-f", "logs"]
-    command += ["-n", "400", "-tb", "tb", "--eval-freq", "-1", "--log-interval", "1", *options, "-params", *QUICK]
+    command += ["-n", "400", "-tb", "tb", "--eval-freq", "-1", "--log-interval", "1", *options, "-params", *QUICK, *params]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -54,6 +54,15 @@ def test_three_times_400_steps(kind, tmp_path):
             assert ("Continuing from" if kind == "folder" else "Loading replay buffer") in output
     # No new warm-up: an update for each 8 steps from the first run on.
     assert updates[1] - updates[0] == updates[2] - updates[1] == 400 * 2 // 16
+
+
+def test_networks_come_from_the_checkpoint(tmp_path):
+    """As with a .zip, ``-params`` of the networks need not be repeated."""
+    train(tmp_path, "--save-freq", "150", params=["policy_kwargs:dict(deter=32,hidden=24,stoch=4,classes=4,units=24)"])
+    logs = tmp_path / "logs" / "dreamerv3"
+    assert "with the networks of that run" in train(tmp_path, "-i", f"{logs / 'CartPole-v1_1'}")
+    model = DreamerV3.load(logs / "CartPole-v1_2" / "CartPole-v1.zip", device="cpu")
+    assert model.num_timesteps == 800 and (model.policy.size.deter, model.policy.size.units) == (32, 24)
 
 
 def test_folders_that_are_accepted(tmp_path):

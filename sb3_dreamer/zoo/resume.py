@@ -9,11 +9,12 @@ from typing import Any
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dreamer.callbacks import DreamerCheckpointCallback
-from sb3_dreamer.common.checkpoint import CHECKPOINTS, INDEX, find_checkpoints
+from sb3_dreamer.common.checkpoint import CHECKPOINTS, INDEX, find_checkpoints, open_checkpoint
 from sb3_dreamer.common.distributed.launch import is_launched
 from sb3_dreamer.dreamerv3 import DreamerV3
 
 OPTIONS = ("-i", "--trained-agent")
+OF_NETWORKS = ("model_size", "policy_kwargs")
 # RL Zoo only takes a .zip for -i. An empty one stands for the folder: path of the file -> folder.
 stand_ins: dict[str, Path] = {}
 
@@ -55,11 +56,12 @@ def resume(manager: Any, hyperparams: dict[str, Any], env: VecEnv) -> DreamerV3:
     :return: the model, which continues the run
     """
     folder = stand_ins[manager.trained_agent]
-    print(f"Continuing from {folder}")
-    names = "seed", "tensorboard_log", "verbose", "device"
-    model = DreamerV3(env=env, **{name: getattr(manager, name) for name in names}, **hyperparams)
-    model.load_checkpoint(folder)
-    return model
+    print(f"Continuing from {folder}, with the networks of that run")
+    # As RL Zoo does with a .zip: networks come from the file, other settings from preset and command line.
+    missing = open_checkpoint(folder).content()["settings"]["missing"]
+    settings = {name: value for name, value in hyperparams.items() if name not in OF_NETWORKS or name in missing}
+    process = {name: getattr(manager, name) for name in ("seed", "tensorboard_log", "verbose")}
+    return DreamerV3.resume(folder, env, manager.device, **settings | process)
 
 
 def add_callback(manager: Any) -> None:
