@@ -72,20 +72,6 @@ def test_a_discrete_actor_starts_close_to_uniform():
     assert ActorHead(spaces.Discrete(5), SIZE).output_std is None
 
 
-def test_the_range_of_the_entropy():
-    actor = ActorHead(BOX, SIZE)
-    low, high = actor.entropy_range
-    with th.no_grad():
-        for value, limit in ((-1e3, low), (1e3, high)):
-            actor.output_std.weight.zero_()
-            actor.output_std.bias.fill_(value)
-            assert actor(features(3)).entropy().sum(-1).tolist() == pytest.approx([limit] * 3)
-    actor = ActorHead(spaces.MultiDiscrete(UNEQUAL), SIZE)
-    low, high = actor.entropy_range
-    th.nn.init.zeros_(actor.output.weight)
-    assert low == 0.0 and actor(features(3)).entropy().sum(-1).tolist() == pytest.approx([high] * 3)
-
-
 def test_unimix_is_shared_equally_by_the_classes_of_each_group():
     actor = ActorHead(spaces.MultiDiscrete(UNEQUAL), replace(SIZE, actor_unimix=0.12))
     with th.no_grad():

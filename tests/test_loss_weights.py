@@ -47,6 +47,14 @@ def test_a_large_loss_raises_the_weights_of_the_others():
     assert weights()["reward"] == 100.0 and weights()["reconstruction/obs"] == 1.0
 
 
+def test_reward_and_continue_never_weigh_less_than_an_observation():
+    """A reward that cannot be predicted yet: alone its weight would be 1.6."""
+    weights = HarmonyWeights([*NAMES, "reconstruction/goal"])
+    weights.update(th.tensor([0.226, 1e-4, 0.01, 0.002]))
+    alone = [2 / (size + (size * size + 4 * size) ** 0.5) for size in (1e-4, 0.01, 0.002)]
+    assert list(weights().values()) == pytest.approx([alone[2], alone[0], alone[1], alone[2]], rel=1e-4)
+
+
 def test_the_mean_is_running_and_not_biased_by_its_start():
     assert weights_after(0.2) == pytest.approx(weights_after(*[0.2] * 50), rel=1e-5)
     mean = (0.99 * 0.01 * 0.1 + 0.01 * 0.3) / (1 - 0.99**2)

@@ -61,7 +61,13 @@ class Result(NamedTuple):
 
 
 # Trials whose settings have another meaning today.
-OLD_RULES = {"auto01": ["ent_coef: auto: weight of 0.1 (target - share) and a linear target from 1 to 0"]}
+OLD_RULES = {
+    "auto01": ["ent_coef: auto: weight of 0.1 (target - share) and a linear target from 1 to 0"],
+    "auto03": [
+        "ent_coef: auto: weight of 0.3 (target - share) and a target from 1 to 0.2",
+        "harmony: reward without least weight",
+    ],
+}
 
 
 def load(folder: Path = RESULTS) -> list[Result]:

@@ -261,9 +261,6 @@ class BoundedNormal:
     :param raw_std: (..., A)
     """
 
-    # Least and largest entropy of one dimension in nats: log(std) + log(2 pi e) / 2 for the limits of the standard deviation.
-    ENTROPY_RANGE = tuple(math.log(std) + 0.5 * math.log(2.0 * math.pi * math.e) for std in (0.1, 1.0))
-
     def __init__(self, raw_mean: th.Tensor, raw_std: th.Tensor):
         self.mean = th.tanh(at_least_float32(raw_mean))
         self.std = 0.1 + 0.9 * th.sigmoid(at_least_float32(raw_std) + 2.0)

@@ -23,13 +23,18 @@ class HarmonyWeights(nn.Module):
     same, and no loss has less than the weight of the paper: with weight 1 / L an image is worth less than the KL that
     encoding it costs, and the posterior ignores it. Weights above ``largest`` are cut.
 
-    :param names: names of the losses
+    Reward and continue never weigh less than an observation. A reward that cannot be predicted yet has a large loss, so by the
+    formula a small weight, although it is what matters. The gradient of the observations would hide it, and it would stay
+    unpredictable.
+
+    :param names: names of the losses; those of observations start with ``reconstruction``
     :param decay: decay of the running means, which are corrected for their start at zero
     :param largest: largest weight
     """
 
     means: th.Tensor
     n_updates: th.Tensor
+    is_observation: th.Tensor
 
     def __init__(self, names: list[str], decay: float = 0.99, largest: float = 100.0):
         super().__init__()
@@ -38,6 +43,8 @@ class HarmonyWeights(nn.Module):
         self.largest = largest
         self.register_buffer("means", th.zeros(len(names)))
         self.register_buffer("n_updates", th.zeros(()))
+        is_observation = th.tensor([name.startswith("reconstruction") for name in names])
+        self.register_buffer("is_observation", is_observation, persistent=False)
         self.register_load_state_dict_pre_hook(start_without_means)
 
     @th.no_grad()
@@ -47,6 +54,8 @@ class HarmonyWeights(nn.Module):
         means = means.clamp_min(0.0)
         weights = 2.0 / (means + (means.square() + 4.0 * means).sqrt())  # (M,)
         weights = (weights / weights.amin().clamp(max=1.0)).clamp(max=self.largest)  # (M,), at least 1
+        least = th.where(self.is_observation, weights, 0.0).amax()
+        weights = th.where(self.is_observation, weights, weights.maximum(least))  # (M,)
         weights = th.where(self.n_updates == 0, 1.0, weights)
         return dict(zip(self.names, weights.unbind(), strict=True))
 
@@ -67,5 +76,5 @@ def start_without_means(weights: nn.Module, state_dict: dict[str, Any], prefix: 
     :param state_dict: gets what is missing
     :param prefix: of the names
     """
-    for name, buffer in weights.named_buffers(recurse=False):
-        state_dict.setdefault(prefix + name, th.zeros_like(buffer))
+    for name in ("means", "n_updates"):
+        state_dict.setdefault(prefix + name, th.zeros_like(getattr(weights, name)))

@@ -22,7 +22,7 @@ ARGUMENTS = by_name(
     ("n_steps", "`return_lambda` for the returns, `batch_length` for the windows, `train_freq` for the rollouts"),
     ("action_noise use_sde sde_sample_freq use_sde_at_warmup", NO_NOISE),
     ("exploration_fraction exploration_initial_eps exploration_final_eps", NO_NOISE),
-    ("target_entropy", "`ent_coef`, a weight of the entropy, or 'auto': the target falls over the run"),
+    ("target_entropy", "`ent_coef`, a weight of the entropy, or 'auto': the weight falls over the run"),
     ("target_policy_noise target_noise_clip", "none, the critic learns from imagined actions"),
     ("optimize_memory_usage", "none, every observation is stored only once anyway"),
     ("net_arch", "`model_size`, or single dimensions in `policy_kwargs`"),

@@ -61,10 +61,9 @@ class DreamerV3(WorldModelPredictions, ResumableAlgorithm):
     :param gamma: discount factor; it is part of the target of the continue head, gamma * (1 - terminal)
     :param return_lambda: lambda of the returns
     :param tau: soft update coefficient of the slow critic (target network), which is updated at each update
-    :param ent_coef: weight of the actor's entropy; ``"auto"``: the weight that leads the entropy to a target. The target is
-        a position between the least entropy (0) and the largest (1), and falls from 1 to 0.2 over the steps of ``learn``:
-        0.2 + 0.8 x^2, where x is the share of steps that is left. It is 1 until two rewards have differed, or until an
-        episode has terminated if all rewards are equal and not 0
+    :param ent_coef: weight of the actor's entropy; ``"auto"``: it falls geometrically from 0.05 to 0.003 over the steps of
+        ``learn``, and stays 0.05 until two rewards have differed, or until an episode has terminated if all rewards are equal
+        and not 0
     :param free_nats: dynamics and representation loss are clipped from below at this value
     :param loss_scales: weights of the losses by name, see :data:`~sb3_dreamer.dreamerv3.losses.LOSS_SCALES`; losses that are
         not named keep their weight. ``"reconstruction"`` takes a number, or weights by observation key. ``"harmony"`` gives
@@ -378,7 +377,7 @@ class DreamerV3(WorldModelPredictions, ResumableAlgorithm):
         for _ in range(gradient_steps):
             self._clock.start()
             self._update_learning_rate(self.policy.optimizer)
-            self.loss_module.set_entropy_target(self._current_progress_remaining, self.replay_buffer.returns_differ)
+            self.loss_module.set_progress(self._current_progress_remaining, self.replay_buffer.returns_differ)
             batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
             # Loss, gradient, clipping, optimizer step, slow critic: `update.py`, or a faster version in `fast/`.
             posterior, metrics, is_finite = self._update(batch)

@@ -1,7 +1,5 @@
 """Heads: they map features of a latent state to a distribution."""
 
-import math
-
 import torch as th
 from gymnasium import spaces
 from torch import nn
@@ -107,14 +105,6 @@ class ActorHead(nn.Module):
             assert self.output_std is not None
             return BoundedNormal(self.output(x), self.output_std(x))
         return MultiCategorical(self.output(x), self.sizes, self.unimix)
-
-    @property
-    def entropy_range(self) -> tuple[float, float]:
-        """Least and largest entropy of an action in nats, summed over its dimensions."""
-        if self.sizes is None:
-            low, high = BoundedNormal.ENTROPY_RANGE
-            return low * self.noise_dim, high * self.noise_dim
-        return 0.0, math.log(math.prod(self.sizes))
 
     def draw_noise(self, *shape: int, generator: th.Generator | None = None) -> th.Tensor:
         """

@@ -33,6 +33,7 @@ LOSS_SCALES: dict[str, float] = {
 
 HARMONY = "harmony"
 AUTO = "auto"
+AUTO_ENT_COEF = 0.05, 0.003  # at the start and at the end of `learn`
 LossScales = Mapping[str, float | Mapping[str, float]] | str
 
 
@@ -57,24 +58,21 @@ def check_key_scales(key_scales: Mapping[str, float], decoded: list[str]) -> Non
         raise ValueError(f"`loss_scales['reconstruction']` must name keys that are reconstructed: {decoded}, got {unknown}")
 
 
-def auto_ent_coef(entropy: th.Tensor, weight: th.Tensor, limits: tuple[float, float], target: th.Tensor) -> th.Tensor:
+def auto_ent_coef(progress_remaining: float, returns_differ: bool) -> float:
     """
-    Weight of the entropy that leads it to a target from above and from below:
+    Weight of the entropy that falls over the run. States whose actions make no difference stay random at every weight, so that
+    they are explored; a policy that is good stays so.
 
     .. code-block:: text
 
-        share      (mean entropy - least) / (largest - least), from 0 to 1
-        weight     0.3 (target - share), negative if the entropy is above its target
+        weight    0.05 until there is something to learn, then 0.003 (0.05 / 0.003)^progress_remaining, from 0.05 to 0.003
 
-    :param entropy: of the policy in imagined states (N, H)
-    :param weight: weights of these states (N, H)
-    :param limits: least and largest entropy
-    :param target: share that is aimed at, a scalar
-    :return: weight of the entropy, a scalar without gradient
+    :param progress_remaining: from 1 to 0, below 0 after the last step of ``learn``
+    :param returns_differ: see :attr:`~sb3_dreamer.common.buffers.SequenceReplayBuffer.returns_differ`
+    :return: the weight
     """
-    low, high = limits
-    mean = (entropy.detach() * weight).sum() / weight.sum().clamp_min(1e-8)
-    return 0.3 * (target - (mean - low) / max(high - low, 1e-8))  # an action space with a single action has no range
+    first, last = AUTO_ENT_COEF
+    return last * (first / last) ** max(0.0, progress_remaining) if returns_differ else first
 
 
 def actor_loss(
@@ -141,8 +139,8 @@ class DreamerLoss(nn.Module):
     :param imagination_horizon: H
     :param gamma: discount
     :param return_lambda: lambda of the returns
-    :param ent_coef: weight of the actor's entropy; ``"auto"``: see :func:`auto_ent_coef`, towards the share of
-        ``entropy_target``, which the training loop sets
+    :param ent_coef: weight of the actor's entropy; ``"auto"``: see :func:`auto_ent_coef`; the training loop calls
+        :meth:`set_progress`
     :param free_nats: lower limit of dynamics and representation loss, in nats
     :param imagine_last: L, start imagination from only the last L rows of each window; 0: from all T rows
     :param loss_scales: replaces values of :data:`LOSS_SCALES`; ``"reconstruction"`` may be a dict of weights by observation
@@ -173,25 +171,16 @@ class DreamerLoss(nn.Module):
         self.is_harmony = loss_scales == HARMONY
         self.key_scales, self.loss_scales = split_loss_scales(loss_scales)
         check_key_scales(self.key_scales, policy.world_model.decoded_keys)
-        self.entropy_target: th.Tensor
-        self.register_buffer("entropy_target", th.ones((), device=policy.device), persistent=False)
+        # The current weight with "auto". A tensor, so that a captured update sees its changes.
+        self.falling_ent_coef: th.Tensor
+        self.register_buffer("falling_ent_coef", th.tensor(AUTO_ENT_COEF[0], device=policy.device), persistent=False)
         # With several ranks this is replaced by a function that gathers a tensor from all of them.
         self.gather: Callable[[th.Tensor], th.Tensor] = th.detach
 
-    def set_entropy_target(self, progress_remaining: float, returns_differ: bool) -> None:
-        """
-        With ``ent_coef="auto"``: the policy stays random until there is something to learn, then the target falls. It does
-        not reach 0: actions that are never tried cannot be learned.
-
-        .. code-block:: text
-
-            target    0.2 + 0.8 progress_remaining^2, from 1 to 0.2
-
-        :param progress_remaining: from 1 to 0, below 0 after the last step of ``learn``
-        :param returns_differ: see :attr:`~sb3_dreamer.common.buffers.SequenceReplayBuffer.returns_differ`
-        """
+    def set_progress(self, progress_remaining: float, returns_differ: bool) -> None:
+        """With ``ent_coef="auto"``: set the weight of the entropy, see :func:`auto_ent_coef`, whose arguments these are."""
         if self.ent_coef == AUTO:
-            self.entropy_target.fill_(0.2 + 0.8 * max(0.0, progress_remaining) ** 2 if returns_differ else 1.0)
+            self.falling_ent_coef.fill_(auto_ent_coef(progress_remaining, returns_differ))
 
     def draw_noise(self, batch_size: int, batch_length: int) -> UpdateNoise:
         """
@@ -315,19 +304,16 @@ class DreamerLoss(nn.Module):
         normalizer = self.policy.return_normalizer
         advantage = (imagined.returns - imagined.values[:, :-1]) / normalizer.scale  # (N, H)
         weights = imagined.weights[:, :-1]  # (N, H)
-        ent_coef: Any = self.ent_coef
-        if ent_coef == AUTO:
-            ent_coef = auto_ent_coef(entropy, weights, self.policy.actor.entropy_range, self.entropy_target)
-            ent_coef = self.gather(ent_coef.unsqueeze(0)).mean()
+        ent_coef: Any = self.falling_ent_coef if self.ent_coef == AUTO else self.ent_coef
         loss = actor_loss(log_prob, entropy, advantage, weights, ent_coef=ent_coef)
-        metrics = {"actor_critic/ent_coef": ent_coef} if self.ent_coef == AUTO else {}
+        # Clones, here and below: the buffers change in place while metrics wait for the logger.
+        metrics = {"actor_critic/ent_coef": ent_coef.clone()} if self.ent_coef == AUTO else {}
         metrics |= {
             "actor_critic/entropy": entropy.mean().detach(),
             "actor_critic/advantage_abs": advantage.abs().mean(),
             "actor_critic/return": imagined.returns.mean(),
             "actor_critic/value": imagined.values.mean(),
             "actor_critic/reward": imagined.rewards.mean(),
-            # Clones: the normaliser's buffers change in place while metrics wait for the logger.
             "actor_critic/return_low": normalizer.low.clone(),
             "actor_critic/return_high": normalizer.high.clone(),
         }
