@@ -54,7 +54,7 @@ class ReportCallback(BaseCallback):
     :param verbose: 1 prints the name of each file
     :param counts: further whole numbers by name
     :raises ValueError: if a whole number is below 1 or ``fps`` not positive; at the start of ``learn`` if the model is not a
-        DreamerV3 or reconstructs nothing
+        DreamerV3, reconstructs nothing, or was trained with ``VecNormalize`` and is without it
     """
 
     model: "DreamerV3"
@@ -78,6 +78,7 @@ class ReportCallback(BaseCallback):
             raise ValueError(
                 f"`{type(self).__name__}` shows observations, but the model reconstructs none, see `decoder_keys`"
             )
+        self.model.check_statistics()
         if not self.has_place:
             warnings.warn(f"`{type(self).__name__}` writes no pictures: give it a `folder`, or the model a `tensorboard_log`")
         self._last = self.model.num_timesteps

@@ -169,6 +169,7 @@ class NoDistribution(TokenDecoder):
             dict(encoder_class="tests.nowhere.Encoder"),
             "`encoder_class` must be a class, or 'package.module.Class', got 'tests.nowhere.Encoder': .* no attribute",
         ),
+        (dict(encoder_class="os.system"), "got 'os.system': it is no subclass of torch.nn.Module"),
         (dict(decoder_class="tests.test_custom_policy.Missing"), "got 'tests.test_custom_policy.Missing': .* no attribute"),
         (dict(decoder_class=NoDistribution), "`decoder_class` NoDistribution must return distributions .* `obs` has not"),
     ],

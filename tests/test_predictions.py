@@ -9,6 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dreamer import DreamerV3, audit_world_model
+from sb3_dreamer.callbacks import DreamCallback
 from sb3_dreamer.common.images import named_layout
 from sb3_dreamer.common.preprocessing import encode_actions
 from sb3_dreamer.common.type_aliases import LatentState
@@ -216,7 +217,8 @@ def test_a_model_loaded_without_vec_normalize_is_not_asked_about_raw_sequences(t
     env.save(tmp_path / "statistics.pkl")
     loaded = DreamerV3.load(tmp_path / "model.zip", counter_envs())
     loaded.load_replay_buffer(tmp_path / "replay.pkl")
-    for ask in (loaded.predict_open_loop, lambda: audit_world_model(loaded)):
+    report = DreamCallback(folder=tmp_path)
+    for ask in (loaded.predict_open_loop, lambda: audit_world_model(loaded), lambda: report.report_on(loaded)):
         with pytest.raises(ValueError, match=r"trained with VecNormalize, and is without it.*`model.set_env"):
             ask()
     loaded.set_env(VecNormalize.load(tmp_path / "statistics.pkl", counter_envs()))

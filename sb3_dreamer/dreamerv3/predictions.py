@@ -207,16 +207,19 @@ class WorldModelPredictions:
         :param n_rows: T
         :param seed: the same seed draws the same sequences
         :return: sequences of the replay buffer (B, T, ...), normalised as for the model
-        :raises ValueError: if the replay buffer has no sequence of this length, or the model was trained with
-            ``VecNormalize`` and is without it
+        :raises ValueError: if the replay buffer has no sequence of this length, or as :meth:`check_statistics`
         """
+        self.check_statistics()
+        generator = np.random.default_rng(seed)
+        return self.replay_buffer.sample_sequences(n_sequences, n_rows, generator, self._vec_normalize_env)
+
+    def check_statistics(self) -> None:
+        """:raises ValueError: if the model was trained with ``VecNormalize`` and is without it"""
         if self._had_vec_normalize and self._vec_normalize_env is None:
             raise ValueError(
                 "The model was trained with VecNormalize, and is without it, so the sequences of the replay buffer cannot be "
                 "normalised. Give it the environment first: `model.set_env(VecNormalize.load(path, venv))`"
             )
-        generator = np.random.default_rng(seed)
-        return self.replay_buffer.sample_sequences(n_sequences, n_rows, generator, self._vec_normalize_env)
 
     @th.no_grad()
     def decode(self, latents: tuple[Any, Any]) -> NumpyObs:

@@ -33,16 +33,19 @@ def flatten_time(observations: TensorObs) -> TensorObs:
 def find_class(argument: str, value: type[nn.Module] | str) -> type[nn.Module]:
     """
     :param argument: its name, for the error
-    :param value: a class, or its name with its module (``"package.module.Class"``), as a YAML file can hold it
+    :param value: a class, or its name with its module (``"package.module.Class"``), as a YAML file or a checkpoint can hold it
     :return: the class
-    :raises ValueError: if there is no such class
+    :raises ValueError: if there is no such class, or it is no ``nn.Module``: a name from a file must not call anything else
     """
     if not isinstance(value, str):
         return value
     try:
-        return pkgutil.resolve_name(value)
+        found = pkgutil.resolve_name(value)
+        if not (isinstance(found, type) and issubclass(found, nn.Module)):
+            raise ValueError("it is no subclass of torch.nn.Module")
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"`{argument}` must be a class, or 'package.module.Class', got {value!r}: {error}") from error
+    return found
 
 
 @contextmanager
