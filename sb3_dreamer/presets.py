@@ -60,7 +60,7 @@ def read_preset(name: str) -> dict[str, Any]:
         close = difflib.get_close_matches(name, [*files, *presets], n=3, cutoff=0.4)
         raise ValueError(
             f"`name` must be a preset, got {name!r}; similar ones: {', '.join(close or sorted([*files, *presets]))}. For "
-            "other environments: 'small' (on a CPU) or 'default'"
+            "other environments: 'small' on a CPU, or no preset"
         )
     return presets[name]
 
@@ -78,8 +78,8 @@ def preset(name: str) -> Preset:
     are not among the items. They are in the attribute ``zoo``: ``make_vec_env(id, n_envs=preset("small").zoo["n_envs"])``. If
     the environment must be wrapped, a warning says how.
 
-    :param name: of a file (``"small"``, ``"sizes/12m"``), or of a preset in ``dreamerv3.yml``: the id of an environment, or
-        ``"atari"``, which all ids ``"ALE/..."`` have
+    :param name: of a file (``"small"``, ``"sizes/12m"``, also with ``.yml``), or of a preset in ``dreamerv3.yml``: the id of
+        an environment, or ``"atari"``, which all ids ``"ALE/..."`` have
     :return: keyword arguments of the algorithm
     :raises ValueError: if there is no such preset
     """

@@ -135,9 +135,9 @@ def test_arguments_of_others_at_load(tmp_path):
         ("train_ratio", "`train_ratio` is no argument of DreamerV3, got train_ratio=3; its counterpart: `training_ratio`"),
         ("batch_length_T", "its counterpart: `batch_length`"),
         ("actor_lr", "its counterpart: `learning_rate`"),
-        ("trainng_ratio", "`trainng_ratio` is no argument of DreamerV3; did you mean `training_ratio`"),
-        ("free_nat", "did you mean `free_nats`"),
-        ("xyz", "`xyz` is no argument of DreamerV3; the arguments are policy, env, learning_rate"),
+        ("trainng_ratio", "`trainng_ratio` is no argument of DreamerV3. Did you mean `training_ratio`?"),
+        ("free_nat", "Did you mean `free_nats`?"),
+        ("xyz", "`xyz` is no argument of DreamerV3. The arguments are policy, env, learning_rate"),
     ],
 )
 def test_unknown_arguments(name, message):

@@ -138,6 +138,12 @@ def test_unknown_presets_name_similar_ones(name, similar):
         preset(name)
 
 
+def test_unknown_presets_name_those_for_every_environment():
+    with pytest.raises(ValueError, match="For other environments: 'small' on a CPU, or no preset"):
+        preset("MyEnv-v0")
+    assert f"{preset('small.yml')}" == f"{preset('small')}"
+
+
 def test_find_config(tmp_path):
     assert find_config(None) == str(FOLDER / "dreamerv3.yml")
     assert find_config("sizes/XL.yml") == str(FOLDER / "sizes" / "XL.yml")

@@ -63,11 +63,16 @@ class Result(NamedTuple):
 # Trials whose settings have another meaning today.
 OLD_RULES = {
     "auto01": ["ent_coef: auto: weight of 0.1 (target - share) and a linear target from 1 to 0"],
-    "auto03": [
-        "ent_coef: auto: weight of 0.3 (target - share) and a target from 1 to 0.2",
-        "harmony: reward without least weight",
-    ],
+    "auto03": ["ent_coef: auto: weight of 0.3 (target - share) and a target from 1 to 0.2"],
 }
+OLD_HARMONY = "loss_scales: harmony without a least weight of reward and continue"
+WITH_OLD_HARMONY = {*OLD_RULES, "ent3e-2"}  # where their preset has "harmony"
+
+
+def old_rules(trial: str, preset: dict[str, Any]) -> list[str]:
+    """:return: settings of a trial that have another meaning today"""
+    is_old = trial in WITH_OLD_HARMONY and preset.get("loss_scales") == "harmony"
+    return [*OLD_RULES.get(trial, []), *([OLD_HARMONY] if is_old else [])]
 
 
 def load(folder: Path = RESULTS) -> list[Result]:
@@ -79,7 +84,7 @@ def load(folder: Path = RESULTS) -> list[Result]:
             names = {name: head[name] for name in ("task", "algorithm", "seed")}
             # A file is renamed when its settings cease to be the preset; its first line stays as it was written.
             names["trial"] = path.stem.removeprefix(head["algorithm"]).removesuffix(f"-seed{head['seed']}").removeprefix("-")
-            differences = find_differences(TASKS[head["task"]], head) + OLD_RULES.get(names["trial"], [])
+            differences = find_differences(TASKS[head["task"]], head) + old_rules(names["trial"], head.get("preset", {}))
             results.append(Result(**names, differences=differences, lines=lines))
     return results
 

@@ -19,6 +19,8 @@ import numpy as np
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_dreamer import DreamerV3
+from sb3_dreamer.common.checkpoint import open_checkpoint
+from sb3_dreamer.dreamerv3.resume import load_content
 
 MORE_ROWS = 1000
 
@@ -75,9 +77,10 @@ def main() -> None:
     parser.add_argument("--folder", help="where to write; default: the system's folder for temporary files")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        line, checkpoint = measure_saving(args.rows, Path(folder))
+        line, path = measure_saving(args.rows, Path(folder))
+        checkpoint = open_checkpoint(path)
         model = make_model(args.rows)
-        _, line["load_checkpoint"] = measure(lambda: model.load_checkpoint(checkpoint))
+        _, line["load_checkpoint"] = measure(lambda: load_content(model, checkpoint, checkpoint.content()))
     sizes = {"rows": args.rows, "more_rows": MORE_ROWS, "buffer_gb": round(model.replay_buffer.nbytes / 1e9, 3)}
     print(json.dumps(sizes | line))
 

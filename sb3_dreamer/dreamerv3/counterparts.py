@@ -78,6 +78,8 @@ POLICY_KWARGS = by_name(
     ("shared_lstm enable_critic_lstm", "none, actor and critic read the state of the world model"),
     ("lstm_kwargs", LATENT),
 )
+# An argument that is also a key of `policy_kwargs`, such as `net_arch`, is looked up as an argument.
+COUNTERPARTS = POLICY_KWARGS | OTHER_IMPLEMENTATIONS | ARGUMENTS
 RECURRENT = "every policy here is recurrent"
 POLICIES = {
     "MlpLstmPolicy": f"`MlpPolicy`, {RECURRENT}",
@@ -94,41 +96,46 @@ def refuse_arguments(arguments: dict[str, Any]) -> None:
         ``policy_kwargs``. The message names its counterpart.
     """
     for name, value in arguments.items():
-        counterpart = (POLICY_KWARGS | OTHER_IMPLEMENTATIONS | ARGUMENTS).get(name)
+        counterpart = COUNTERPARTS.get(name)
         if counterpart:
             raise TypeError(f"`{name}` is no argument of DreamerV3, got {name}={value!r}; its counterpart: {counterpart}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """:return: a question that names the most similar of the known names, empty if none is similar"""
+    similar = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"Did you mean `{similar[0]}`? " if similar else ""
 
 
 def refuse_unknown(arguments: Iterable[str], known: list[str]) -> None:
     """
     :param arguments: names of arguments
     :param known: names that are allowed
-    :raises TypeError: if one is not allowed. The message names similar ones.
+    :raises TypeError: if one is not allowed. The message names a similar one.
     """
     for name in arguments:
         if name not in known:
-            similar = [f"`{one}`" for one in difflib.get_close_matches(name, known, n=1, cutoff=0.6)]
-            end = f"; did you mean {similar[0]}?" if similar else f"; the arguments are {', '.join(known)}"
-            raise TypeError(f"`{name}` is no argument of DreamerV3{end}")
+            public = [one for one in known if not one.startswith("_")]
+            hint = did_you_mean(name, public) or f"The arguments are {', '.join(public)}"
+            raise TypeError(f"`{name}` is no argument of DreamerV3. {hint.rstrip()}")
 
 
-def refuse_unknown_keys(given: Iterable[str], dimensions: Iterable[str], policy_class: type) -> None:
+def refuse_unknown_keys(given: Iterable[str], dimensions: Iterable[str], constructor: Callable[..., None]) -> None:
     """
     :param given: keys of ``policy_kwargs`` that are no arguments of the policy
     :param dimensions: names of the dimensions of a model, which are allowed
-    :param policy_class: the policy
+    :param constructor: of the policy
     :raises TypeError: if a key is no dimension. The message names its counterpart, or a similar key.
     """
-    names = inspect.signature(policy_class.__init__).parameters  # type: ignore[misc]
-    known = [name for name in names if name not in ("self", "observation_space", "action_space", "lr_schedule", "dimensions")]
     unknown = sorted(set(given) - set(dimensions))
     if not unknown:
         return
-    hints = "".join(f"The counterpart of `{name}`: {POLICY_KWARGS[name]}. " for name in unknown if name in POLICY_KWARGS)
+    own = inspect.signature(constructor).parameters
+    known = [name for name in own if name not in ("self", "observation_space", "action_space", "lr_schedule", "dimensions")]
+    hints = ""
     for name in unknown:
-        similar = difflib.get_close_matches(name, [*known, *dimensions], n=1, cutoff=0.6)
-        if similar and name not in POLICY_KWARGS:
-            hints += f"Did you mean `{similar[0]}`? "
+        theirs = POLICY_KWARGS.get(name)
+        hints += f"The counterpart of `{name}`: {theirs}. " if theirs else did_you_mean(name, [*known, *dimensions])
     raise TypeError(
         f"`policy_kwargs` has no {', '.join(unknown)}. {hints}It has {', '.join(known)}. Dimensions are "
         f"{', '.join(sorted(dimensions))}"

@@ -67,8 +67,8 @@ class DreamerV3(WorldModelPredictions, ResumableAlgorithm):
     :param free_nats: dynamics and representation loss are clipped from below at this value
     :param loss_scales: weights of the losses by name, see :data:`~sb3_dreamer.dreamerv3.losses.LOSS_SCALES`; losses that are
         not named keep their weight. ``"reconstruction"`` takes a number, or weights by observation key. ``"harmony"`` gives
-        reward, continue and each reconstructed key a weight that rises as the running mean of its loss falls, see
-        :class:`~sb3_dreamer.common.loss_weights.HarmonyWeights`.
+        reward, continue and each reconstructed key a weight that rises as the running mean of its loss falls, and reward and
+        continue at least that of the keys, see :class:`~sb3_dreamer.common.loss_weights.HarmonyWeights`.
     :param agc_clip: adaptive gradient clipping: largest ratio of a gradient's norm to the norm of its parameter tensor
     :param lr_warmup_steps: updates until the learning rate is reached; the first update has learning rate 0
     :param replay_context: start each window from the latent state stored with the row before it; after each update, store the

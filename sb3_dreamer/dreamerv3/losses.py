@@ -60,8 +60,8 @@ def check_key_scales(key_scales: Mapping[str, float], decoded: list[str]) -> Non
 
 def auto_ent_coef(progress_remaining: float, returns_differ: bool) -> float:
     """
-    Weight of the entropy that falls over the run. States whose actions make no difference stay random at every weight, so that
-    they are explored; a policy that is good stays so.
+    Weight of the entropy that falls over the run. At every weight, the policy stays random in states whose actions make no
+    difference to the model, so these are explored. The last weight is small, so that good actions are taken at the end.
 
     .. code-block:: text
 

@@ -132,7 +132,7 @@ class DreamerPolicy(BasePolicy):
             squash_output=isinstance(action_space, spaces.Box),
         )
         self.set_precision(precision)
-        refuse_unknown_keys(dimensions, SIZE_FIELDS, type(self))
+        refuse_unknown_keys(dimensions, SIZE_FIELDS, DreamerPolicy.__init__)
         self.model_size = model_size
         self.dimensions = dimensions
         self.key_kwargs = dict(image_keys=image_keys, vector_keys=vector_keys, decoder_keys=decoder_keys)

@@ -113,19 +113,6 @@ class ResumableAlgorithm(DistributedOffPolicyAlgorithm):
             last = f"the last complete one is {self.last_checkpoint}" if self.last_checkpoint else "there is none yet"
             raise OSError(error.errno, f"{error}. No checkpoint was saved in {path}; {last}") from error
 
-    def load_checkpoint(self, path: str | pathlib.Path) -> None:
-        """
-        Continue the run of a checkpoint with this model, which has just been made with the same settings and has an
-        environment. If this fails, the model must not be used. See :meth:`resume`.
-
-        :param path: a checkpoint; the folder with several, of which the newest is read; or RL Zoo's folder of a run
-        :raises FileNotFoundError: if there is none
-        :raises CheckpointError: if it is damaged; the message names an older one
-        :raises ValueError: if it does not fit the model or its environment
-        """
-        checkpoint = open_checkpoint(pathlib.Path(path).resolve())
-        load_content(self, checkpoint, checkpoint.content())
-
     @classmethod
     def resume(
         cls: type[SelfResumable], path: str | pathlib.Path, env: GymEnv, device: th.device | str = "auto", **kwargs: Any
@@ -226,6 +213,7 @@ class ResumableAlgorithm(DistributedOffPolicyAlgorithm):
             "_replay_chunks",
             "_pending_log",
             "save_if_workers_end",
+            "steps_before_learn",
             "learn",
         ]
 
