@@ -106,7 +106,15 @@ def atari100k(game: str) -> Task:
     )
 
 
-DM_CONTROL = "pendulum_swingup", "reacher_hard", "walker_stand", "cartpole_swingup", "ball_in_cup_catch", "walker_walk"
+DM_CONTROL = (
+    "pendulum_swingup",
+    "reacher_hard",
+    "walker_stand",
+    "cartpole_swingup",
+    "ball_in_cup_catch",
+    "walker_walk",
+    "walker_run",
+)
 TASKS: dict[str, Task] = {
     "cartpole": Task(
         "vectors, discrete actions",
