@@ -9,8 +9,8 @@ from stable_baselines3.common.utils import LinearSchedule
 PACKAGE = Path(__file__).parent
 DEFAULT = "dreamerv3.yml"
 # Keys of a preset that RL Zoo takes for itself, and those of them that change what the agent observes or is rewarded for.
-ZOO_KEYS = ("policy", "n_envs", "n_timesteps", "env_wrapper", "vec_env_wrapper", "frame_stack", "normalize", "env_kwargs")
 ENV_KEYS = ("env_wrapper", "vec_env_wrapper", "frame_stack", "normalize", "env_kwargs")
+ZOO_KEYS = ("policy", "n_envs", "n_timesteps", *ENV_KEYS, "monitor_kwargs", "callback")
 
 
 class Preset(dict[str, Any]):
@@ -74,9 +74,9 @@ def preset(name: str) -> Preset:
         model = DreamerV3("MlpPolicy", env, **preset("small"))
 
     RL Zoo takes some keys of a preset for itself: ``policy``, ``n_envs``, ``n_timesteps``, ``env_wrapper``,
-    ``vec_env_wrapper``, ``frame_stack``, ``normalize`` and ``env_kwargs``. They are not arguments of the algorithm, so they
-    are not among the items. They are in the attribute ``zoo``: ``make_vec_env(id, n_envs=preset("small").zoo["n_envs"])``. If
-    the environment must be wrapped, a warning says how.
+    ``vec_env_wrapper``, ``frame_stack``, ``normalize``, ``env_kwargs``, ``monitor_kwargs`` and ``callback``. They are not
+    arguments of the algorithm, so they are not among the items. They are in the attribute ``zoo``:
+    ``make_vec_env(id, n_envs=preset("small").zoo["n_envs"])``. If the environment must be wrapped, a warning says how.
 
     :param name: of a file (``"small"``, ``"sizes/12m"``, also with ``.yml``), or of a preset in ``dreamerv3.yml``: the id of
         an environment, or ``"atari"``, which all ids ``"ALE/..."`` have

@@ -34,6 +34,7 @@ from sb3_dreamer.callbacks import DreamerCheckpointCallback
 from sb3_dreamer.common.buffers import SequenceReplayBuffer
 from sb3_dreamer.common.envs import CounterEnv
 from sb3_dreamer.common.metrics import UnstableTrainingError
+from sb3_dreamer.zoo.presets import check_keys, find_config
 from tests.support.envs import NoiseEnv
 from tests.support.helpers import ACTION_SPACES, IMAGE, MIXED, TINY, VECTOR, counter_envs, counter_model
 
@@ -369,6 +370,9 @@ USES: dict[str, Callable[[], Any]] = {
     "model.policy_kwargs = dict(deter=16), then learn": set_and_learn("policy_kwargs", dict(deter=16)),
     "load with gradient_steps=4": load_model(gradient_steps=4),
     "load with trainin_ratio=4": load_model(trainin_ratio=4),
+    "RL Zoo, --conf-file smal.yml": lambda: find_config("smal.yml"),
+    "RL Zoo, a preset with env_wraper": lambda: check_keys(dict(policy="MlpPolicy", env_wraper="A"), "mine.yml"),
+    "RL Zoo, a preset without n_timesteps": lambda: check_keys(dict(policy="MlpPolicy"), "mine.yml"),
     "load with other policy_kwargs": load_model(policy_kwargs=dict(deter=16)),
     "load the file of SAC": load_sac,
     "load with another model_size": load_model(model_size="nano"),

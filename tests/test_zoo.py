@@ -142,7 +142,7 @@ def test_presets_are_found_for_our_algorithm_only():
         def __init__(self, args, algo, env_id, config=None):
             seen.append((algo, config))
 
-        _load_pretrained_agent = learn = create_callbacks = None
+        _load_pretrained_agent = learn = create_callbacks = read_hyperparameters = None
 
     module = SimpleNamespace(ExperimentManager=Manager)
     plugin.register_presets(module)

@@ -9,7 +9,7 @@ from typing import Any
 
 from sb3_dreamer.common.distributed.launch import is_launched
 from sb3_dreamer.dreamerv3 import DreamerV3
-from sb3_dreamer.zoo.presets import find_config
+from sb3_dreamer.zoo.presets import check_keys, find_config
 from sb3_dreamer.zoo.ranks import adapt_to_rank
 from sb3_dreamer.zoo.resume import accept_folder, add_callback, resume, stand_ins
 
@@ -53,6 +53,15 @@ def register_presets(exp_manager: ModuleType) -> None:
 
     init.finds_dreamerv3 = True  # type: ignore[attr-defined]
     manager.__init__ = init
+    read = manager.read_hyperparameters
+
+    def read_and_check(self: Any) -> Any:
+        hyperparams, saved = read(self)
+        if self.algo == NAME:
+            check_keys(hyperparams, f"{self.config} (with --hyperparams)" if self.custom_hyperparams else self.config)
+        return hyperparams, saved
+
+    manager.read_hyperparameters = read_and_check
     register_resume(manager)
     if is_launched():
         learn = manager.learn
