@@ -75,7 +75,7 @@ FAST = [
     {"dreamerv3.fast.scan", "dreamerv3.fast.dream"},
     {"dreamerv3.fast.loss"},
     {"dreamerv3.fast.compiled", "dreamerv3.fast.captured"},
-    {"dreamerv3.fast.ddp"},
+    {"dreamerv3.fast.ddp", "dreamerv3.fast.pieces"},
     {"dreamerv3.fast.make_update"},
 ]
 ALGORITHM = [{"dreamerv3.dreamerv3"}, {"dreamerv3"}]

@@ -81,9 +81,9 @@ def assert_as_one_rank(ours, theirs):
         th.testing.assert_close(ours["metrics"][name], values, rtol=1e-5, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("n_ranks", [1, 2, 4])
-def test_ranks_that_share_a_batch_equal_one_rank(n_ranks, one_rank, tmp_path):
-    for result in run_ranks("updates", tmp_path, n_ranks)[0]:
+@pytest.mark.parametrize("kind, n_ranks", [("pieces", 1), ("pieces", 2), ("pieces", 4), ("ddp", 2)])
+def test_ranks_that_share_a_batch_equal_one_rank(kind, n_ranks, one_rank, tmp_path):
+    for result in run_ranks(kind, tmp_path, n_ranks)[0]:
         assert_as_one_rank(result, one_rank)
 
 
@@ -101,7 +101,7 @@ def test_two_machines_equal_one_rank(one_rank, tmp_path):
         probe.bind(("localhost", 0))
         endpoint = f"localhost:{probe.getsockname()[1]}"
     meeting = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", "--rdzv-id=test"]
-    machines = [start(["-m", "tests.support.rank_worker", "updates", tmp_path], *meeting) for _ in range(2)]
+    machines = [start(["-m", "tests.support.rank_worker", "pieces", tmp_path], *meeting) for _ in range(2)]
     for status, output in map(finish, machines):
         assert status == 0, output
     for rank in range(2):
@@ -117,6 +117,36 @@ def test_ranks_skip_an_update_together(tmp_path):
             assert all(map(th.equal, results[i]["state"], results[i - 1]["state"]))
         assert not all(map(th.equal, results[2]["state"], results[1]["state"]))
     assert all(map(th.equal, ours[-1]["state"], theirs[-1]["state"]))
+
+
+@pytest.mark.parametrize("n_ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_captured_pieces_with_collectives_between_them(n_ranks, tmp_path):
+    """
+    Ranks capture again together although the tensors of only one have moved, and fall back together although only one cannot
+    capture. Nothing stale is read, and no collective runs inside of a captured piece.
+    """
+    results, _ = run_ranks("captured", tmp_path, n_ranks)
+    expected, _ = run_ranks("uncaptured", tmp_path, n_ranks)
+    for result in results:
+        assert all(map(th.equal, result["state"], results[0]["state"]))
+        # Rounding grows with the updates.
+        for i, tolerance in ((0, 1e-12), (49, 1e-9), (51, 1e-8), (101, 1e-3)):
+            np.testing.assert_allclose(result["trace"][i], expected[0]["trace"][i], rtol=tolerance, atol=tolerance)
+        assert result["n_collectives"] == results[0]["n_collectives"] >= 2 * 200
+        captures = result["captures"]
+        assert [captures[i] for i in (0, 49, 50, 99, 100, 149)] == [3, 3, 6, 6, 9, 9]
+    # At the failure the other ranks have captured three more pieces, which they drop.
+    assert [result["captures"][-1] for result in results] == [12, 9, 12, 12][:n_ranks]
+    for rank, result in enumerate(results):
+        (message,) = result["warned"]
+        assert ("this rank cannot capture" if rank == 1 else "it failed on another rank") in message
+
+
+def test_gradients_in_16_bits_are_close(one_rank, tmp_path):
+    first, second = run_ranks("bf16", tmp_path, 2)[0]
+    assert largest_error(first["gradients"][0], one_rank["gradients"][0]) < 1e-2
+    assert largest_error(first["gradients"][0], one_rank["gradients"][0]) > 1e-6
+    assert all(th.equal(first["parameters"][name], tensor) for name, tensor in second["parameters"].items())
 
 
 # ---- a real run ----
@@ -136,6 +166,7 @@ def test_a_run_with_callbacks_stays_in_sync_and_stops_together(real_run):
         "fingerprint_at_start",
         "fingerprint_later",
         "fingerprint_loaded",
+        "fingerprint_ddp",
         "n_updates",
         "num_timesteps",
     ):
@@ -169,7 +200,7 @@ def test_files_and_output_are_the_main_ranks(real_run):
     assert main["seconds"] > 6.0  # the evaluation took longer than the timeout of the gradients' process group
     assert (other["writers"], other["verbose"]) == ([], 0)
     assert main["writers"] == ["HumanOutputFormat", "TensorBoardOutputFormat"]
-    assert len(list((folder / "board").iterdir())) == 3  # one run continued in its folder
+    assert len(list((folder / "board").iterdir())) == 5  # one run continued in its folder
     assert not (folder / "model_of_1.zip").exists()
     assert re.search(r"has not saved \S+model_of_1.zip within 2 s", output)
     monitors = sorted(path.name for path in (folder / "monitor").iterdir())
@@ -189,7 +220,8 @@ def test_files_and_output_are_the_main_ranks(real_run):
         "2 ranks, distributed_scaling='sqrt': windows per update 4 -> 8, environments 2 -> 4, learning rate times 1.414"
         in output
     )
-    assert output.count("2 ranks,") == 4  # once per run
+    assert output.count("2 ranks,") == 6  # once per run
+    assert output.count("gradients in one all-reduce") == 4 and output.count("through torch's DDP") == 2
     assert "FutureWarning" not in output
 
 

@@ -50,6 +50,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "batch_length=8.0": dict(batch_length=8.0),
     "buffer_size=1e6": dict(buffer_size=1e6),
     "buffer_size=0": dict(buffer_size=0),
+    "reduce_dtype='fp16'": dict(reduce_dtype="fp16"),
     "training_ratio=0": dict(training_ratio=0),
     "training_ratio='high'": dict(training_ratio="high"),
     "learning_starts=-1": dict(learning_starts=-1),

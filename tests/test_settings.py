@@ -198,8 +198,8 @@ def test_invalid_settings_are_rejected_before_the_next_update(name, value, messa
 def test_a_captured_update_is_rebuilt_when_needed(monkeypatch):
     made, right = [], algorithm_module.make_update
 
-    def make_captured(*args: Any) -> CapturedUpdate:
-        made.append(CapturedUpdate(right(*args), PythonGraph))
+    def make_captured(*args: Any, **kwargs: Any) -> CapturedUpdate:
+        made.append(CapturedUpdate(right(*args, **kwargs), PythonGraph))
         return made[-1]
 
     monkeypatch.setattr(algorithm_module, "make_update", make_captured)

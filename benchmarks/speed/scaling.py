@@ -6,9 +6,9 @@ Cost of communication between ranks: a training update without communication, wi
     python -m benchmarks.speed.scaling --device cuda --ranks 1 8 --iterations 50
     python -m benchmarks.speed.scaling --bytes                     # only the bytes per update, for all model sizes
 
-Each number of ranks is one launch of torchrun. Three variants take turns: the update on all ranks without communication, the
-update with all-reduced gradients, and the all-reduce alone. Prints one line of JSON per number of ranks. Each rank trains on a
-full batch, so two ranks do twice the work.
+Each number of ranks is one launch of torchrun. Four variants take turns: the update on all ranks without communication, the
+update in pieces with one all-reduce, the update through torch's DDP, and the all-reduce alone. Prints one line of JSON per
+number of ranks. Each rank trains on a full batch, so two ranks do twice the work.
 """
 
 import argparse
@@ -24,7 +24,8 @@ import torch as th
 
 from benchmarks.speed.workloads import BATCH, HORIZON, IMAGE, LENGTH, PRESETS, interleave, make_batch, make_update
 from sb3_dreamer.common.distributed.launch import is_launched, join_ranks
-from sb3_dreamer.dreamerv3.fast.ddp import BUCKET_MB, ParallelUpdate
+from sb3_dreamer.dreamerv3.fast.ddp import ParallelUpdate
+from sb3_dreamer.dreamerv3.fast.make_update import make_update as make_fastest
 from sb3_dreamer.dreamerv3.model_sizes import MODEL_SIZES
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
 
@@ -43,15 +44,9 @@ def print_bytes() -> None:
 
 
 def reduction(n_bytes: int, device: th.device) -> Callable[[], None]:
-    """:return: a function that all-reduces ``n_bytes`` over the ranks, in chunks as large as DDP's buckets"""
-    chunks = th.ones(n_bytes // 4, device=device).split(BUCKET_MB * 2**20 // 4)
-
-    def reduce() -> None:
-        works = [th.distributed.all_reduce(chunk, async_op=True) for chunk in chunks]
-        for work in works:
-            work.wait()
-
-    return reduce
+    """:return: a function that all-reduces ``n_bytes`` over the ranks"""
+    buffer = th.ones(n_bytes // 4, device=device)
+    return lambda: th.distributed.all_reduce(buffer)
 
 
 def synchronized(function: Callable[[], Any], device: th.device) -> Callable[[], None]:
@@ -71,12 +66,15 @@ def work(args: argparse.Namespace) -> None:
     ranks = join_ranks()
     device = th.device(ranks.device(args.device))
     alone = make_update(args.preset, device, args.precision)
-    together = ParallelUpdate(make_update(args.preset, device, args.precision).loss_module, ranks, agc_clip=0.3, tau=0.02)
+    losses = [make_update(args.preset, device, args.precision).loss_module for _ in range(2)]
+    together = make_fastest(losses[0], 0.3, 0.02, "auto", ranks=ranks)
+    through_ddp = ParallelUpdate(losses[1], ranks, agc_clip=0.3, tau=0.02)
     batch = make_batch(alone.policy)
     sizes = reduced_bytes(alone.policy)
     functions = {
         "alone": synchronized(lambda: alone(batch), device),
         "together": synchronized(lambda: together(batch), device),
+        "ddp": synchronized(lambda: through_ddp(batch), device),
         "reduction": synchronized(reduction(sizes["gradient_bytes"], device), device),
     }
     for function in functions.values():

@@ -39,6 +39,16 @@ class PiecewiseSchedule:
         return float(np.interp(step, self.steps, self.values))
 
 
+def schedule_value(schedule: Schedule, num_timesteps: int, progress_remaining: float) -> float:
+    """
+    :param schedule: a function of the remaining progress, as in SB3, or a :class:`PiecewiseSchedule` of the steps
+    :param num_timesteps: environment steps
+    :param progress_remaining: from 1 to 0
+    :return: value of the schedule
+    """
+    return schedule(num_timesteps if isinstance(schedule, PiecewiseSchedule) else progress_remaining)
+
+
 def make_schedule(learning_rate: float | Schedule | list[tuple[float, float]]) -> Schedule:
     """
     :param learning_rate: as a user gives it

@@ -39,11 +39,12 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "free_nats": (0.0, float("inf"), False),
 }
 POSITIVE = ("training_ratio", "agc_clip")
+REDUCE_DTYPES = ("fp32", "bf16")
 # Further attributes that must be the same on all ranks.
 SAME_ON_ALL_RANKS = (
     "num_timesteps _n_updates train_freq precision compile fused loss_scales replay_context online_queue".split()
 )
-SAME_ON_ALL_RANKS += ["distributed_scaling"]
+SAME_ON_ALL_RANKS += ["distributed_scaling", "reduce_dtype"]
 # Settings that cannot change after the constructor, and why.
 BUILT = "the networks are built with it, make a new model"
 MADE = "the replay buffer is made with it, save the model and load it with the new value"
@@ -57,7 +58,10 @@ FIXED = {
 }
 # Settings that may change: of the loss, of the update (which is created again when one changes), and of the training loop.
 SETTINGS_OF_LOSS = ("imagination_horizon", "gamma", "return_lambda", "ent_coef", "free_nats", "imagine_last", "loss_scales")
-SETTINGS_OF_UPDATE = (*SETTINGS_OF_LOSS, "agc_clip", "tau", "precision", "compile", "batch_size", "batch_length", "fused")
+SETTINGS_OF_UPDATE = (
+    *SETTINGS_OF_LOSS,
+    *("agc_clip", "tau", "precision", "compile", "batch_size", "batch_length", "fused", "reduce_dtype"),
+)
 SETTINGS_OF_LOOP = (
     "learning_rate",
     "lr_warmup_steps",
@@ -102,6 +106,8 @@ class Model(Protocol):
     compile: bool | str
     fused: bool | str
     distributed_scaling: str | None
+    reduce_dtype: str
+    _update: Any
     _ranks: Ranks
     _train_ratio: TrainRatio
     _vec_normalize_env: VecNormalize | None
@@ -154,6 +160,8 @@ def check_arguments(model: Model) -> None:
         raise ValueError(f"`fused` must be 'auto' or False, got {model.fused!r}")
     if model.distributed_scaling not in SCALINGS:
         raise ValueError(f"`distributed_scaling` must be one of {SCALINGS}, got {model.distributed_scaling!r}")
+    if model.reduce_dtype not in REDUCE_DTYPES:
+        raise ValueError(f"`reduce_dtype` must be one of {REDUCE_DTYPES}, got {model.reduce_dtype!r}")
     convert_train_freq(model)
     check_loss_scales(model.loss_scales, list(as_space_dict(model.observation_space)))
     check_kwargs(model)
@@ -379,12 +387,10 @@ def log_scaling(model: Model) -> None:
     ranks, size = model._ranks, model._ranks.size
     if not ranks.is_launched or model.verbose < 1:
         return
-    not_captured = " The update as a whole is not captured as a CUDA graph." if model.device.type == "cuda" else ""
     steps = size * model.batch_size * model.batch_length / model.training_ratio
     factor = lr_scaling_factor(model.distributed_scaling, size, 1.0)
     print(
         f"{size} ranks, distributed_scaling={model.distributed_scaling!r}: windows per update {model.batch_size} -> "
         f"{size * model.batch_size}, environments {model.n_envs} -> {size * model.n_envs}, learning rate times "
-        f"{factor:.4g}, an update per {steps:.4g} environment steps of all ranks."
-        f"{not_captured}"
+        f"{factor:.4g}, an update per {steps:.4g} environment steps of all ranks, {model._update.summary}."
     )

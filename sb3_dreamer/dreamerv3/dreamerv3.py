@@ -23,7 +23,7 @@ from sb3_dreamer.common.env_checker import check_env
 from sb3_dreamer.common.metrics import MetricAverager
 from sb3_dreamer.common.preprocessing import decode_actions, encode_actions
 from sb3_dreamer.common.save_util import explain_newer_numpy
-from sb3_dreamer.common.schedules import PiecewiseSchedule, TrainRatio, lr_scaling_factor, make_schedule, warmup_factor
+from sb3_dreamer.common.schedules import TrainRatio, lr_scaling_factor, make_schedule, schedule_value, warmup_factor
 from sb3_dreamer.common.type_aliases import LatentState, PolicyState
 from sb3_dreamer.common.value_checks import RangeCheck
 from sb3_dreamer.common.vec_normalize import in_model_layout
@@ -78,14 +78,16 @@ class DreamerV3(WorldModelPredictions, ResumableAlgorithm):
     :param imagine_last: start imagination from only the last ``imagine_last`` rows of each window (2 to ``batch_length``; 0:
         all rows); the critic's loss on replayed rewards uses the same rows
     :param precision: ``"fp32"``, ``"bf16"`` (autocast), or ``"auto"``: bf16 if the device is a CUDA device that supports it
-    :param compile: True: compile one time step of the loops of ``fused``; on CUDA also capture acting as a CUDA graph
-        and, except under torchrun, compile the whole objective and capture the update. ``"auto"``: True on CUDA, False
-        elsewhere
+    :param compile: True: compile one time step of the loops of ``fused``; on CUDA also compile the whole objective, and
+        capture update and acting as CUDA graphs. ``"auto"``: True on CUDA, False elsewhere. With False, several ranks reduce
+        their gradients through torch's DDP
     :param fused: ``"auto"``: a faster implementation of the loops over time of the recurrent model and of imagination, with
         the same results, if the model supports it; False: the plain modules
     :param distributed_scaling: how the learning rate scales with the number of ranks (torchrun), each of which has its own
         batch and environments: ``"sqrt"``, ``"linear"`` or None; ``"sqrt+priming"`` and ``"linear+priming"`` start with a
         lower rate, see :func:`~sb3_dreamer.common.schedules.lr_scaling_factor`
+    :param reduce_dtype: in which precision ranks send their gradients: ``"fp32"``, or ``"bf16"``, half of the bytes, for slow
+        networks; no effect where torch's DDP reduces them
     :param log_every_updates: also write a log line after this many updates without one (for long episodes); no effect with
         ``log_interval=None`` in ``learn``
     :param train_freq: steps to collect between calls of ``train``, or ``(n, "episode")``
@@ -143,6 +145,7 @@ class DreamerV3(WorldModelPredictions, ResumableAlgorithm):
         compile: bool | str = "auto",
         fused: bool | str = "auto",
         distributed_scaling: str | None = "sqrt",
+        reduce_dtype: str = "fp32",
         log_every_updates: int = 500,
         train_freq: int | tuple[int, str] = 1,
         replay_buffer_class: type[SequenceReplayBuffer] | None = None,
@@ -195,6 +198,7 @@ class DreamerV3(WorldModelPredictions, ResumableAlgorithm):
         self.compile = compile
         self.fused = fused
         self.distributed_scaling = distributed_scaling
+        self.reduce_dtype = reduce_dtype
         self.log_every_updates = log_every_updates
         self._has_logged, self._n_updates_before = False, 0  # whether this `learn` has logged; updates before it
         self._last_state: PolicyState | None = None
@@ -217,8 +221,7 @@ class DreamerV3(WorldModelPredictions, ResumableAlgorithm):
         checks.check_arguments(self)
         self._settings = {}  # empty: networks and buffer are built below from the present settings
         user_policy_kwargs, user_buffer_kwargs = self.policy_kwargs, self.replay_buffer_kwargs
-        # SB3 passes these dicts to policy and buffer. Afterwards the user's own dicts are restored, because `load` compares
-        # the saved `policy_kwargs` with its argument.
+        # Only while SB3 passes these dicts on, because `load` compares the saved `policy_kwargs` with its argument.
         self.policy_kwargs = {"model_size": self.model_size, "precision": self.precision, **user_policy_kwargs}
         self.replay_buffer_kwargs = {
             "batch_length": self.batch_length,
@@ -244,7 +247,8 @@ class DreamerV3(WorldModelPredictions, ResumableAlgorithm):
         """
         settings = {name: getattr(self, name) for name in checks.SETTINGS_OF_LOSS}
         self.loss_module = make_loss(self.policy, self.fused, self.verbose if is_first else 0, **settings)
-        self._update = make_update(self.loss_module, self.agc_clip, self.tau, self.compile, self.verbose, self._ranks)
+        of_update = {name: getattr(self, name) for name in ("agc_clip", "tau", "compile", "verbose", "reduce_dtype")}
+        self._update = make_update(self.loss_module, ranks=self._ranks, **of_update)
         self._act = make_acting(self.policy, self.compile)
 
     def _setup_lr_schedule(self) -> None:
@@ -411,8 +415,7 @@ class DreamerV3(WorldModelPredictions, ResumableAlgorithm):
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         """Set the learning rate: schedule times warm-up times scaling with the ranks, and ``lr_scale`` for single parts."""
-        is_piecewise = isinstance(self.lr_schedule, PiecewiseSchedule)
-        rate = self.lr_schedule(self.num_timesteps if is_piecewise else self._current_progress_remaining)
+        rate = schedule_value(self.lr_schedule, self.num_timesteps, self._current_progress_remaining)
         rate *= warmup_factor(self._n_updates, self.lr_warmup_steps)
         rate *= lr_scaling_factor(self.distributed_scaling, self.n_ranks, 1.0 - self._current_progress_remaining)
         self.logger.record("train/learning_rate", rate)
@@ -523,8 +526,7 @@ class DreamerV3(WorldModelPredictions, ResumableAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         """Not saved: attributes that the constructor creates again, and the state of a running ``learn``."""
-        mine = "loss_module _update _act _last_state _metrics _check_returns _clock".split()
-        mine += "_has_logged _n_updates_before".split()
+        mine = "loss_module _update _act _last_state _metrics _check_returns _clock _has_logged _n_updates_before".split()
         return [*super()._excluded_save_params(), *mine]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -110,6 +110,24 @@ class ImaginedReturns(NamedTuple):
     returns: th.Tensor
 
 
+class Preview(NamedTuple):
+    """
+    First part of an evaluation of the objective, see :meth:`DreamerLoss.look_ahead`: terms of the world model (B, T) and
+    metrics by name, weights of the losses, posterior states (B, T, ...), imagined trajectories (N, H + 1, ...), the critic's
+    distributions along them, their returns, and the numbers that running means are computed from (K,): all imagined returns,
+    then the size of each loss that has a weight. These are gathered from all ranks before the second part.
+    """
+
+    terms: dict[str, th.Tensor]
+    metrics: dict[str, th.Tensor]
+    weights: dict[str, th.Tensor]
+    states: LatentState
+    trajectory: ImaginedTrajectory
+    value: SymexpTwoHot
+    imagined: ImaginedReturns
+    statistics: th.Tensor
+
+
 class LossOutput(NamedTuple):
     """
     One evaluation of the objective: the scalar to minimise; its terms by name, neither averaged nor multiplied by the weights
@@ -174,8 +192,8 @@ class DreamerLoss(nn.Module):
         # The current weight with "auto". A tensor, so that a captured update sees its changes.
         self.falling_ent_coef: th.Tensor
         self.register_buffer("falling_ent_coef", th.tensor(AUTO_ENT_COEF[0], device=policy.device), persistent=False)
-        # With several ranks this is replaced by a function that gathers a tensor from all of them.
-        self.gather: Callable[[th.Tensor], th.Tensor] = th.detach
+        # Statistics of this process (K,) -> those of all ranks (R, K). Replaced where torch's DDP evaluates the objective.
+        self.gather: Callable[[th.Tensor], th.Tensor] = lambda statistics: statistics.unsqueeze(0)
 
     def set_progress(self, progress_remaining: float, returns_differ: bool) -> None:
         """With ``ent_coef="auto"``: set the weight of the entropy, see :func:`auto_ent_coef`, whose arguments these are."""
@@ -204,43 +222,72 @@ class DreamerLoss(nn.Module):
         :param noise: drawn if None
         :return: the loss, its terms and intermediate results
         """
-        if noise is None:
-            noise = self.draw_noise(*batch.rewards.shape)
+        preview = self.look_ahead(batch, self.draw_noise(*batch.rewards.shape) if noise is None else noise)
+        return self.evaluate(batch, preview, self.gather(preview.statistics))
+
+    def look_ahead(self, batch: SequenceBatch, noise: UpdateNoise) -> Preview:
+        """
+        The losses of the world model, imagined trajectories and their returns.
+
+        :param batch: B windows of T rows
+        :param noise: all noise of the update
+        :return: what :meth:`evaluate` needs
+        """
         world_model = self.policy.world_model
-        weights, key_scales = {}, self.key_scales
-        if self.is_harmony:
-            weights = self.policy.loss_weights()
-            key_scales = {key: weights[f"reconstruction/{key}"] for key in world_model.decoded_keys}
+        weights = self.policy.loss_weights() if self.is_harmony else {}
+        key_scales = (
+            {key: weights[f"reconstruction/{key}"] for key in world_model.decoded_keys} if weights else self.key_scales
+        )
         settings: dict[str, Any] = dict(free_nats=self.free_nats, gamma=self.gamma, key_scales=key_scales)
 
         # ---- world model ----
         states, posterior = self.observe(batch, noise.posterior)  # (B, T, ...)
         terms, by_key, metrics = world_model.loss(batch, states, posterior, **settings)  # (B, T) each
-        if self.is_harmony:
-            sizes = world_model.losses_above_floor(batch, terms, by_key, gamma=self.gamma)
-            stacked = th.stack([sizes[name] for name in self.policy.loss_weights.names])  # (M,)
-            self.policy.loss_weights.update(self.gather(stacked.unsqueeze(0)).mean(0))
-            metrics |= {f"world_model/weight/{name}": weight for name, weight in weights.items()}
+        metrics |= {f"world_model/weight/{name}": weight for name, weight in weights.items()}
 
         # ---- imagine from the detached posterior states ----
-        recent = LatentState(*(part[:, -self.imagine_last :] for part in states))  # (B, L, ...); `[-0:]` takes all rows
-        start = LatentState(*(part.flatten(0, 1).detach() for part in recent))  # (N, ...)
+        start = LatentState(*(part.flatten(0, 1).detach() for part in self.recent(states)))  # (N, ...)
         trajectory = self.imagine(start, noise.imagination)  # (N, H + 1, ...)
         value = self.policy.critic(trajectory.features)  # distributions (N, H + 1)
         imagined = self.imagined_returns(trajectory, value)
 
+        statistics = imagined.returns.flatten()
+        if self.is_harmony:
+            sizes = world_model.losses_above_floor(batch, terms, by_key, gamma=self.gamma)
+            statistics = th.cat([statistics, *(sizes[name].unsqueeze(0) for name in self.policy.loss_weights.names)])  # (K,)
+        return Preview(terms, metrics, weights, states, trajectory, value, imagined, statistics.detach())
+
+    def recent(self, states: LatentState) -> LatentState:
+        """:return: of states (B, T, ...) those from which trajectories are imagined (B, L, ...)"""
+        return LatentState(*(part[:, -self.imagine_last :] for part in states))  # `[-0:]` takes all rows
+
+    def evaluate(self, batch: SequenceBatch, preview: Preview, statistics: th.Tensor) -> LossOutput:
+        """
+        Update the running means, then add the losses of actor and critic.
+
+        :param batch: B windows of T rows
+        :param preview: result of :meth:`look_ahead` for this batch
+        :param statistics: those of all R ranks (R, K)
+        :return: the loss, its terms and intermediate results
+        """
+        terms, metrics, weights, states, trajectory, value, imagined, _ = preview
+        returns, sizes = statistics.split([imagined.returns.numel(), statistics.shape[1] - imagined.returns.numel()], dim=1)
+        self.policy.return_normalizer.update(returns)
+        if self.is_harmony:
+            self.policy.loss_weights.update(sizes.mean(0))
+
         # ---- actor and critic ----
-        self.policy.return_normalizer.update(self.gather(imagined.returns))
-        terms["actor"], actor_metrics = self.actor_terms(trajectory, imagined)
+        actor_term, actor_metrics = self.actor_terms(trajectory, imagined)
         # The last state has no return: append a zero, and drop its loss. Dropping its logits instead would copy all logits.
         padded = F.pad(imagined.returns, (0, 1))  # (N, H + 1)
-        terms["critic"] = imagined.weights[:, :-1] * critic_loss(value, padded, imagined.target_values)[:, :-1]  # (N, H)
-        terms["replay_critic"] = self.replay_critic_term(batch, recent, imagined.returns[:, 0])
+        of_critic = imagined.weights[:, :-1] * critic_loss(value, padded, imagined.target_values)[:, :-1]  # (N, H)
+        replay_critic = self.replay_critic_term(batch, self.recent(states), imagined.returns[:, 0])  # (B, L - 1)
+        terms = terms | {"actor": actor_term, "critic": of_critic, "replay_critic": replay_critic}
 
         self._check_shapes(terms, batch.rewards.shape, imagined.returns.shape, len(batch.rewards))
         scaled = [scale * weights.get(name, 1.0) * terms[name].mean() for name, scale in self.loss_scales.items()]
         loss = th.stack(scaled).sum()
-        metrics |= actor_metrics | self._loss_metrics(loss, terms)
+        metrics = metrics | actor_metrics | self._loss_metrics(loss, terms)
         return LossOutput(loss, terms, states, trajectory, imagined, metrics)
 
     # ---- four methods that a faster subclass may override ----

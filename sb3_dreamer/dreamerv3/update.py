@@ -9,7 +9,7 @@ from torch import nn
 
 from sb3_dreamer.common.optimizers import LaProp, clip_grad_agc_
 from sb3_dreamer.common.type_aliases import LatentState, SequenceBatch, UpdateNoise
-from sb3_dreamer.dreamerv3.losses import DreamerLoss, LossOutput
+from sb3_dreamer.dreamerv3.losses import DreamerLoss, LossOutput, Preview
 
 
 class UpdateResult(NamedTuple):
@@ -21,6 +21,31 @@ class UpdateResult(NamedTuple):
     posterior: LatentState
     metrics: th.Tensor
     is_finite: th.Tensor
+
+
+class Started(NamedTuple):
+    """First piece of an update: the batch, the first part of the objective, and the buffers as they were before the update."""
+
+    batch: SequenceBatch
+    preview: Preview
+    kept: list[th.Tensor]
+
+
+class Differentiated(NamedTuple):
+    """
+    Second piece of an update: posterior (B, T, ...), names and values (M,) of the metrics of the objective. The gradients are
+    in ``grad`` of the parameters.
+    """
+
+    posterior: LatentState
+    names: tuple[str, ...]
+    values: th.Tensor
+
+    @classmethod
+    def of(cls, output: LossOutput) -> "Differentiated":
+        """:return: posterior and metrics of an evaluation whose gradients have been computed"""
+        posterior = LatentState(*(part.detach() for part in output.states))
+        return cls(posterior, tuple(output.metrics), as_vector(output.metrics))
 
 
 def as_vector(metrics: dict[str, th.Tensor]) -> th.Tensor:
@@ -50,6 +75,16 @@ class TrainingUpdate:
     """
     Loss, gradient, clipping, optimizer step and critic target. Nothing is copied to the host, and the shapes of the batch
     determine all other shapes.
+
+    An update consists of three pieces. With several ranks, numbers are exchanged between them:
+
+    .. code-block:: text
+
+        start            world model, imagined trajectories, returns
+        gather           returns and sizes of the losses of all ranks, for running percentiles and means
+        differentiate    losses of actor and critic, gradients
+        reduce           gradients and metrics: means over the ranks
+        finish           clipping, optimizer step, critic target
 
     If the loss, one of its terms, another metric or the norm of the gradient is NaN or infinite, the update is skipped:
     parameters, optimizer, critic target and all buffers, such as the range of returns, are what they were before. With several
@@ -88,26 +123,66 @@ class TrainingUpdate:
 
     def run(self, batch: SequenceBatch, noise: UpdateNoise | None = None) -> UpdateResult:
         """As :meth:`__call__`, with the learning rates that a capturable optimizer has on the device. This can be captured."""
+        started = self.start(batch, noise)
+        differentiated = self.differentiate(started, self.gather(started.preview.statistics))
+        self.reduce(differentiated)
+        return self.finish(started.kept, differentiated)
+
+    def start(self, batch: SequenceBatch, noise: UpdateNoise | None = None) -> Started:
+        """
+        First piece.
+
+        :param batch: B windows of T rows
+        :param noise: all noise of the update; None: draw it
+        :return: what the other pieces need
+        """
         # Drawn outside of the objective, so that the numbers do not change if the objective is compiled.
         noise = self.loss_module.draw_noise(*batch.rewards.shape) if noise is None else noise
         kept = [buffer.clone() for buffer in self.policy.buffers()]
         with self.policy.autocast():
-            output = self.evaluate(batch, noise)
+            return Started(batch, self.look_ahead(batch, noise), kept)
+
+    def gather(self, statistics: th.Tensor) -> th.Tensor:
+        """:return: the statistics (K,) of all R ranks (R, K)"""
+        return statistics.unsqueeze(0)
+
+    def differentiate(self, started: Started, statistics: th.Tensor) -> Differentiated:
+        """
+        Second piece: fill ``grad`` of all parameters.
+
+        :param started: result of the first piece
+        :param statistics: result of :meth:`gather` (R, K)
+        :return: posterior and metrics
+        """
+        with self.policy.autocast():
+            output = self.evaluate(started.batch, started.preview, statistics)
         self.compute_gradients(output.loss)
+        return Differentiated.of(output)
+
+    def reduce(self, differentiated: Differentiated) -> None:
+        """Replace gradients and metrics by their means over all ranks."""
+
+    def finish(self, kept: list[th.Tensor], differentiated: Differentiated) -> UpdateResult:
+        """
+        Third piece: clipping, optimizer step and critic target.
+
+        :param kept: the buffers as they were before the update
+        :param differentiated: result of the second piece, reduced
+        :return: posterior and metrics
+        """
         with_grad = [(part_of(name), p) for name, p in self.policy.named_parameters() if p.grad is not None]
         counts = self.parts | Counter(part for part, _ in with_grad)
         grad_norms, is_clipped = clip_grad_agc_([p for _, p in with_grad], self.agc_clip)  # 2 x (P,)
-        metrics = {**output.metrics, "train/grad_norm": grad_norms.norm()}
-        metrics |= by_part("train/grad_norm", grad_norms, counts, th.norm)
+        metrics = {"train/grad_norm": grad_norms.norm(), **by_part("train/grad_norm", grad_norms, counts, th.norm)}
         metrics |= by_part("train/clip_share", is_clipped.float(), counts, lambda own: own.sum() / max(len(own), 1))
-        values = self.mean_over_ranks(as_vector(metrics))  # (M,)
+        values = th.cat([differentiated.values.float(), as_vector(metrics)])  # (M,)
         is_finite = values.isfinite().all()
         self.step_if(is_finite, kept)
         step_norms = self.step_norms([p for _, p in with_grad], counts)
-        self.metric_names = (*metrics, *step_norms)
+        self.metric_names = (*differentiated.names, *metrics, *step_norms)
         if step_norms:
             values = th.cat([values, as_vector(step_norms)])  # (M,)
-        return UpdateResult(LatentState(*(part.detach() for part in output.states)), values, is_finite)
+        return UpdateResult(differentiated.posterior, values, is_finite)
 
     @th.no_grad()
     def step_norms(self, parameters: list[nn.Parameter], counts: dict[str, int]) -> dict[str, th.Tensor]:
@@ -144,13 +219,13 @@ class TrainingUpdate:
             for buffer, before in zip(policy.buffers(), kept, strict=True):
                 buffer.copy_(before)
 
-    def evaluate(self, batch: SequenceBatch, noise: UpdateNoise) -> LossOutput:
-        """:return: result of the objective, see :meth:`DreamerLoss.forward`"""
-        return self.loss_module(batch, noise)
+    def look_ahead(self, batch: SequenceBatch, noise: UpdateNoise) -> Preview:
+        """As :meth:`DreamerLoss.look_ahead`."""
+        return self.loss_module.look_ahead(batch, noise)
 
-    def mean_over_ranks(self, metrics: th.Tensor) -> th.Tensor:
-        """:return: means of the metrics over the processes that train together (M,)"""
-        return metrics
+    def evaluate(self, batch: SequenceBatch, preview: Preview, statistics: th.Tensor) -> LossOutput:
+        """As :meth:`DreamerLoss.evaluate`."""
+        return self.loss_module.evaluate(batch, preview, statistics)
 
     def compute_gradients(self, loss: th.Tensor) -> None:
         """

@@ -35,3 +35,7 @@ class PythonGraph:
 
     def synchronize(self) -> None:
         """Nothing to wait for."""
+
+    def successor(self) -> "PythonGraph":
+        """As :class:`Graph` says."""
+        return type(self)()

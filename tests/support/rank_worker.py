@@ -6,12 +6,14 @@ Scenarios of ``test_distributed.py``. Each rank runs in its own process:
 Rank 0 writes its result to ``rank0.pt`` in the folder, and so on. The test also calls ``updates()`` itself, as a single rank.
 """
 
+import copy
 import functools
 import hashlib
 import os
 import signal
 import sys
 import time
+import warnings
 import weakref
 from datetime import timedelta
 from pathlib import Path
@@ -33,7 +35,9 @@ from sb3_dreamer.common.distributed.ranks import Ranks
 from sb3_dreamer.common.type_aliases import ImaginationNoise, SequenceBatch, UpdateNoise
 from sb3_dreamer.dreamerv3 import update as update_module
 from sb3_dreamer.dreamerv3.fast.make_update import make_update
+from sb3_dreamer.dreamerv3.fast.pieces import CapturedPieces
 from tests.support.helpers import MIXED, TINY, double, make_loss, make_policy, random_batch, randomize_outputs
+from tests.support.python_graph import PythonGraph
 
 N_UPDATES, BATCH, LENGTH = 5, 8, 6
 
@@ -51,17 +55,23 @@ def share_of(tree: Any, rank: int, size: int) -> Any:
     return type(tree)(*(share_of(part, rank, size) for part in tree))
 
 
-def updates(ranks: Ranks, is_reduced: bool = True) -> dict[str, Any]:
-    """Five updates in float64 without warm-up. Each rank uses its share of batch and noise."""
+def updates(ranks: Ranks, kind: str = "pieces") -> dict[str, Any]:
+    """
+    Five updates in float64 without warm-up. Each rank uses its share of batch and noise.
+
+    :param kind: "pieces"; "ddp"; "bf16": gradients are sent in 16 bits; "unreduced": pieces without their reduction
+    """
     policy = make_policy(MIXED, spaces.Box(-1.0, 1.0, (2,), np.float32))
     randomize_outputs(policy)
     policy.double()
     for group in policy.optimizer.param_groups:
         group["lr"] = 1e-3
     loss_module = make_loss(policy)
-    update = make_update(loss_module, 0.3, 0.02, False, 0, ranks)
-    if not is_reduced:
-        update.evaluate = loss_module.forward
+    update = make_update(loss_module, 0.3, 0.02, kind != "ddp" and "auto", 0, ranks, "bf16" if kind == "bf16" else "fp32")
+    if ranks.is_launched:
+        assert type(update).__name__ == ("ParallelUpdate" if kind == "ddp" else "PiecewiseUpdate")
+    if kind == "unreduced":
+        update.reduce = lambda _: None
     before = {name: tensor.clone() for name, tensor in policy.named_parameters()}
     gradients: list[dict[str, th.Tensor]] = []
     clip = update_module.clip_grad_agc_
@@ -100,7 +110,7 @@ def skips(ranks: Ranks) -> list[dict[str, Any]]:
     """
     policy = make_policy(MIXED, spaces.Box(-1.0, 1.0, (2,), np.float32))
     randomize_outputs(policy)
-    update = make_update(make_loss(policy, loss_scales="harmony"), 0.3, 0.02, False, 0, ranks)
+    update = make_update(make_loss(policy, loss_scales="harmony"), 0.3, 0.02, "auto", 0, ranks)
     evaluate, results = update.evaluate, []
     for seed in range(5):
         is_here = ranks.rank == 1
@@ -118,6 +128,72 @@ def skips(ranks: Ranks) -> list[dict[str, Any]]:
         tensors = [*policy.parameters(), *policy.buffers(), *moments]
         results.append({"is_made": is_made, "state": [tensor.detach().clone() for tensor in tensors]})
     return results
+
+
+class WatchedGraph(PythonGraph):
+    """Knows whether a captured function runs, and fails if it is asked to."""
+
+    running, n_captures, must_fail = False, 0, False
+
+    def capture(self, function):
+        def watched():
+            WatchedGraph.running = True
+            try:
+                return function()
+            finally:
+                WatchedGraph.running = False
+
+        if WatchedGraph.must_fail:
+            raise RuntimeError("this rank cannot capture")
+        WatchedGraph.n_captures += 1
+        return super().capture(watched)
+
+
+def captured(ranks: Ranks, is_captured: bool = True) -> dict[str, Any]:
+    """
+    Updates in blocks of ten, with captured pieces: before the block at 50 the optimizer of rank 1 gets new tensors, from 100
+    on batches are smaller, and at 150 rank 1 cannot capture batches of the old size.
+    """
+    policy = make_policy(MIXED, spaces.Box(-1.0, 1.0, (2,), np.float32))
+    randomize_outputs(policy)
+    policy.double()
+    for group in policy.optimizer.param_groups:
+        group["lr"] = 1e-3
+    inner = make_update(make_loss(policy, loss_scales="harmony"), 0.3, 0.02, "auto", 0, ranks)
+    update = CapturedPieces(inner, WatchedGraph) if is_captured else inner
+    n_collectives = 0
+
+    def watch(function: Any) -> Any:
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            nonlocal n_collectives
+            n_collectives += 1
+            assert not WatchedGraph.running, "a collective inside of a captured piece"
+            return function(*args, **kwargs)
+
+        return watched
+
+    dist.all_reduce, distributed.ALL_GATHER = watch(dist.all_reduce), watch(distributed.ALL_GATHER)
+    th.manual_seed(ranks.rank)
+    captures, warned, trace = [], [], []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for i in range(200):
+            if i % 10 == 0:
+                ranks.sync_rollout(1, goes_on=True, can_sample=True)
+            if i == 50 and ranks.rank == 1:
+                policy.optimizer.load_state_dict(copy.deepcopy(policy.optimizer.state_dict()))
+            WatchedGraph.must_fail = i == 150 and ranks.rank == 1
+            for stale in (inner.gathered, inner.flat and inner.flat.buffer):
+                if stale is not None:
+                    stale.fill_(th.nan)  # it must be written again before it is read
+            batch = double(random_batch(policy, 2 if 100 <= i < 150 else 4, 6, seed=10 * i + ranks.rank))
+            assert bool(update(batch).is_finite), i
+            captures.append(WatchedGraph.n_captures)
+            trace.append([float(p.detach().sum()) for p in policy.parameters()])
+        warned = [str(one.message) for one in caught if "Capturing" in str(one.message)]
+    moments = [tensor for state in policy.optimizer.state.values() for tensor in state.values()]
+    tensors = [tensor.detach().clone() for tensor in [*policy.parameters(), *policy.buffers(), *moments]]
+    return {"captures": captures, "warned": warned, "n_collectives": n_collectives, "state": tensors, "trace": trace}
 
 
 # ---- a real run ----
@@ -210,17 +286,21 @@ def learn(folder: Path) -> dict[str, Any]:
     model.load_replay_buffer(folder / "replay.pkl")
     result["random_goes_on"] = bool((th.rand(3) == expected[0]).all() and (np.random.rand(3) == expected[1]).all())
     result["own_rows"] = bool((np.asarray(model.replay_buffer.observations)[:20] == result["first_rows"]).all())
-    # A second run with the same model: the DDP wrapper of the first run must be deleted, or both would reduce the gradients.
-    wrapper = weakref.ref(model._update.parallel)
     model.learn(100, callback=lambda *_: True, reset_num_timesteps=False)
-    result["wrapper_is_gone"] = wrapper() is None and model._update.parallel is not None
     again = DreamerV3.load(folder / "model_of_0.zip", env=env)
     again.learn(100)
+    # A second run through DDP: the wrapper of the first run must be deleted, or both would reduce the gradients.
+    plain = DreamerV3.load(folder / "model_of_0.zip", env=env, compile=False)
+    plain.learn(100)
+    wrapper = weakref.ref(plain._update.parallel)
+    plain.learn(100)
+    result["wrapper_is_gone"] = wrapper() is None and plain._update.parallel is not None
     return {
         **result,
         "fingerprint_at_start": at_start,
         "fingerprint_later": fingerprint(model),
         "fingerprint_loaded": fingerprint(again),
+        "fingerprint_ddp": fingerprint(plain),
     }
 
 
@@ -307,8 +387,10 @@ def main() -> None:
     if scenario in ("kill", "terminate", "error", "script", "interrupt"):
         accident(scenario)
         return
-    if scenario in ("updates", "unreduced"):
-        result: Any = updates(join_ranks(), scenario == "updates")
+    if scenario in ("pieces", "ddp", "bf16", "unreduced"):
+        result: Any = updates(join_ranks(), scenario)
+    elif scenario in ("captured", "uncaptured"):
+        result = captured(join_ranks(), scenario == "captured")
     elif scenario == "skips":
         result = skips(join_ranks())
     else:

@@ -33,6 +33,7 @@ class Ranks:
     """A single process. Most methods do nothing."""
 
     rank, size, is_main, is_launched = 0, 1, True, False
+    n_rollouts = 0  # calls of `sync_rollout`
 
     def device(self, device: th.device | str) -> th.device | str:
         """
@@ -100,8 +101,12 @@ class Ranks:
     def merge_statistics(self, vec_normalize: VecNormalize | None) -> None:
         """:param vec_normalize: its statistics are replaced by those over all ranks"""
 
-    def gather(self, tensor: th.Tensor) -> th.Tensor:
-        """:return: the tensors (N, ...) of all ranks, concatenated along the first axis"""
+    def gather(self, tensor: th.Tensor, out: th.Tensor | None = None) -> th.Tensor:  # noqa: ARG002
+        """
+        :param tensor: of this rank (N, ...)
+        :param out: where to write the result; None: a new tensor
+        :return: the tensors of all ranks, concatenated along the first axis
+        """
         return tensor
 
     def broadcast(self, tensors: Iterable[th.Tensor]) -> None:
@@ -110,6 +115,13 @@ class Ranks:
     def mean(self, tensor: th.Tensor) -> th.Tensor:
         """:return: mean over all ranks"""
         return tensor
+
+    def mean_(self, tensor: th.Tensor) -> None:
+        """:param tensor: replaced by its mean over all ranks"""
+
+    def any(self, flag: bool) -> bool:
+        """:return: whether the flag is set on any rank"""
+        return flag
 
     def file(self, path: Any) -> Any:
         """

@@ -225,6 +225,7 @@ class ManyRanks(Ranks):
         sums = th.tensor(mine)  # (5,)
         dist.all_reduce(sums, group=self.agreement_group)
         total, stops, empty, n_paths, n_changed = sums.tolist()
+        self.n_rollouts += 1
         return Agreement(total, stops == 0, empty == 0, self.shared_paths() if n_paths else [], n_changed > 0)
 
     def shared_paths(self) -> list[str]:
@@ -258,9 +259,9 @@ class ManyRanks(Ranks):
             from_sums(one, part)
         self._merged = vec_normalize, [to_sums(one) for one in statistics]
 
-    def gather(self, tensor: th.Tensor) -> th.Tensor:
+    def gather(self, tensor: th.Tensor, out: th.Tensor | None = None) -> th.Tensor:
         """See :meth:`Ranks.gather`."""
-        everyone = tensor.new_empty(self.size * tensor.shape[0], *tensor.shape[1:])
+        everyone = tensor.new_empty(self.size * tensor.shape[0], *tensor.shape[1:]) if out is None else out
         ALL_GATHER(everyone, tensor.detach().contiguous())
         return everyone
 
@@ -271,8 +272,20 @@ class ManyRanks(Ranks):
 
     def mean(self, tensor: th.Tensor) -> th.Tensor:
         """See :meth:`Ranks.mean`."""
+        total = tensor.clone()
+        self.mean_(total)
+        return total
+
+    def mean_(self, tensor: th.Tensor) -> None:
+        """See :meth:`Ranks.mean_`."""
         dist.all_reduce(tensor)
-        return tensor / self.size
+        tensor.div_(self.size)
+
+    def any(self, flag: bool) -> bool:
+        """See :meth:`Ranks.any`. It is one small all-reduce in the group with the long timeout."""
+        count = th.tensor(int(flag))
+        dist.all_reduce(count, group=self.agreement_group)
+        return bool(count)
 
     # ---- files of each rank ----
 

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch as th
@@ -18,61 +18,85 @@ from sb3_dreamer.dreamerv3.update import TrainingUpdate, UpdateResult
 
 class GraphCapture:
     """
-    Captures a function for the shapes of its inputs, then replays its operations on the same memory. The function is captured
-    again if the shapes change, or if a tensor of its state has moved in memory (after ``.to()``, or after a file was loaded
-    into the optimizer). If capturing fails, there is one warning, and the function is called directly from then on.
+    Captures functions for the shapes of their inputs, then replays their operations on the same memory. They are captured
+    again if the shapes change, or if a tensor of their state has moved in memory (after ``.to()``, or after a file was loaded
+    into the optimizer). If capturing fails, there is one warning, and the functions are called directly from then on.
 
-    :param name: name of the function in the warning
-    :param function: takes nested tuples and dicts of tensors
+    :param name: what is captured, for the warning
+    :param functions: called one after another; the first one takes the inputs, nested tuples and dicts of tensors, and the
+        result is that of the last one
     :param make_graph: makes a new graph
-    :param state: returns the tensors that the function reads and writes in addition to its inputs
-    :param keeps_state: restore the values of the state after capturing; needed if the function changes it
+    :param state: returns the tensors that the functions read and write in addition to the inputs
+    :param keeps_state: restore the values of the state after capturing; needed if the functions change it
+    :param between: called after each replayed function but the last one; never captured
     """
 
     def __init__(
         self,
         name: str,
-        function: Callable[..., Any],
+        functions: Sequence[Callable[..., Any]],
         make_graph: Callable[[], Graph],
         state: Callable[[], list[th.Tensor]],
         keeps_state: bool,
+        between: Sequence[Callable[[], Any]] = (),
     ):
+        assert len(between) == len(functions) - 1
         self.name = name
-        self.function = function
+        self.functions = functions
         self.make_graph = make_graph
         self.state = state
         self.keeps_state = keeps_state
+        self.between = between
+        self.graphs: list[Graph] = []
         self.key: tuple[Any, ...] | None = None
         self.is_possible = True
 
-    def prepare(self, inputs: tuple[Any, ...], before: Callable[[], None] = lambda: None) -> bool:
+    def prepare(
+        self,
+        inputs: tuple[Any, ...],
+        before: Callable[[], None] = lambda: None,
+        any_rank: Callable[[bool], bool] = bool,
+    ) -> bool:
         """
-        Capture the function, unless it has been captured for such inputs already.
+        Capture the functions, unless they have been captured for such inputs already.
 
         :param inputs: inputs of the next call
         :param before: called before capturing
+        :param any_rank: returns whether a flag is set on any rank; all capture and fall back together
         :return: whether the next call can be replayed
         """
-        if self.is_possible and (self.key is None or self.key != self._key(inputs)):
+        if self.is_possible and any_rank(self.key is None or self.key != self._key(inputs)):
+            failure = None
             try:
                 before()
                 self._capture(inputs)
             except Exception as error:
+                failure = error
+            if any_rank(failure is not None):
+                self.drop()
                 self.is_possible = False
-                warnings.warn(f"Capturing {self.name} failed, continuing without (compile=False silences this): {error!r}")
+                reason = repr(failure) if failure else "it failed on another rank"
+                warnings.warn(f"Capturing {self.name} failed, continuing without (compile=False silences this): {reason}")
         return self.is_possible
 
     def replay(self, inputs: tuple[Any, ...]) -> Any:
         """
-        Run the captured function.
+        Run the captured functions.
 
         :param inputs: copied to the memory of the captured inputs
         :return: the result, valid until the next call
         """
         for mine, theirs in zip(tensors_of(self.inputs), tensors_of(inputs), strict=True):
             mine.copy_(theirs, non_blocking=True)
-        self.graph.replay()
+        for i, graph in enumerate(self.graphs):
+            if i > 0:
+                self.between[i - 1]()
+            graph.replay()
         return self.result
+
+    def drop(self) -> None:
+        """Delete the graphs."""
+        self.graphs, self.key, self.result = [], None, None
 
     def _key(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors_of(inputs)]
@@ -80,13 +104,14 @@ class GraphCapture:
 
     def _capture(self, inputs: tuple[Any, ...]) -> None:
         self.inputs = clone_tensors(inputs)
-        self.graph = self.make_graph()
+        graph = self.make_graph()
         state = self.state() if self.keeps_state else []
         before = [tensor.detach().clone() for tensor in state]
+        first, *others = self.functions
         try:
-            self.result = capture_warm(self.graph, lambda: self.function(*self.inputs))
+            self.graphs, self.result = capture_warm(graph, [lambda: first(*self.inputs), *others])
         finally:
-            self.graph.synchronize()
+            graph.synchronize()
             with th.no_grad():
                 for tensor, kept in zip(state, before, strict=True):
                     tensor.copy_(kept)
@@ -106,7 +131,7 @@ class CapturedUpdate:
     def __init__(self, update: TrainingUpdate, make_graph: Callable[[], Graph], verbose: int = 0):
         self.update = update
         self.verbose = verbose
-        self.capture = GraphCapture("the training update", update.run, make_graph, self._state, keeps_state=True)
+        self.capture = GraphCapture("the training update", [update.run], make_graph, self.state, keeps_state=True)
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -125,14 +150,18 @@ class CapturedUpdate:
         :return: result of the update, valid until the next call
         """
         start, key = time.perf_counter(), self.capture.key
-        if not self.capture.prepare((batch,), before=self.optimizer.make_capturable):
+        if not self.prepare(batch):
             return self.update(batch)
         if self.verbose >= 1 and self.capture.key is not key:
             print(f"Captured the training update in {time.perf_counter() - start:.0f} s. It is replayed from now on.")
         self.optimizer.sync_lr()
         return self.capture.replay((batch,))
 
-    def _state(self) -> list[th.Tensor]:
+    def prepare(self, batch: SequenceBatch) -> bool:
+        """:return: whether the next update, with this batch, can be replayed"""
+        return self.capture.prepare((batch,), before=self.optimizer.make_capturable)
+
+    def state(self) -> list[th.Tensor]:
         """:return: all tensors that an update reads and writes"""
         policy = self.update.policy
         tensors = [*policy.parameters(), *policy.buffers()]
@@ -155,7 +184,7 @@ class CapturedStep:
     def __init__(self, policy: DreamerPolicy, make_graph: Callable[[], Graph]):
         self.policy = policy
         state = lambda: [*policy.parameters(), *policy.buffers()]  # noqa: E731
-        self.capture = GraphCapture("the acting step", policy.step, make_graph, state, keeps_state=False)
+        self.capture = GraphCapture("the acting step", [policy.step], make_graph, state, keeps_state=False)
 
     def __call__(
         self, observations: PyTorchObs, state: PolicyState | None, episode_start: th.Tensor

@@ -1,4 +1,4 @@
-"""The training update of several ranks. Only imported if a launcher has started them."""
+"""The training update of several ranks with torch's DDP. Only imported if it is used."""
 
 import atexit
 import gc
@@ -6,13 +6,13 @@ import inspect
 import weakref
 from typing import Any
 
-import torch as th
 from torch.nn.parallel import DistributedDataParallel
 
 from sb3_dreamer.common.distributed.ranks import Ranks
 from sb3_dreamer.common.type_aliases import SequenceBatch, UpdateNoise
 from sb3_dreamer.dreamerv3.fast.compiled import CompiledUpdate
-from sb3_dreamer.dreamerv3.losses import DreamerLoss, LossOutput
+from sb3_dreamer.dreamerv3.losses import DreamerLoss
+from sb3_dreamer.dreamerv3.update import Differentiated, UpdateResult
 
 # The backward pass delivers most gradients at its end, so a few large buckets are fastest.
 BUCKET_MB = 64
@@ -23,40 +23,44 @@ NO_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if IS_RENAMED else "broadca
 
 class ParallelUpdate(CompiledUpdate):
     """
-    A :class:`CompiledUpdate` that averages gradients, range of returns and metrics over all ranks. Each rank has its own
-    batch. Parameters start equal on all ranks and stay bit-equal. The update is not captured as a CUDA graph.
+    An update whose gradients are averaged by torch's ``DistributedDataParallel``, which evaluates the whole objective. It
+    works with any optimizer, and it is not captured as a CUDA graph.
 
     :param loss_module: the objective; its parameters and buffers are copied from the main rank at the first batch
     :param ranks: the ranks that train together
     :param settings: other arguments of :class:`CompiledUpdate`
     """
 
+    summary = "gradients through torch's DDP, the update is not captured"
+
     def __init__(self, loss_module: DreamerLoss, ranks: Ranks, **settings: Any):
         super().__init__(loss_module, **settings)
         self.ranks = ranks
         self.parallel: DistributedDataParallel | None = None
 
-    def evaluate(self, batch: SequenceBatch, noise: UpdateNoise) -> LossOutput:
-        """Same as :meth:`CompiledUpdate.evaluate`."""
-        if self.parallel is None:
-            # Not earlier: compiling evaluates the objective, too, and how often may differ between ranks if it fails.
-            self.loss_module.gather = self.ranks.gather
-            self.ranks.broadcast(self.policy.buffers())
-            self.parallel = DistributedDataParallel(
-                self.loss_module, **NO_BUFFERS, static_graph=True, gradient_as_bucket_view=True, bucket_cap_mb=BUCKET_MB
-            )
-            # A wrapper that is still alive at exit aborts the process about one time in three (torch 2.13).
-            atexit.register(drop_wrapper, weakref.ref(self))
-        return self.parallel(batch, noise)
-
-    def compute_gradients(self, loss: th.Tensor) -> None:
-        """Average the gradients over the ranks. This needs ``backward``, because DDP does not see ``autograd.grad``."""
+    def run(self, batch: SequenceBatch, noise: UpdateNoise | None = None) -> UpdateResult:
+        """Same as :meth:`TrainingUpdate.run`."""
+        noise = self.loss_module.draw_noise(*batch.rewards.shape) if noise is None else noise
+        self.compile_once(batch)
+        parallel = self.parallel = self.parallel or self.wrap()
+        kept = [buffer.clone() for buffer in self.policy.buffers()]
+        with self.policy.autocast():
+            output = parallel(batch, noise)
         self.policy.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        output.loss.backward()  # DDP does not see `autograd.grad`
+        differentiated = Differentiated.of(output)
+        return self.finish(kept, differentiated._replace(values=self.ranks.mean(differentiated.values)))
 
-    def mean_over_ranks(self, metrics: th.Tensor) -> th.Tensor:
-        """Average the metrics over the ranks."""
-        return self.ranks.mean(metrics)
+    def wrap(self) -> DistributedDataParallel:
+        """:return: the DDP wrapper. Compiling evaluates the objective, too, so this comes later."""
+        gather = self.ranks.gather  # not `self`: in a cycle, the wrapper would outlive this update
+        self.loss_module.gather = lambda statistics: gather(statistics.unsqueeze(0))
+        self.ranks.broadcast(self.policy.buffers())
+        # A wrapper that is still alive at exit aborts the process about one time in three (torch 2.13).
+        atexit.register(drop_wrapper, weakref.ref(self))
+        return DistributedDataParallel(
+            self.loss_module, **NO_BUFFERS, static_graph=True, gradient_as_bucket_view=True, bucket_cap_mb=BUCKET_MB
+        )
 
 
 def drop_wrapper(update: "weakref.ref[ParallelUpdate]") -> None:

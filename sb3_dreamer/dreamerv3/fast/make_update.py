@@ -41,34 +41,47 @@ def make_loss(policy: DreamerPolicy, fused: bool | str = "auto", verbose: int = 
 
 
 def make_update(
-    loss_module: DreamerLoss, agc_clip: float, tau: float, compile: bool | str, verbose: int = 0, ranks: Ranks | None = None
+    loss_module: DreamerLoss,
+    agc_clip: float,
+    tau: float,
+    compile: bool | str,
+    verbose: int = 0,
+    ranks: Ranks | None = None,
+    reduce_dtype: str = "fp32",
 ) -> Update:
     """
     :param loss_module: the objective; its policy owns networks and optimizer
     :param agc_clip: see :class:`TrainingUpdate`
     :param tau: see :class:`TrainingUpdate`
-    :param compile: compile the steps of the fused loops; ``"auto"``: only on CUDA. On CUDA, unless it is False or there
-        are several ranks, the whole objective is compiled and the update is captured, too.
+    :param compile: compile the steps of the fused loops; ``"auto"``: only on CUDA. On CUDA, unless it is False, the whole
+        objective is compiled and the update is captured, too.
     :param verbose: 1 prints how long compiling and capturing took
-    :param ranks: if a launcher has started several, gradients are averaged over them
+    :param ranks: if a launcher has started several, gradients are averaged over them: in one flat buffer between captured
+        pieces of the update, or by torch's DDP if ``compile`` is False or the optimizer is not :class:`LaProp`
+    :param reduce_dtype: see :class:`~sb3_dreamer.dreamerv3.fast.pieces.PiecewiseUpdate`
     :return: the fastest update for this model and device
     """
     policy = loss_module.policy
     on_cuda = policy.device.type == "cuda"
     is_wanted = on_cuda if compile == "auto" else bool(compile)
+    is_laprop = isinstance(policy.optimizer, LaProp)
     if isinstance(policy.optimizer, LaProp):
         policy.optimizer.make_eager()  # an update that was captured earlier is no longer used
     settings: dict[str, Any] = dict(agc_clip=agc_clip, tau=tau, verbose=verbose, compile_steps=is_wanted)
+    make_graph = lambda: CudaGraph(policy.device)  # noqa: E731
     if ranks is not None and ranks.is_launched:
-        from sb3_dreamer.dreamerv3.fast.ddp import ParallelUpdate
+        if compile is False or not is_laprop:
+            from sb3_dreamer.dreamerv3.fast.ddp import ParallelUpdate
 
-        return ParallelUpdate(loss_module, ranks, **settings)
+            return ParallelUpdate(loss_module, ranks, **settings)
+        from sb3_dreamer.dreamerv3.fast.pieces import CapturedPieces, PiecewiseUpdate
+
+        pieces = PiecewiseUpdate(loss_module, ranks, reduce_dtype, compile_objective=on_cuda, **settings)
+        return CapturedPieces(pieces, make_graph, verbose) if on_cuda else pieces
     if not is_wanted:
         return TrainingUpdate(loss_module, agc_clip=agc_clip, tau=tau)
     update = CompiledUpdate(loss_module, compile_objective=on_cuda, **settings)
-    if on_cuda and isinstance(policy.optimizer, LaProp):
-        return CapturedUpdate(update, lambda: CudaGraph(policy.device), verbose)
-    return update
+    return CapturedUpdate(update, make_graph, verbose) if on_cuda and is_laprop else update
 
 
 def make_acting(policy: DreamerPolicy, compile: bool | str) -> Acting:
