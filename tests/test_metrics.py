@@ -5,21 +5,27 @@ import tempfile
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.logger import Logger
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from sb3_dreamer import DreamerV3
 from sb3_dreamer.common.metrics import MetricAverager, UnstableTrainingError
 from sb3_dreamer.common.type_aliases import LatentState
+from tests.support.envs import NoiseEnv
+from tests.support.helpers import TINY, counter_model
 
 
 def test_metric_averager_waits_for_the_flush():
     averager = MetricAverager()
-    assert averager.flush() == {}
+    assert averager.means() == {}
     values = th.tensor([1.0, 4.0])
     averager.add(("a", "b"), values)
     values[:] = th.tensor([2.0, 0.0])  # the memory that a captured update writes to
     averager.add(("a", "b"), values)
-    assert averager.means() == averager.flush() == {"a": 1.5, "b": 2.0}
-    assert averager.flush() == {}
+    assert averager.means() == {"a": 1.5, "b": 2.0}
+    averager.flush()
+    assert averager.means() == {}
 
 
 def test_a_record_is_the_mean_and_leaves_the_sums():
@@ -29,6 +35,45 @@ def test_a_record_is_the_mean_and_leaves_the_sums():
         averager.add(("loss",), th.tensor([value]))
     assert averager.record(logger) == averager.record(logger) == {"loss": 3.0}
     assert logger.name_to_value == {"loss": 3.0, "train/skipped_updates": 0} and averager.count == 3
+
+
+class Copies(TorchDispatchMode):
+    """Counts copies of tensors to the host."""
+
+    n_copies = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.n_copies += "_local_scalar_dense" in str(func) or ("_to_copy" in str(func) and "cpu" in str(kwargs))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_log_line_copies_to_the_host_once(monkeypatch):
+    n_lists = 0
+    tolist = th.Tensor.tolist
+
+    def count(tensor):
+        nonlocal n_lists
+        n_lists += 1
+        return tolist(tensor)
+
+    model = counter_model(training_ratio=8)
+    model.learn(60, log_interval=None)
+    monkeypatch.setattr(th.Tensor, "tolist", count)
+    assert model._metrics.count > 0
+    with Copies() as copies:
+        model.dump_logs()
+    assert (n_lists, copies.n_copies) == (1, 0)
+
+
+def test_metrics_of_long_keys_are_shown_whole(tmp_path, capsys):
+    """Two names that SB3 would cut to the same 36 characters."""
+    keys = ["robot0_joint_positions", "robot0_joint_velocities"]
+    env = NoiseEnv(spaces.Dict({key: spaces.Box(-1.0, 1.0, (2,)) for key in keys}), spaces.Discrete(2))
+    model = DreamerV3("MultiInputPolicy", env, **TINY, verbose=1, tensorboard_log=str(tmp_path))
+    model.learn(60, log_interval=1)
+    output = capsys.readouterr().out
+    assert all(f"reconstruction_loss/{key} " in output for key in keys)
+    assert "actor_critic/ " in output and "..." not in output
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -1,12 +1,26 @@
 """Means of metrics over updates, and updates that were skipped."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch as th
-from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.logger import HumanOutputFormat, Logger
 
 from sb3_dreamer.common.save_util import save_arrays
+
+
+def show_whole_keys(logger: Logger, keys: Iterable[str]) -> None:
+    """
+    Make tables of the terminal and of text files wide enough. SB3 cuts names of metrics after 36 characters, and raises an
+    error if two of them are equal then.
+
+    :param logger: logger
+    :param keys: of the observations; some metrics end with one
+    """
+    for output in logger.output_formats:
+        if isinstance(output, HumanOutputFormat):
+            output.max_length = max(output.max_length, 36 + max(map(len, keys), default=0))
 
 
 class UnstableTrainingError(ValueError):
@@ -18,7 +32,7 @@ class UnstableTrainingError(ValueError):
 class MetricAverager:
     """
     Means of metrics over updates. Updates that were skipped are counted, and left out of the means. Sums and counts stay on
-    the device and are copied to the host by :meth:`means` and :meth:`record`.
+    the device and are copied to the host by :meth:`record`, at once.
     """
 
     # So many skipped updates in a row are an error.
@@ -52,10 +66,15 @@ class MetricAverager:
 
     def means(self) -> dict[str, float]:
         """:return: means over the updates that were made since the last flush, empty if there is none"""
-        n_made = 0 if self._n_made is None else int(self._n_made)
-        if self._sums is None or n_made == 0:
-            return {}
-        return dict(zip(self._names, (self._sums / n_made).tolist(), strict=True))
+        return {} if self._sums is None else self._read()[0]
+
+    def _read(self) -> tuple[dict[str, float], int, int]:
+        """:return: means, number of updates that were made, and number that were skipped since the last one of these"""
+        assert self._sums is not None and self._n_made is not None and self._n_in_a_row is not None
+        counts = th.stack([self._n_made, self._n_in_a_row]).to(self._sums.dtype)  # exact up to 16 million
+        *sums, n_made, n_in_a_row = th.cat([self._sums, counts]).tolist()  # the only copy to the host
+        means = {name: value / n_made for name, value in zip(self._names, sums, strict=True)} if n_made else {}
+        return means, int(n_made), int(n_in_a_row)
 
     def record(self, logger: Logger) -> dict[str, float]:
         """
@@ -65,12 +84,12 @@ class MetricAverager:
         :return: the means
         :raises UnstableTrainingError: if the last :attr:`MAX_SKIPPED` updates were skipped
         """
-        means = self.means()
+        if self._sums is None:
+            return {}
+        means, n_made, n_in_a_row = self._read()
         for name, value in means.items():
             logger.record(name, value)
-        if self._n_made is not None:
-            logger.record("train/skipped_updates", self.count - int(self._n_made))
-        n_in_a_row = 0 if self._n_in_a_row is None else int(self._n_in_a_row)
+        logger.record("train/skipped_updates", self.count - n_made)
         if n_in_a_row >= self.MAX_SKIPPED:
             message = self._explain_skipped(n_in_a_row, logger.get_dir())
             self.flush()  # so that training can continue
@@ -96,8 +115,6 @@ class MetricAverager:
             f"{', '.join(f'`{other}`' for other in others) or 'no others'}"
         )
 
-    def flush(self) -> dict[str, float]:
-        """:return: same as :meth:`means`. Afterwards the sums are zero."""
-        means = self.means()
+    def flush(self) -> None:
+        """Set the sums to zero."""
         self._sums, self._n_made, self._last, self.count = None, None, None, 0
-        return means

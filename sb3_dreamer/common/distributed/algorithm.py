@@ -19,6 +19,7 @@ from sb3_dreamer.common.distributed.launch import join_ranks
 from sb3_dreamer.common.files import atomic_file, with_suffix
 from sb3_dreamer.common.functional import tensors_of
 from sb3_dreamer.common.memory import record_memory
+from sb3_dreamer.common.metrics import show_whole_keys
 from sb3_dreamer.common.progress_bar import UpdateProgressBar
 
 SelfDistributed = TypeVar("SelfDistributed", bound="DistributedOffPolicyAlgorithm")
@@ -131,7 +132,9 @@ class DistributedOffPolicyAlgorithm(OffPolicyAlgorithm):
         """As SB3's; all ranks start with the weights, the optimizer and the statistics of the main rank."""
         self._ranks.broadcast(tensors_of(self.get_parameters()))
         self._merge_statistics()
-        return super()._setup_learn(*args, **kwargs)
+        setup = super()._setup_learn(*args, **kwargs)
+        show_whole_keys(self.logger, getattr(self.observation_space, "spaces", {}))
+        return setup
 
     def _merge_statistics(self) -> None:
         """VecNormalize has the statistics of what all ranks have seen."""
