@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from sb3_dreamer.common.pictures import audit_figure
 from sb3_dreamer.common.preprocessing import as_array_dict, as_space_dict
 from sb3_dreamer.common.type_aliases import SequenceBatch
-from sb3_dreamer.dreamerv3.networks import MultiDecoder
+from sb3_dreamer.dreamerv3.networks import UnitPixels
 from sb3_dreamer.dreamerv3.policies import DreamerPolicy
 from sb3_dreamer.dreamerv3.predictions import OpenLoop
 
@@ -110,9 +110,8 @@ class Audit(NamedTuple):
 
 
 def has_pixels(policy: DreamerPolicy, key: str) -> bool:
-    """:return: whether the default decoder predicts an image of this key"""
-    decoder = policy.world_model.decoder
-    return isinstance(decoder, MultiDecoder) and key in decoder.image_keys
+    """:return: whether this key is an image; a decoder of your own may predict it, too"""
+    return key in policy.image_layouts
 
 
 @th.no_grad()
@@ -123,12 +122,11 @@ def pixels_of(policy: DreamerPolicy, key: str, observations: np.ndarray) -> np.n
     :param observations: (..., \\*space.shape)
     :return: pixels in [0, 1], channels first (..., C, h, w)
     """
-    decoder, space = policy.world_model.decoder, as_space_dict(policy.observation_space)[key]
-    assert isinstance(decoder, MultiDecoder)
-    to_unit: Any = decoder.to_unit[decoder.image_keys.index(key)]
-    lead = observations.shape[: observations.ndim - len(space.shape or ())]
-    flat = th.as_tensor(observations.reshape(-1, *(space.shape or ())), device=policy.device)
-    pixels = to_unit(flat).cpu().numpy()  # (N, C, h, w)
+    space = as_space_dict(policy.observation_space)[key]
+    assert isinstance(space, spaces.Box)
+    lead = observations.shape[: observations.ndim - len(space.shape)]
+    flat = th.as_tensor(observations.reshape(-1, *space.shape))
+    pixels = UnitPixels(space, policy.image_layouts[key])(flat).numpy()  # (N, C, h, w)
     return pixels.reshape(*lead, *pixels.shape[1:])
 
 

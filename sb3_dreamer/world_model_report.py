@@ -17,6 +17,7 @@ from sb3_dreamer.common.pictures import (
     PREDICTED,
     as_gif,
     bars,
+    beside,
     cart_pole,
     error_figure,
     frozen_lake,
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from sb3_dreamer.dreamerv3 import DreamerV3
 
 NOT_TEXT = ("stdout", "log", "json", "csv")
-# Horizon steps whose errors are logged, if the horizon is as long; the last step is logged, too.
-LOGGED_STEPS = (1, 5, 10)
 # Largest position and angle in the observation space of gymnasium's CartPole.
 CART_POLE_LIMITS = (4.8, math.radians(24))
 
@@ -225,9 +224,9 @@ class WorldModelReportCallback(ReportCallback):
             if np.isfinite(values).any():
                 is_short = name in ("reward", "continue")
                 self.logger.record(f"open_loop/{name}", float(np.nanmean(values)), exclude=None if is_short else "stdout")
-            for step in sorted({*LOGGED_STEPS, self.horizon}):
-                if step <= self.horizon and np.isfinite(values[step - 1]):
-                    self.logger.record(f"open_loop/{name}_step_{step}", float(values[step - 1]), exclude="stdout")
+            for step, value in enumerate(values, start=1):
+                if np.isfinite(value):
+                    self.logger.record(f"open_loop/{name}_step_{step}", float(value), exclude="stdout")
         self.logger.record("open_loop/n_faults", sum(finding.is_fault for finding in audit.findings))
         self.logger.record("open_loop/verdict", f"```\n{audit}\n```", exclude=NOT_TEXT)  # Markdown in TensorBoard
         self._log_figure("open_loop/errors", "errors_{step}.png", error_figure(errors))
@@ -255,14 +254,15 @@ class DreamCallback(ReportCallback):
     Show what the actor imagines from states of the replay buffer. Below each picture are value, reward, probability that the
     episode continues, and the action that follows. In TensorBoard ``imagination/video``, as file ``imagination_STEPS.gif``.
 
-    Images are shown as they are predicted, CartPole and FrozenLake are drawn, other vectors are shown as bars.
+    Images are shown as they are predicted, those of a Dict side by side, CartPole and FrozenLake are drawn, other vectors are
+    shown as bars.
 
     :param every: environment steps between reports, counted over all environments
     :param n_trajectories: number of trajectories, side by side
     :param horizon: steps of each trajectory
     :param burn_in: rows that are observed before the start
-    :param picture: an observation to its picture (h, w, 3) uint8; it is in the layout of ``model.observation_space`` (images
-        channels first), without the normalisation of ``VecNormalize``
+    :param picture: an observation to its picture (h, w, 3) uint8; it is in the layout of ``model.observation_space``, where
+        SB3 puts the channels of uint8 images first, without the normalisation of ``VecNormalize``
     :param folder: as for :class:`ReportCallback`
     :param fps: frames per second
     :param verbose: 1 prints the name of each file
@@ -322,9 +322,10 @@ class DreamCallback(ReportCallback):
     def _pictures(self, observations: Any) -> np.ndarray:
         """:return: pictures of observations (n, H + 1, \\*space.shape), (n, H + 1, h, w, 3)"""
         if self.picture is None:
-            for key, array in as_array_dict(observations).items():
-                if has_pixels(self.model.policy, key):
-                    return to_rgb(pixels_of(self.model.policy, key, array))
+            by_key, policy = as_array_dict(observations), self.model.policy
+            images = [to_rgb(pixels_of(policy, key, array)) for key, array in by_key.items() if has_pixels(policy, key)]
+            if images:
+                return beside(images)
         draw = self.picture or self._known_picture()
         by_key = self._unnormalized(as_array_dict(observations))
         n, n_rows = next(iter(by_key.values())).shape[:2]

@@ -154,6 +154,16 @@ class WrongKey(TokenDecoder):
         return {"token": super().forward(deter, stoch)["obs"]}
 
 
+class PerWord(MultiCategorical):
+    def loss(self, target):
+        return super().loss(target).unsqueeze(-1).expand(-1, LENGTH)
+
+
+class LossPerWord(TokenDecoder):
+    def forward(self, deter, stoch):
+        return {"obs": PerWord(self.net(th.cat([deter, stoch.flatten(1)], -1)), [VOCABULARY] * LENGTH)}
+
+
 class NoDistribution(TokenDecoder):
     def forward(self, deter, stoch):
         return {"obs": self.net(th.cat([deter, stoch.flatten(1)], -1))}
@@ -172,6 +182,7 @@ class NoDistribution(TokenDecoder):
         (dict(encoder_class="os.system"), "got 'os.system': it is no subclass of torch.nn.Module"),
         (dict(decoder_class="tests.test_custom_policy.Missing"), "got 'tests.test_custom_policy.Missing': .* no attribute"),
         (dict(decoder_class=NoDistribution), "`decoder_class` NoDistribution must return distributions .* `obs` has not"),
+        (dict(decoder_class=LossPerWord), r"LossPerWord .* one number per observation, that of `obs` has the shape \(2, 6\)"),
     ],
 )
 def test_errors(own, message):

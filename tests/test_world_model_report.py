@@ -5,14 +5,17 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 from gymnasium import spaces
 from PIL import Image
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from torch import nn
 
 from sb3_dreamer import DreamerV3
 from sb3_dreamer.callbacks import DreamCallback, WorldModelReportCallback
+from sb3_dreamer.common.distributions import ImageMSE
 from sb3_dreamer.dreamerv3.predictions import OpenLoop
 from sb3_dreamer.world_model_audit import observation_errors, relative_error
 from tests.support.envs import NoiseEnv
@@ -108,7 +111,7 @@ def test_files_and_events_of_a_run(tmp_path):
     expected = {
         f"open_loop/{key}{end}"
         for key in ("obs/camera", "obs/speed", "obs/kind", "reward")
-        for end in ("", "_step_1", "_step_4")
+        for end in ("", "_step_1", "_step_2", "_step_3", "_step_4")
     }
     assert expected <= set(found["scalars"])
     assert {"open_loop/audit", "open_loop/errors"} <= set(found["images"])
@@ -119,6 +122,50 @@ def test_files_and_events_of_a_run(tmp_path):
     assert verdict.strip() in written.Tensors("open_loop/verdict/text_summary")[1].tensor_proto.string_val[0].decode()
     assert [scalar.step for scalar in written.Scalars("open_loop/reward")] == [60, 120, 150]
     assert [image.step for image in written.Images("imagination/video")] == [60, 120, 150]
+
+
+class CameraDecoder(nn.Module):
+    """A decoder of a user, for one image."""
+
+    def __init__(self, observation_space, deter, stoch, classes):
+        super().__init__()
+        self.shape = observation_space["camera"].shape
+        self.net = nn.Linear(deter + stoch * classes, int(np.prod(self.shape)))
+
+    def forward(self, deter, stoch):
+        pixels = self.net(th.cat([deter, stoch.flatten(1)], dim=-1)).unflatten(-1, self.shape)
+        return {"camera": ImageMSE(255 * th.sigmoid(pixels))}
+
+
+def test_images_of_other_decoders_are_videos(tmp_path):
+    model = DreamerV3(
+        "MultiInputPolicy",
+        NoiseEnv(SPACE, spaces.Discrete(2)),
+        **TINY,
+        policy_kwargs=dict(decoder_class=CameraDecoder),
+    )
+    model.learn(40)
+    WorldModelReportCallback(n_sequences=3, burn_in=2, horizon=4, folder=tmp_path).report_on(model)
+    DreamCallback(n_trajectories=2, horizon=3, folder=tmp_path).report_on(model)
+    assert {path.name for path in tmp_path.glob("*.gif")} == {"open_loop_camera_40.gif", "imagination_40.gif"}
+    assert not list(tmp_path.glob("traces_camera*"))
+
+
+def test_all_images_of_a_dict_are_side_by_side(tmp_path):
+    cameras = {name: spaces.Box(0, 255, (16, width, 3), np.uint8) for name, width in (("left", 16), ("right", 32))}
+    model = DreamerV3("MultiInputPolicy", NoiseEnv(spaces.Dict(cameras), spaces.Discrete(2)), **TINY)
+    model.learn(40)
+    callback = DreamCallback(n_trajectories=2, horizon=3, folder=tmp_path)
+    shown = []
+    callback._log_video = lambda key, name, frames: shown.append(frames)
+    callback.report_on(model)
+    (frames,) = shown
+    one = DreamCallback(
+        n_trajectories=2, horizon=3, picture=lambda obs: np.zeros((64, 64 + 128, 3), np.uint8), folder=tmp_path
+    )
+    one._log_video = callback._log_video
+    one.report_on(model)
+    assert frames.shape == shown[1].shape  # both images are enlarged to a height of 64
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "FrozenLake-v1", "Pendulum-v1"])

@@ -24,6 +24,16 @@ def to_rgb(pixels: np.ndarray) -> np.ndarray:
     return image.repeat(factor, axis=-3).repeat(factor, axis=-2)
 
 
+def beside(images: list[np.ndarray]) -> np.ndarray:
+    """
+    :param images: (..., h_i, w_i, 3) uint8
+    :return: one image next to the other, black below those that are lower (..., max h, sum w, 3)
+    """
+    height = max(image.shape[-3] for image in images)
+    padded = [np.pad(one, [(0, 0)] * (one.ndim - 3) + [(0, height - one.shape[-3]), (0, 0), (0, 0)]) for one in images]
+    return np.concatenate(padded, axis=-2)
+
+
 def framed(images: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
     """
     :param images: (..., h, w, 3) uint8

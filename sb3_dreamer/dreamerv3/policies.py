@@ -165,6 +165,7 @@ class DreamerPolicy(BasePolicy):
         # Keys that the default networks read as images. Their bounds give the scale.
         ours = set(keys.encoded if encoder_class is None else ()) | set(keys.decoded if decoder_class is None else ())
         self.image_keys = sorted(ours & keys.layouts.keys())
+        self.image_layouts = keys.layouts  # of all images, also those of other networks
         self.check_observation = ObservationCheck(observation_space, self.image_keys, takes_floats=True)
         self.actor = ActorHead(action_space, self.size)
         self.critic = TwoHotHead(self.size, self.size.critic_layers)

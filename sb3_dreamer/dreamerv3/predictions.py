@@ -187,8 +187,8 @@ def to_numpy(value: Any) -> Any:
 class WorldModelPredictions:
     """
     Functions of :class:`~sb3_dreamer.dreamerv3.dreamerv3.DreamerV3` that show what its world model predicts. They take
-    observations as ``predict`` does and return arrays. Images have the layout of ``model.observation_space``, which is
-    channels first. With ``VecNormalize``, observations and rewards are normalised.
+    observations as ``predict`` does and return arrays in the layout of ``model.observation_space``: SB3 puts the channels of
+    uint8 images first. With ``VecNormalize``, observations and rewards are normalised.
 
     They change neither the model nor the random numbers of training: ``seed`` seeds their own. Except for
     :meth:`predict_open_loop` without sequences, they need neither an environment nor a replay buffer.

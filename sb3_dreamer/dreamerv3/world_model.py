@@ -83,7 +83,8 @@ def check_encoder(encoder: nn.Module, observation_space: spaces.Space) -> None:
 def check_decoder(decoder: nn.Module, observation_space: spaces.Space, size: ModelSize) -> list[str]:
     """
     :return: the keys that a custom decoder reconstructs, sorted
-    :raises ValueError: if the decoder does not return a dict of distributions over keys of the space
+    :raises ValueError: if the decoder does not return a dict of distributions over keys of the space, or if a loss has another
+        shape than (N,)
     """
     name, keys = type(decoder).__name__, sorted(as_space_dict(observation_space))
     with eval_mode(decoder):
@@ -94,6 +95,13 @@ def check_decoder(decoder: nn.Module, observation_space: spaces.Space, size: Mod
     for key, distribution in result.items():
         if not hasattr(distribution, "loss") or not hasattr(distribution, "mode"):
             raise ValueError(f"`decoder_class` {name} must return distributions with `loss` and `mode`, `{key}` has not")
+        space = as_space_dict(observation_space)[key]
+        shape = tuple(distribution.loss(th.as_tensor(np.zeros((2, *(space.shape or ())), space.dtype))).shape)
+        if shape != (2,):
+            raise ValueError(
+                f"`decoder_class` {name} must return distributions whose `loss` is one number per observation, that of "
+                f"`{key}` has the shape {shape} for 2 observations"
+            )
     return sorted(result)
 
 
