@@ -1,22 +1,33 @@
 """The manual: built without warnings and without a network, its code runs, and its tables agree with the code."""
 
+import contextlib
+import functools
+import importlib
 import importlib.util
 import inspect
+import io
 import re
+import runpy
+import shlex
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+import torch.distributed.run
 import yaml
 
 from sb3_dreamer import DreamerV3
+from sb3_dreamer.zoo.presets import check_keys
 
 ROOT = Path(__file__).parent.parent
-# A block of code, and what it needs, by a comment before it.
-BLOCK = re.compile(r"(?:<!-- needs: (\w+) -->\n)?^ *```python\n(.*?)^ *```", flags=re.DOTALL | re.MULTILINE)
-PAGES = {path.stem: BLOCK.findall(path.read_text()) for path in sorted((ROOT / "docs").glob("*.md"))}
+# A block of code, and what it needs: a module, in a comment, and how to install it.
+BLOCK = re.compile(
+    r"(?:<!-- needs: (\w+) -->\nThis needs `pip install [^`]+`:\n\n)?^ *```python\n(.*?)^ *```", flags=re.DOTALL | re.MULTILINE
+)
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = {path.stem: BLOCK.findall(path.read_text()) for path in DOCS}
 WITH_CODE = [name for name, blocks in PAGES.items() if blocks]
 # Pages whose blocks each make a model; the others build on the blocks before.
 MAKES_A_MODEL = ("tuning", "troubleshooting")
@@ -83,12 +94,16 @@ def test_code_runs(name, monkeypatch, tmp_path):
 
 
 def test_yaml_is_a_preset():
-    """The preset that the page writes has only keys of RL Zoo and of DreamerV3."""
-    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "zoo.md").read_text(), flags=re.DOTALL)
-    (settings,) = yaml.safe_load(block).values()
-    zoo = {"n_timesteps", "n_envs", "env_wrapper", "policy"}
-    assert set(settings) - zoo <= set(inspect.signature(DreamerV3).parameters)
-    assert settings["learning_rate"] == 1e-4
+    """The presets that the pages write have only keys of RL Zoo and of DreamerV3, and numbers are numbers."""
+    blocks = [
+        yaml.safe_load(block) for path in DOCS for block in re.findall(r"```yaml\n(.*?)```", path.read_text(), re.DOTALL)
+    ]
+    assert len(blocks) >= 4
+    for block in blocks:
+        presets = block.values() if "policy" in str(block) else [block | dict(policy="MlpPolicy", n_timesteps=1)]
+        for settings in presets:
+            check_keys(settings, "a page")
+            assert not isinstance(settings.get("learning_rate"), str)
 
 
 def test_parameters_and_their_defaults():
@@ -120,3 +135,90 @@ def test_each_diagram_is_drawn_by_code():
         figure = getattr(diagrams, name)()
         assert word in {text.get_text() for text in figure.axes[0].texts}
         diagrams.plt.close(figure)
+
+
+# ---- commands ----
+
+COMMAND = re.compile(r"^(?:\w+=\S+ )*(?:rl_zoo3|python|torchrun|make|pip|sbatch) ")
+ZOO = {name: f"rl_zoo3.{name}" for name in ("train", "enjoy", "record_video", "plot_train", "plot_from_file", "push_to_hub")}
+
+
+def commands() -> list[str]:
+    """:return: all commands of the manual and the README, from blocks and from text"""
+    found: set[str] = set()
+    for path in [ROOT / "README.md", *DOCS]:
+        text = path.read_text()
+        blocks = re.findall(r"^ *```(?:bash|sh)\n(.*?)^ *```", text, flags=re.DOTALL | re.MULTILINE)
+        lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+        for line in [*lines, *re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))]:
+            line = " ".join(line.split("  #")[0].split())
+            if COMMAND.match(line) and "..." not in line:
+                found.add(line)
+    return sorted(found)
+
+
+@functools.cache
+def help_of(program: str) -> str:
+    """:return: what a module or a script prints with ``--help``"""
+    if program == "torch.distributed.run":
+        return torch.distributed.run.get_args_parser().format_help()
+    arguments, out = sys.argv, io.StringIO()
+    sys.argv = [program, "--help"]
+    try:
+        with contextlib.redirect_stdout(out), pytest.raises(SystemExit):
+            main = getattr(importlib.import_module(program), program[8:], None) if program in ZOO.values() else None
+            if main is not None:
+                main()
+            elif program.endswith(".py"):
+                runpy.run_path(str(ROOT / program), run_name="__main__")
+            else:
+                runpy.run_module(program, run_name="__main__")
+    finally:
+        sys.argv = arguments
+    return out.getvalue()
+
+
+def check_options(program: str, words: list[str]) -> None:
+    for word in words:
+        if word.startswith("-") and not re.fullmatch(r"-[\d.]+", word):
+            assert re.search(rf"(?<![\w-]){re.escape(word.split('=')[0])}(?![\w-])", help_of(program)), (program, word)
+
+
+def check_command(words: list[str]) -> None:
+    """Check program, options, files and extras of a command."""
+    while "=" in words[0]:
+        words = words[1:]  # variables of the environment
+    program, *words = words
+    if program == "make":
+        assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    elif program == "sbatch":
+        assert (ROOT / words[0]).is_file()
+    elif program == "pip":
+        extras = re.findall(r"\[([\w,]+)\]", " ".join(word for word in words if word.startswith((".", "sb3_dreamer"))))
+        setup = (ROOT / "setup.py").read_text()
+        assert all(f'"{extra}":' in setup or f"{extra}=" in setup for one in extras for extra in one.split(","))
+    elif program == "torchrun":
+        n_options = next(i for i, word in enumerate([*words, "-m"]) if word == "-m" or not word.startswith("-"))
+        check_options("torch.distributed.run", words[:n_options])
+        if words[n_options:]:
+            check_command(["python", *words[n_options:]])
+    elif program == "rl_zoo3" or words[:2] == ["-m", "sb3_dreamer.zoo"]:
+        name, *words = words if program == "rl_zoo3" else words[2:]
+        check_options(ZOO[name], words)
+        if "--conf-file" in words:
+            file = words[words.index("--conf-file") + 1]
+            assert file in ("my.yml",) or (ROOT / "hyperparams" / file).is_file(), file
+    elif words[0] == "-m":
+        module, *words = words[1:]
+        check_options(module, words)
+    elif words[0] not in ("train.py", "dreamerv3/main.py"):  # scripts of the user and of the official code
+        check_options(words[0], words[1:])
+
+
+def test_commands(monkeypatch):
+    """Each command names a program, options and files that exist."""
+    monkeypatch.setenv("COLUMNS", "200")
+    found = commands()
+    assert len(found) > 40
+    for command in found:
+        check_command(shlex.split(command))

@@ -126,3 +126,15 @@ def test_what_is_missing_is_named(tmp_path):
         loaded.load_replay_buffer(tmp_path / "replay")
     with pytest.warns(UserWarning, match="was trained with VecNormalize, but `env` is without it"):
         loaded.learn(10, reset_num_timesteps=False)
+
+
+@pytest.mark.slow  # where the machine is busy, wandb may miss the event file
+def test_a_tracked_run_has_our_metrics(tmp_path, monkeypatch):
+    """Weights & Biases without a network."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    train(tmp_path, "--track")
+    (run,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    written = run.read_bytes()
+    for name in ("actor_critic/entropy", "world_model/reward_loss", "rollout/ep_rew_mean", "training_ratio"):
+        assert name.encode() in written, name
