@@ -27,8 +27,8 @@ from benchmarks.learning.tasks import TASKS
 SUITE = [name for name in TASKS if name.startswith(("vision_", "atari100k_"))]
 # What each kind of task needs: module, and how to install it.
 NEEDS = {
-    "vision": {"dm_control": "sb3_dreamer[dmc]", "shimmy": "sb3_dreamer[dmc]"},
-    "atari100k": {"ale_py": "sb3_dreamer[atari]", "cv2": "sb3_dreamer[atari]"},
+    "vision": {"dm_control": ".[dmc]", "shimmy": ".[dmc]"},
+    "atari100k": {"ale_py": ".[atari]", "cv2": ".[atari]"},
 }
 RENDERERS = {"egl": "libegl1 and the driver of the GPU", "osmesa": "libosmesa6"}
 RENDER = "from dm_control import suite; suite.load('cartpole', 'swingup').physics.render(64, 64, camera_id=0)"
@@ -39,7 +39,9 @@ LEAST_MINUTES = 1.0
 def find_missing(task: str) -> list[str]:
     """:return: for each module that the task needs and that is not installed, how to install it"""
     needs = NEEDS[task.split("_")[0]]
-    return [f"{module}: pip install {package}" for module, package in needs.items() if not importlib.util.find_spec(module)]
+    return [
+        f"{module}: pip install -e '{package}'" for module, package in needs.items() if not importlib.util.find_spec(module)
+    ]
 
 
 def choose_renderer() -> str | None:

@@ -38,8 +38,8 @@ def rows_of(name: str) -> list[list]:
 
 
 def test_what_a_task_lacks_is_named(monkeypatch):
-    monkeypatch.setitem(parity.NEEDS, "atari100k", {"sys": "python", "no_such_module": "sb3_dreamer[atari]"})
-    assert parity.prepare(ATARI) == "no_such_module: pip install sb3_dreamer[atari]"
+    monkeypatch.setitem(parity.NEEDS, "atari100k", {"sys": "python", "no_such_module": ".[atari]"})
+    assert parity.prepare(ATARI) == "no_such_module: pip install -e '.[atari]'"
     monkeypatch.setitem(parity.NEEDS, "vision", {})
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     tried = []
