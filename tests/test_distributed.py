@@ -142,6 +142,11 @@ def test_captured_pieces_with_collectives_between_them(n_ranks, tmp_path):
         assert ("this rank cannot capture" if rank == 1 else "it failed on another rank") in message
 
 
+def test_captured_pieces_are_deleted_before_the_process_group(tmp_path):
+    _, output = run_ranks("leave", tmp_path, 2)
+    assert output.count("graph deleted, group exists: True") == 2 * 3 and "exists: False" not in output
+
+
 def test_gradients_in_16_bits_are_close(one_rank, tmp_path):
     first, second = run_ranks("bf16", tmp_path, 2)[0]
     assert largest_error(first["gradients"][0], one_rank["gradients"][0]) < 1e-2

@@ -196,6 +196,18 @@ def captured(ranks: Ranks, is_captured: bool = True) -> dict[str, Any]:
     return {"captures": captures, "warned": warned, "n_collectives": n_collectives, "state": tensors, "trace": trace}
 
 
+def leave(ranks: Ranks) -> None:
+    """End with captured pieces, and print whether the process group exists when they are deleted."""
+    policy = make_policy(MIXED, spaces.Box(-1.0, 1.0, (2,), np.float32))
+    update = CapturedPieces(make_update(make_loss(policy), 0.3, 0.02, "auto", 0, ranks), PythonGraph)
+    update(random_batch(policy, 4, 6))
+    assert len(update.capture.graphs) == 3
+    for graph in update.capture.graphs:
+        weakref.finalize(graph, lambda: os.write(1, f"graph deleted, group exists: {dist.is_initialized()}\n".encode()))
+    global kept
+    kept = update  # only deleted with the module
+
+
 # ---- a real run ----
 
 
@@ -391,6 +403,8 @@ def main() -> None:
         result: Any = updates(join_ranks(), scenario)
     elif scenario in ("captured", "uncaptured"):
         result = captured(join_ranks(), scenario == "captured")
+    elif scenario == "leave":
+        result = leave(join_ranks())
     elif scenario == "skips":
         result = skips(join_ranks())
     else:
