@@ -203,7 +203,8 @@ def leave(ranks: Ranks) -> None:
     update(random_batch(policy, 4, 6))
     assert len(update.capture.graphs) == 3
     for graph in update.capture.graphs:
-        weakref.finalize(graph, lambda: os.write(1, f"graph deleted, group exists: {dist.is_initialized()}\n".encode()))
+        said = weakref.finalize(graph, lambda: os.write(1, f"graph deleted, group exists: {dist.is_initialized()}\n".encode()))
+        said.atexit = False  # not where the process ends, only where the graph is deleted
     global kept
     kept = update  # only deleted with the module
 
