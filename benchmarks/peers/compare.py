@@ -4,13 +4,16 @@ Compare our training update with those of other implementations, in turns, in on
 Each peer needs its own virtual environment:
 
     python -m venv peers/torchrl && peers/torchrl/bin/pip install torch==2.13.0 torchrl==0.14.1 hydra-core
+    python -m venv peers/sheeprl && peers/sheeprl/bin/pip install torch==2.13.0 sheeprl==0.8.4
     python -m venv peers/rllib && peers/rllib/bin/pip install torch==2.13.0 "ray[rllib]" pillow
 
-    python -m benchmarks.peers.compare --torchrl peers/torchrl/bin/python --rllib peers/rllib/bin/python
+    python -m benchmarks.peers.compare --torchrl peers/torchrl/bin/python --sheeprl peers/sheeprl/bin/python
+    python -m benchmarks.peers.compare --rllib peers/rllib/bin/python
 
 Vector observation of 24 numbers, 6-dimensional Box action, batch 16 x 64, horizon 15, float32, one thread. Measured is the
 process CPU time of loss, backward pass, clipping, optimiser and slow critic. TorchRL: its public stepper, eager (the default
-on a CPU), with the same dimensions and the same number of parameters. RLlib has no model of this size. Its nearest, XXS, needs
+on a CPU), with the same dimensions and the same number of parameters. sheeprl: the functions of its training loop, eager (its
+default), ``dreamer_v3_5_1M``, with the same number of parameters. RLlib has no model of this size. Its nearest, XXS, needs
 three times the FLOP, so the ratio shows how long a user waits, not the quality of the code. Prints one line of JSON for each.
 """
 
@@ -60,12 +63,15 @@ class Worker:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torchrl", help="Python of the environment with TorchRL")
+    parser.add_argument("--sheeprl", help="Python of the environment with sheeprl")
     parser.add_argument("--rllib", help="Python of the environment with RLlib")
     parser.add_argument("--iterations", type=int, default=5)
     args = parser.parse_args()
     workers = {"sb3_dreamer": Worker(sys.executable, "ours")}
     if args.torchrl:
         workers["torchrl"] = Worker(args.torchrl, "torchrl_update")
+    if args.sheeprl:
+        workers["sheeprl"] = Worker(args.sheeprl, "sheeprl_update")
     if args.rllib:
         workers["rllib"] = Worker(args.rllib, "rllib_update")
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in workers}
