@@ -122,19 +122,20 @@ def test_ranks_skip_an_update_together(tmp_path):
 @pytest.mark.parametrize("n_ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_captured_pieces_with_collectives_between_them(n_ranks, tmp_path):
     """
-    Ranks capture again together although the tensors of only one have moved, and fall back together although only one cannot
-    capture. Nothing stale is read, and no collective runs inside of a captured piece.
+    Ranks capture again together although the tensors of only one have moved, which makes its updates without capturing until
+    then. They fall back together although only one cannot capture. Nothing stale is read, and no collective runs inside of a
+    captured piece.
     """
     results, _ = run_ranks("captured", tmp_path, n_ranks)
     expected, _ = run_ranks("uncaptured", tmp_path, n_ranks)
     for result in results:
         assert all(map(th.equal, result["state"], results[0]["state"]))
         # Rounding grows with the updates.
-        for i, tolerance in ((0, 1e-12), (49, 1e-9), (51, 1e-8), (101, 1e-3)):
+        for i, tolerance in ((0, 1e-12), (49, 1e-9), (61, 1e-8), (101, 1e-3)):
             np.testing.assert_allclose(result["trace"][i], expected[0]["trace"][i], rtol=tolerance, atol=tolerance)
         assert result["n_collectives"] == results[0]["n_collectives"] >= 2 * 200
         captures = result["captures"]
-        assert [captures[i] for i in (0, 49, 50, 99, 100, 149)] == [3, 3, 6, 6, 9, 9]
+        assert [captures[i] for i in (0, 59, 60, 99, 100, 149)] == [3, 3, 6, 6, 9, 9]
     # At the failure the other ranks have captured three more pieces, which they drop.
     assert [result["captures"][-1] for result in results] == [12, 9, 12, 12][:n_ranks]
     for rank, result in enumerate(results):

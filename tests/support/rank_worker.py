@@ -151,7 +151,7 @@ class WatchedGraph(PythonGraph):
 
 def captured(ranks: Ranks, is_captured: bool = True) -> dict[str, Any]:
     """
-    Updates in blocks of ten, with captured pieces: before the block at 50 the optimizer of rank 1 gets new tensors, from 100
+    Updates in blocks of ten, with captured pieces: within the block at 50 the optimizer of rank 1 gets new tensors, from 100
     on batches are smaller, and at 150 rank 1 cannot capture batches of the old size.
     """
     policy = make_policy(MIXED, spaces.Box(-1.0, 1.0, (2,), np.float32))
@@ -180,7 +180,7 @@ def captured(ranks: Ranks, is_captured: bool = True) -> dict[str, Any]:
         for i in range(200):
             if i % 10 == 0:
                 ranks.sync_rollout(1, goes_on=True, can_sample=True)
-            if i == 50 and ranks.rank == 1:
+            if i == 55 and ranks.rank == 1:
                 policy.optimizer.load_state_dict(copy.deepcopy(policy.optimizer.state_dict()))
             WatchedGraph.must_fail = i == 150 and ranks.rank == 1
             for stale in (inner.gathered, inner.flat and inner.flat.buffer):

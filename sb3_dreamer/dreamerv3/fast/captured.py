@@ -65,7 +65,7 @@ class GraphCapture:
         :param any_rank: returns whether a flag is set on any rank; all capture and fall back together
         :return: whether the next call can be replayed
         """
-        if self.is_possible and any_rank(self.key is None or self.key != self._key(inputs)):
+        if self.is_possible and any_rank(not self.is_current(inputs)):
             failure = None
             try:
                 before()
@@ -78,6 +78,10 @@ class GraphCapture:
                 reason = repr(failure) if failure else "it failed on another rank"
                 warnings.warn(f"Capturing {self.name} failed, continuing without (compile=False silences this): {reason}")
         return self.is_possible
+
+    def is_current(self, inputs: tuple[Any, ...]) -> bool:
+        """:return: whether the functions have been captured for such inputs, and no tensor has moved since"""
+        return self.key is not None and self.key == self._key(inputs)
 
     def replay(self, inputs: tuple[Any, ...]) -> Any:
         """

@@ -133,13 +133,13 @@ class CapturedPieces(CapturedUpdate):
         atexit.register(drop_graphs, weakref.ref(self.capture))
 
     def prepare(self, batch: SequenceBatch) -> bool:
-        """See :meth:`CapturedUpdate.prepare`. The result is the same on all ranks."""
+        """See :meth:`CapturedUpdate.prepare`. Ranks may differ, because both kinds of updates exchange the same numbers."""
         ranks = self.update.ranks
         if self.agreed_at != ranks.n_rollouts:
             self.agreed_at = ranks.n_rollouts
             self.update.connect()
             self.capture.prepare((batch,), self.optimizer.make_capturable, ranks.any)
-        return self.capture.is_possible
+        return self.capture.is_possible and self.capture.is_current((batch,))
 
     # The pieces pass on their results as attributes, because each is captured separately.
 
