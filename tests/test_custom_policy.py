@@ -164,6 +164,11 @@ class LossPerWord(TokenDecoder):
         return {"obs": PerWord(self.net(th.cat([deter, stoch.flatten(1)], -1)), [VOCABULARY] * LENGTH)}
 
 
+class TooFewWords(TokenDecoder):
+    def forward(self, deter, stoch):
+        return {"obs": SymlogMSE(self.net(th.cat([deter, stoch.flatten(1)], -1))[:, : LENGTH - 1])}
+
+
 class NoDistribution(TokenDecoder):
     def forward(self, deter, stoch):
         return {"obs": self.net(th.cat([deter, stoch.flatten(1)], -1))}
@@ -182,6 +187,10 @@ class NoDistribution(TokenDecoder):
         (dict(encoder_class="os.system"), "got 'os.system': it is no subclass of torch.nn.Module"),
         (dict(decoder_class="tests.test_custom_policy.Missing"), "got 'tests.test_custom_policy.Missing': .* no attribute"),
         (dict(decoder_class=NoDistribution), "`decoder_class` NoDistribution must return distributions .* `obs` has not"),
+        (
+            dict(decoder_class=TooFewWords),
+            r"TooFewWords: the `loss` of `obs` fails for observations of shape \(2, 6\): .*size",
+        ),
         (dict(decoder_class=LossPerWord), r"LossPerWord .* one number per observation, that of `obs` has the shape \(2, 6\)"),
     ],
 )

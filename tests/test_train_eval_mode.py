@@ -87,7 +87,7 @@ def test_modules_in_eval_mode_stay_so_in_the_check():
     class Decoder(nn.Module):
         def __init__(self, observation_space, deter, stoch, classes):
             super().__init__()
-            self.norm, self.layer = nn.BatchNorm1d(deter), nn.Linear(deter, 3)
+            self.norm, self.layer = nn.BatchNorm1d(deter), nn.Linear(deter, 5)
 
         def forward(self, deter, stoch):
             return {"obs": SymlogMSE(self.layer(self.norm(deter)))}

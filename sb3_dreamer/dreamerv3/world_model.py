@@ -96,7 +96,13 @@ def check_decoder(decoder: nn.Module, observation_space: spaces.Space, size: Mod
         if not hasattr(distribution, "loss") or not hasattr(distribution, "mode"):
             raise ValueError(f"`decoder_class` {name} must return distributions with `loss` and `mode`, `{key}` has not")
         space = as_space_dict(observation_space)[key]
-        shape = tuple(distribution.loss(th.as_tensor(np.zeros((2, *(space.shape or ())), space.dtype))).shape)
+        target = th.as_tensor(np.zeros((2, *(space.shape or ())), space.dtype))
+        try:
+            shape = tuple(distribution.loss(target).shape)
+        except RuntimeError as error:
+            raise ValueError(
+                f"`decoder_class` {name}: the `loss` of `{key}` fails for observations of shape {tuple(target.shape)}: {error}"
+            ) from error
         if shape != (2,):
             raise ValueError(
                 f"`decoder_class` {name} must return distributions whose `loss` is one number per observation, that of "
