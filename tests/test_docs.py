@@ -125,6 +125,15 @@ def test_parameters_and_their_defaults():
     assert not wrong
 
 
+def test_the_code_of_each_equation_exists():
+    rows = re.findall(r"`(sb3_dreamer/[\w/]+\.py):([\w.]+)`", (ROOT / "docs" / "how_it_works.md").read_text())
+    assert len(rows) > 40
+    for path, name in rows:
+        owner = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+        for part in name.split("."):
+            owner = inspect.getattr_static(owner, part)  # raises an error if there is none
+
+
 def test_each_diagram_is_drawn_by_code():
     spec = importlib.util.spec_from_file_location("diagrams", ROOT / "docs" / "site" / "diagrams.py")
     diagrams = importlib.util.module_from_spec(spec)

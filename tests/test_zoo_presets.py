@@ -24,7 +24,7 @@ def test_a_missing_file_names_similar_presets(tmp_path):
     [
         (dict(env_wraper="A"), r"key `env_wraper` of the preset in file.yml is not known. Did you mean `env_wrapper`\?"),
         (dict(training_ration=1), r"key `training_ration` .* Did you mean `training_ratio`\?"),
-        (dict(xyzzy=1), r"key `xyzzy` .* DreamerV3 and RL Zoo have policy, n_envs, .*, device"),
+        (dict(xyzzy=1), r"key `xyzzy` .* DreamerV3 and RL Zoo have policy, n_envs, .*, device$"),
         (dict(n_timesteps=None), r"preset in file.yml needs the key `n_timesteps`"),
     ],
 )

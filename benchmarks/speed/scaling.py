@@ -6,9 +6,9 @@ Cost of communication between ranks: a training update without communication, wi
     python -m benchmarks.speed.scaling --device cuda --ranks 1 8 --iterations 50
     python -m benchmarks.speed.scaling --bytes                     # only the bytes per update, for all model sizes
 
-Each number of ranks is one launch of torchrun. Four variants take turns: the update on all ranks without communication, the
-update in pieces with one all-reduce, the update through torch's DDP, and the all-reduce alone. Prints one line of JSON per
-number of ranks. Each rank trains on a full batch, so two ranks do twice the work.
+Each number of ranks is one launch of torchrun. Four variants take turns: the update without communication, the update with one
+all-reduce of all gradients, the update with torch's DDP, and the all-reduce alone. Prints one line of JSON per number of
+ranks. Each rank trains on a full batch, so two ranks do twice the work.
 """
 
 import argparse

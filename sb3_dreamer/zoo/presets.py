@@ -38,7 +38,8 @@ def check_keys(hyperparams: dict[str, Any], source: str) -> None:
     :param source: where it comes from, for the message
     :raises ValueError: if a key that RL Zoo needs is missing, or a key belongs neither to RL Zoo nor to DreamerV3
     """
-    known = [*ZOO_KEYS, *list(inspect.signature(DreamerV3.__init__).parameters)[1:]]
+    arguments = list(inspect.signature(DreamerV3).parameters)
+    known = [*ZOO_KEYS, *(name for name in arguments if name not in ZOO_KEYS and not name.startswith("_"))]
     for key in hyperparams:
         if key not in known and key not in COUNTERPARTS:  # DreamerV3 names the counterparts
             hint = did_you_mean(key, known) or f"DreamerV3 and RL Zoo have {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""The training update of several ranks, in pieces between which they exchange numbers. Only imported by launched ranks."""
+"""The training update of several ranks: three parts with two collectives between them. Only imported by launched ranks."""
 
 import atexit
 import weakref
